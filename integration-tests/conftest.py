@@ -1,0 +1,29 @@
+"""Fixtures for tests of built wheels.
+
+The nox session gives two places: QSPEC_WHEELS, the folder of wheels, and QSPEC_TORCH_ONLY, an environment that holds
+torch and what torch needs. An environment made here sees that torch through a .pth file, so that it costs seconds to
+make, and installs everything else by itself, as `pip install` would in an empty environment.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from environments import Environment, place
+
+
+@pytest.fixture(scope="session")
+def wheels() -> dict[str, Path]:
+    """Wheel of each package, by the name of its distribution."""
+    found = sorted(place("QSPEC_WHEELS").glob("qspec_*.whl"))
+    return {path.name.split("-")[0].replace("_", "-"): path for path in found}
+
+
+@pytest.fixture(scope="session")
+def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+    """Function that makes an environment, with torch or with nothing."""
+
+    def make(*, with_torch: bool) -> Environment:
+        return Environment.make(tmp_path_factory.mktemp("environment"), with_torch=with_torch)
+
+    return make

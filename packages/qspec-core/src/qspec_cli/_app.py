@@ -1,0 +1,83 @@
+"""The commands, as typer sees them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(help="Quantize exported PyTorch models for the backends installed.", no_args_is_help=True)
+_console = Console()
+_errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command; a qspec error ends it with its message and exit code 1."""
+    try:
+        app()
+    except Exception as error:
+        from qspec_core.errors import QSpecError
+
+        if not isinstance(error, QSpecError):
+            raise
+        _errors.print(f"[bold red]error[/]: {type(error).__name__}")
+        _errors.print(str(error), markup=False, highlight=False)
+        raise SystemExit(1) from error
+
+
+@app.command()
+def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """List the backends installed, without importing them."""
+    from qspec_core.backend import backends as installed
+
+    found = installed()
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in found], indent=2))
+        return
+    table = Table("backend", "distribution", "version", "state")
+    for entry in found:
+        table.add_row(entry.name, entry.distribution, entry.version, entry.problem or "ready")
+    _console.print(table if found else "No backend is installed. Try: pip install qspec-x86")
+
+
+@app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="Float program written by torch.export.save.", exists=True)],
+    backend: Annotated[str, typer.Option(help="Name of an installed backend.")],
+    output: Annotated[Path, typer.Option(help="Where to write the result.")],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Batches as safetensors, named BATCH.INPUT: 0.0, 0.1, 1.0, ... or 0.image, ...", exists=True),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Class of the deployment device; the backend's default.")] = None,
+    mode: Annotated[str, typer.Option(help="static, dynamic or 'weight only'.")] = "static",
+    form: Annotated[str, typer.Option(help="program: portable quantized program; package: the backend's file.")] = (
+        "program"
+    ),
+) -> None:
+    """Quantize a program and write it."""
+    if form not in ("program", "package"):
+        raise typer.BadParameter("choose program or package", param_hint="--form")
+    from qspec_cli._job import run_job
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=_errors, transient=True) as progress:
+        task = progress.add_task("load")
+        result, written = run_job(
+            model,
+            backend=backend,
+            output=output,
+            calibration=calibration,
+            target=target,
+            mode=mode,
+            form=form,
+            report=lambda step: progress.update(task, description=step),
+        )
+    _console.print(result.coverage.summary(), markup=False, highlight=False)
+    _console.print(f"wrote {written} ({written.stat().st_size / 2**20:.2f} MiB)", markup=False, highlight=False)

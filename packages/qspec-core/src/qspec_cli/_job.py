@@ -1,0 +1,92 @@
+"""What `qspec quantize` does once its arguments are read. Imports torch, so it is imported last."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from qspec_core import Result, quantize
+from qspec_core.errors import CalibrationError, ExportError
+
+__all__ = ["read_batches", "run_job"]
+
+Batches = list[tuple[torch.Tensor, ...] | dict[str, torch.Tensor]]
+
+
+def run_job(
+    model: Path,
+    *,
+    backend: str,
+    output: Path,
+    calibration: Path | None,
+    target: str | None,
+    mode: str,
+    form: str,
+    report: Callable[[str], None],
+) -> tuple[Result, Path]:
+    """Quantize a saved program and write it; see `qspec quantize --help`.
+
+    Raises: QSpecError: whatever `quantize` raises, or a file that does not hold what it should.
+    """
+    try:
+        program = torch.export.load(model)
+    except Exception as error:  # torch.export raises many types for a file that is none of its own
+        raise ExportError(
+            f"{model} is not a program that torch.export.load reads",
+            found=f"{type(error).__name__}: {error}",
+            remedy="write it with torch.export.save(torch.export.export(model, inputs), path)",
+        ) from error
+    if program.example_inputs is None:
+        raise ExportError(
+            f"{model} holds no example inputs",
+            found="example_inputs=None",
+            remedy="save a program that torch.export.export made with its example inputs",
+        )
+    arguments, keywords = program.example_inputs
+    if keywords:
+        raise ExportError(
+            f"{model} was exported with keyword arguments",
+            found=", ".join(keywords),
+            expected="positional example inputs",
+            remedy="export it with positional arguments",
+        )
+    batches = None if calibration is None else read_batches(calibration)
+    result = quantize(
+        program, arguments, backend=backend, calibration=batches, target=target, mode=mode, progress=report
+    )
+    report("write")
+    return result, result.save(output) if form == "program" else result.package(output)
+
+
+def read_batches(path: Path) -> Batches:
+    """Read calibration batches from a safetensors file whose tensors are named `BATCH.INPUT`.
+
+    Numbers as inputs give tuples of positional arguments, names give dictionaries of keyword arguments.
+
+    Raises: CalibrationError: a name has another form, or a batch mixes numbers and names.
+    """
+    grouped: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(path).items():
+        batch, dot, key = name.partition(".")
+        if not dot or not batch.isdigit() or not key:
+            raise _unreadable(path, name)
+        grouped.setdefault(int(batch), {})[key] = tensor
+    batches: Batches = []
+    for _, tensors in sorted(grouped.items()):
+        if all(key.isdigit() for key in tensors):
+            batches.append(tuple(tensor for _, tensor in sorted(tensors.items(), key=lambda item: int(item[0]))))
+        elif not any(key.isdigit() for key in tensors):
+            batches.append(tensors)
+        else:
+            raise _unreadable(path, ", ".join(tensors))
+    return batches
+
+
+def _unreadable(path: Path, name: str) -> CalibrationError:
+    return CalibrationError(
+        f"{path} holds a tensor whose name says no batch and input",
+        found=name,
+        expected="BATCH.INPUT, such as 0.0 or 3.image, numbers or names alike within a batch",
+        remedy="save the batches with safetensors.torch.save_file({'0.0': x0, '1.0': x1, ...}, path)",
+    )

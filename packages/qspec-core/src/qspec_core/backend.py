@@ -1,0 +1,159 @@
+"""The backend contract: what a hardware package registers, and how installed ones are found."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.fx import GraphModule
+
+from qspec_core.errors import BackendError
+from qspec_core.patterns import Mode, PatternTable
+from qspec_core.quantizer import Quantizer
+
+__all__ = ["ENTRY_POINT_GROUP", "Backend", "Installed", "backends", "get_backend"]
+
+ENTRY_POINT_GROUP = "qspec.backends.v1"
+_ANY_VERSION = "qspec.backends."
+
+
+class QuantizerFactory(Protocol):
+    """Builds a backend's default quantizer."""
+
+    def __call__(self, *, mode: Mode, target: str) -> Quantizer:
+        """A quantizer with its global configuration set.
+
+        Args:
+            mode: when activations are quantized.
+            target: class of the deployment device, one of the backend's `targets`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One piece of hardware, as its package describes it to qspec.
+
+    Args:
+        name: what users pass as `backend=`.
+        description: one line for `qspec backends`.
+        table: its operator patterns.
+        quantizer: builds its default quantizer.
+        lower: `(converted, example_inputs, target) -> module` that runs on the device.
+        package: `(converted, example_inputs, path, target) -> path` of a deployable file; None if it has none.
+        targets: classes of deployment device, the default first.
+        modes: when activations can be quantized.
+        suffix: ending of a packaged file's name.
+        capabilities: whatever else is worth listing, as plain data.
+    """
+
+    name: str
+    description: str
+    table: PatternTable
+    quantizer: QuantizerFactory
+    lower: Callable[[GraphModule, tuple[Any, ...], str], torch.nn.Module]
+    package: Callable[[GraphModule, tuple[Any, ...], Path, str], Path] | None = None
+    targets: tuple[str, ...] = ("any",)
+    modes: frozenset[Mode] = frozenset({Mode.STATIC})
+    suffix: str = ".pt2"
+    capabilities: Mapping[str, object] = field(default_factory=dict)
+
+    def resolve_target(self, target: str | None) -> str:
+        """The target named, or the default.
+
+        Raises: BackendError: the backend has no such target.
+        """
+        if target is None:
+            return self.targets[0]
+        if target not in self.targets:
+            raise BackendError(
+                f"backend {self.name!r} has no target {target!r}",
+                found=target,
+                expected=", ".join(self.targets),
+                remedy="name one of the targets listed, or leave target out for the first",
+            )
+        return target
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A backend that some installed distribution registers, loaded or not.
+
+    Args:
+        name: the entry point's name.
+        distribution: distribution that registers it.
+        version: that distribution's version.
+        problem: why it cannot be used; empty if it can.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    problem: str = ""
+
+
+def _registered() -> list[EntryPoint]:
+    return [point for point in entry_points() if point.group.startswith(_ANY_VERSION)]
+
+
+def backends() -> tuple[Installed, ...]:
+    """Every registered backend, by name. None of them is imported."""
+    found = []
+    for point in _registered():
+        problem = "" if point.group == ENTRY_POINT_GROUP else f"made for contract {point.group!r}: upgrade one of the two"
+        name, version = (point.dist.name, point.dist.version) if point.dist is not None else ("?", "?")
+        found.append(Installed(point.name, name, version, problem))
+    return tuple(sorted(set(found), key=_by_name))
+
+
+def _by_name(entry: Installed) -> tuple[str, str]:
+    return entry.name, entry.distribution
+
+
+def get_backend(name: str) -> Backend:
+    """Load the backend that a distribution registered under `name`.
+
+    Raises: BackendError: none has that name; it is made for another contract version; it does not load.
+    """
+    points = {point.name: point for point in _registered() if point.group == ENTRY_POINT_GROUP}
+    if name not in points:
+        raise _unknown(name)
+    point = points[name]
+    owner = point.dist.name if point.dist is not None else point.value
+    try:
+        loaded = point.load()
+    except ImportError as error:
+        raise BackendError(
+            f"backend {name!r} does not import",
+            found=f"{type(error).__name__}: {error}",
+            remedy=f"repair or upgrade the distribution {owner!r}, which registers it",
+        ) from error
+    if not isinstance(loaded, Backend):
+        raise BackendError(
+            f"what distribution {owner!r} registers as backend {name!r} is not a qspec_core.Backend",
+            found=type(loaded).__qualname__,
+            expected="a qspec_core.Backend",
+            remedy=f"point its entry point in the group {ENTRY_POINT_GROUP!r} at a Backend",
+        )
+    return loaded
+
+
+def _unknown(name: str) -> BackendError:
+    installed = backends()
+    unfit = [entry for entry in installed if entry.name == name]
+    if unfit:
+        return BackendError(
+            f"backend {name!r} of {unfit[0].distribution} {unfit[0].version} cannot be used with this qspec-core",
+            found=unfit[0].problem,
+            expected=f"an entry point in the group {ENTRY_POINT_GROUP!r}",
+            remedy=f"pip install --upgrade {unfit[0].distribution} qspec-core",
+        )
+    usable = ", ".join(entry.name for entry in installed if not entry.problem) or "none"
+    return BackendError(
+        f"no backend named {name!r} is installed",
+        found=name,
+        expected=f"one of those installed: {usable}",
+        remedy=f"pip install qspec-{name}, or whichever package registers a backend of that name",
+    )

@@ -1,0 +1,38 @@
+"""One form for every operator, whatever way a model was written or exported, so that a row needs one anchor.
+
+Each pass edits a graph module that qspec owns, in place, and leaves generating code to its caller.
+"""
+
+from torch.fx import GraphModule
+
+from qspec_core.canonical._activation import canonicalize_activations
+from qspec_core.canonical._batch_norm import fold_batch_norms
+from qspec_core.canonical._convolution import canonicalize_convolutions
+from qspec_core.canonical._functional import make_functional
+from qspec_core.canonical._identity import remove_identities
+from qspec_core.canonical._linear import canonicalize_linears
+from qspec_core.canonical._padding import canonicalize_pads
+from qspec_core.canonical._record import FOLDED_KEY
+
+__all__ = ["FOLDED_KEY", "canonicalize", "fold_batch_norms"]
+
+_PASSES = (
+    make_functional,
+    remove_identities,
+    canonicalize_activations,
+    canonicalize_convolutions,
+    canonicalize_pads,
+    canonicalize_linears,
+)
+
+
+def canonicalize(module: GraphModule) -> None:
+    """Bring an owned graph to canonical form, in place; the values it computes stay the same.
+
+    Args:
+        module: an exported graph module that the caller owns; its code is left as it was until it is recompiled.
+    Cost: O(nodes + edges).
+    """
+    for canonical_pass in _PASSES:
+        canonical_pass(module)
+    module.graph.eliminate_dead_code()

@@ -1,0 +1,45 @@
+"""Clamps in all their spellings become relu or hardtanh."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qspec_core.canonical._record import retarget
+from qspec_core.patterns import argument, is_call
+
+__all__ = ["canonicalize_activations"]
+
+aten = torch.ops.aten
+
+
+def _bounds(node: Node) -> tuple[object, object] | None:
+    """Lower and upper bound of a clamp; None for another operator."""
+    if is_call(node, aten.relu6.default):
+        return 0.0, 6.0
+    if is_call(node, aten.clamp.default):
+        return argument(node, "min"), argument(node, "max")
+    if is_call(node, aten.clamp_min.default):
+        return argument(node, "min"), None
+    if is_call(node, aten.hardtanh.default):
+        return argument(node, "min_val"), argument(node, "max_val")
+    return None
+
+
+def canonicalize_activations(module: GraphModule) -> None:
+    """Write relu6, clamp and clamp_min as `hardtanh(x, low, high)`, or as `relu(x)` where they clamp at 0 alone.
+
+    A clamp with tensors or symbols as bounds, or with another lone bound, stays.
+
+    Cost: O(nodes).
+    """
+    for node in list(module.graph.nodes):
+        bounds = _bounds(node)
+        if bounds is None:
+            continue
+        low, high = bounds
+        if not isinstance(low, int | float) or not isinstance(high, int | float | None):
+            continue
+        source = argument(node, "self")
+        if low == 0 and (high is None or high == float("inf")):
+            retarget(node, aten.relu.default, source)
+        elif high is not None:
+            retarget(node, aten.hardtanh.default, source, float(low), float(high))

@@ -1,0 +1,130 @@
+"""Batch norms in evaluation mode are folded into the convolution or linear layer before them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from qspec_core.canonical._record import fold_node
+from qspec_core.graphs import add_constant, attribute, constant_value
+from qspec_core.patterns import argument, is_call, replace_argument
+
+__all__ = ["fold_batch_norms"]
+
+aten = torch.ops.aten
+_FORWARD = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+_NAMED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+_LAYERS = (*_FORWARD, *_NAMED, *_TRANSPOSED, aten.linear.default, aten.convolution.default)
+_BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """A batch norm in evaluation mode as `y = x * factor + offset`, per channel, in float64."""
+
+    factor: Tensor
+    offset: Tensor
+
+
+def fold_batch_norms(module: GraphModule) -> None:
+    """Fold each batch norm in evaluation mode into the convolution, transposed convolution or linear layer that feeds
+    it alone. The folded weight takes the old one's place under its name, in this module only.
+
+    Args:
+        module: an exported graph module that the caller owns.
+    Cost: O(nodes), plus the arithmetic on the weights.
+    Source: Ioffe and Szegedy, Batch Normalization, 2015, algorithm 2.
+    """
+    norms = [node for node in module.graph.nodes if is_call(node, *_BATCH_NORMS)]
+    readers: dict[str, int] = {}
+    for node in module.graph.find_nodes(op="get_attr"):
+        readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
+    for norm in norms:
+        layer = argument(norm, "input")
+        if is_call(norm, aten.batch_norm.default) and argument(norm, "training"):
+            continue
+        if not is_call(layer, *_LAYERS) or len(layer.users) != 1 or _is_unfit_linear(layer):
+            continue
+        affine = _affine(module, norm)
+        weight, bias = argument(layer, "weight"), argument(layer, "bias")
+        weight_value, bias_value = constant_value(module, weight), constant_value(module, bias)
+        if affine is None or weight_value is None or (bias is not None and bias_value is None):
+            continue
+        new_weight = _scaled(layer, weight_value, affine.factor)
+        offset = affine.offset if bias_value is None else affine.offset + bias_value.double() * affine.factor
+        _set_constant(module, layer, "weight", weight, new_weight, readers)
+        _set_constant(module, layer, "bias", bias, offset.to(weight_value.dtype), readers)
+        _remove(module, norm, layer)
+
+
+def _is_unfit_linear(layer: Node) -> bool:
+    """A batch norm over (batch, channels, length) scales dimension 1, which is the last one of a linear's output only
+    for inputs of rank 2."""
+    value = layer.meta.get("val")
+    return is_call(layer, aten.linear.default) and not (isinstance(value, Tensor) and value.dim() == 2)
+
+
+def _affine(module: GraphModule, norm: Node) -> _Affine | None:
+    values: dict[str, Tensor | None] = {}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        node = argument(norm, name)
+        values[name] = constant_value(module, node)
+        if isinstance(node, Node) and values[name] is None:
+            return None
+    mean, variance = values["running_mean"], values["running_var"]
+    if mean is None or variance is None:
+        return None
+    factor = torch.rsqrt(variance.detach().double() + argument(norm, "eps"))
+    if values["weight"] is not None:
+        factor = factor * values["weight"].detach().double()
+    offset = -mean.detach().double() * factor
+    if values["bias"] is not None:
+        offset = offset + values["bias"].detach().double()
+    return _Affine(factor, offset)
+
+
+def _scaled(layer: Node, weight: Tensor, factor: Tensor) -> Tensor:
+    """Weight times the factor of its output channel. A transposed convolution holds (in, out / groups, ...), with the
+    groups along dimension 0."""
+    value = weight.detach().double()
+    transposed = is_call(layer, *_TRANSPOSED) or (
+        is_call(layer, aten.convolution.default) and argument(layer, "transposed")
+    )
+    if transposed:
+        groups = argument(layer, "groups")
+        tail = value.shape[2:]
+        grouped = value.reshape(groups, value.shape[0] // groups, value.shape[1], *tail)
+        shape = (groups, 1, value.shape[1], *(1 for _ in tail))
+        scaled = (grouped * factor.reshape(shape)).reshape(value.shape)
+    else:
+        scaled = value * factor.reshape(-1, *(1 for _ in value.shape[1:]))
+    return scaled.to(weight.dtype)
+
+
+def _set_constant(
+    module: GraphModule, layer: Node, name: str, old: Node | None, value: Tensor, readers: dict[str, int]
+) -> None:
+    """Give the layer a constant: under the old name where the layer is its only reader, else under a new one."""
+    if old is not None and readers[str(old.target)] == 1:
+        path, _, field = str(old.target).rpartition(".")
+        owner = attribute(module, path) if path else module
+        keeps_kind = isinstance(getattr(owner, field), nn.Parameter)
+        setattr(owner, field, nn.Parameter(value, requires_grad=False) if keeps_kind else value)
+        return
+    weight = argument(layer, "weight")
+    prefix = f"{str(weight.target).replace('.', '_')}_{name}" if name == "bias" else f"{str(weight.target).replace('.', '_')}_folded"
+    replace_argument(layer, name, add_constant(module, prefix, value, before=layer))
+
+
+def _remove(module: GraphModule, norm: Node, layer: Node) -> None:
+    """Take the batch norm out; one that returns a tuple leaves through its getitem nodes."""
+    note = f"folded into {layer.name}"
+    if is_call(norm, aten._native_batch_norm_legit_no_training.default):
+        for user in list(norm.users):
+            if user.args[1] == 0:
+                fold_node(module, user, layer, note)
+    if norm.users and is_call(norm, aten._native_batch_norm_legit_no_training.default):
+        return
+    fold_node(module, norm, layer, note)

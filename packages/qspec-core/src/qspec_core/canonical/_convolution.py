@@ -1,0 +1,78 @@
+"""Convolutions in all their spellings become conv1d, conv2d, conv3d or conv_transpose with numeric padding."""
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+from qspec_core.canonical._record import retarget
+from qspec_core.graphs import is_float
+from qspec_core.patterns import argument, is_call
+
+__all__ = ["canonicalize_convolutions"]
+
+aten = torch.ops.aten
+_FORWARD: dict[int, OpOverload] = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+_TRANSPOSED: dict[int, OpOverload] = {
+    1: aten.conv_transpose1d.default,
+    2: aten.conv_transpose2d.input,
+    3: aten.conv_transpose3d.input,
+}
+_NAMED_PADDING: dict[OpOverload, int] = {aten.conv1d.padding: 1, aten.conv2d.padding: 2, aten.conv3d.padding: 3}
+
+
+def canonicalize_convolutions(module: GraphModule) -> None:
+    """Rewrite `aten.convolution` (decomposed graphs) and the overloads whose padding is a word.
+
+    Cost: O(nodes).
+    """
+    for node in list(module.graph.nodes):
+        if is_call(node, aten.convolution.default):
+            _undo_decomposition(node)
+        elif is_call(node, *_NAMED_PADDING):
+            _number_the_padding(module, node)
+
+
+def _spatial(node: Node) -> int | None:
+    """Number of spatial dimensions, from the weight's rank."""
+    weight = argument(node, "weight")
+    value = weight.meta.get("val") if isinstance(weight, Node) else None
+    return value.dim() - 2 if isinstance(value, torch.Tensor) else None
+
+
+def _undo_decomposition(node: Node) -> None:
+    spatial = _spatial(node)
+    if spatial not in _FORWARD or not is_float(node):
+        return
+    names = ["input", "weight", "bias", "stride", "padding"]
+    if argument(node, "transposed"):
+        target, names = _TRANSPOSED[spatial], [*names, "output_padding", "groups", "dilation"]
+    else:
+        target, names = _FORWARD[spatial], [*names, "dilation", "groups"]
+    retarget(node, target, *(argument(node, name) for name in names))
+
+
+def _number_the_padding(module: GraphModule, node: Node) -> None:
+    """`valid` is no padding. `same` pads `dilation * (kernel - 1)` in all, the odd one at the end, which takes a pad."""
+    spatial = _NAMED_PADDING[node.target]  # type: ignore[index]  # is_call held
+    weight = argument(node, "weight")
+    kernel = tuple(weight.meta["val"].shape[2:])
+    dilation = _repeated(argument(node, "dilation"), spatial)
+    padding, extra = [0] * spatial, [0] * spatial
+    if argument(node, "padding") == "same":
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        padding, extra = [total // 2 for total in totals], [total % 2 for total in totals]
+    source = argument(node, "input")
+    if any(extra):
+        sides = [side for p, e in zip(reversed(padding), reversed(extra), strict=True) for side in (p, p + e)]
+        with module.graph.inserting_before(node):
+            padded = module.graph.call_function(aten.pad.default, (source, sides, "constant", 0.0))
+        value = source.meta["val"]
+        grown = [n + 2 * p + e for n, p, e in zip(value.shape[2:], padding, extra, strict=True)]
+        padded.meta = dict(node.meta) | {"val": value.new_empty([*value.shape[:2], *grown])}
+        source, padding = padded, [0] * spatial
+    rest = (argument(node, "stride"), padding, argument(node, "dilation"), argument(node, "groups"))
+    retarget(node, _FORWARD[spatial], source, weight, argument(node, "bias"), *rest)
+
+
+def _repeated(values: list[int], count: int) -> list[int]:
+    return list(values) * count if len(values) == 1 else list(values)

@@ -1,0 +1,70 @@
+"""In-place operators become functional ones, where no later reader can tell."""
+
+from functools import cache
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+from qspec_core.patterns import argument_names, is_call, written_arguments
+
+__all__ = ["make_functional"]
+
+
+@cache
+def _functional_form(target: OpOverload) -> OpOverload | None:
+    """`aten.relu.default` for `aten.relu_.default`: the operator of that name that takes the same arguments."""
+    namespace, _, name = target._schema.name.partition("::")
+    if not name.endswith("_") or name.endswith("__") or written_arguments(target) != argument_names(target)[:1]:
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    form = getattr(packet, target._overloadname, None)
+    same = isinstance(form, OpOverload) and argument_names(form) == argument_names(target)
+    return form if same and not written_arguments(form) else None
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a node's result may share storage with its first input, by its schema."""
+    if not is_call(node):
+        return False
+    returns = node.target._schema.returns  # type: ignore[union-attr]  # is_call held
+    return any(r.alias_info is not None for r in returns)
+
+
+def _read_later(node: Node, position: dict[Node, int], at: int, depth: int = 0) -> bool:
+    """Whether `node`, or a view of it, is read after position `at`. Views of views are followed a few steps only;
+    deeper ones count as read."""
+    for user in node.users:
+        if position[user] > at:
+            return True
+        if position[user] < at and _is_view(user) and (depth == 4 or _read_later(user, position, at, depth + 1)):
+            return True
+    return False
+
+
+def _is_private(node: Node, position: dict[Node, int], at: int) -> bool:
+    """Whether the storage of `node` belongs to this graph run and has no reader after position `at`."""
+    current = node
+    for _ in range(8):  # a longer chain of views is left as it is
+        if current.op != "call_function" or _read_later(current, position, at):
+            return False
+        if not _is_view(current):
+            return True
+        current = current.all_input_nodes[0]
+    return False
+
+
+def make_functional(module: GraphModule) -> None:
+    """Replace in-place operators whose input has no reader after them, directly or through a view.
+
+    An operator that writes to an input of the graph or to a buffer stays.
+
+    Cost: O(nodes + edges).
+    """
+    position = {node: index for index, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        form = _functional_form(node.target) if is_call(node) else None
+        source = node.args[0] if node.args else None
+        if form is None or not isinstance(source, Node) or not _is_private(source, position, position[node]):
+            continue
+        node.target = form

@@ -1,0 +1,54 @@
+"""Zero pads: one spelling, and into the convolution's own padding where both sides are alike."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qspec_core.canonical._record import fold_node, retarget
+from qspec_core.patterns import argument, is_call, replace_argument
+
+__all__ = ["canonicalize_pads"]
+
+aten = torch.ops.aten
+_CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: 3}
+
+
+def canonicalize_pads(module: GraphModule) -> None:
+    """Write `constant_pad_nd` as `pad`, and fold even zero pads into the convolutions that read them.
+
+    An uneven pad stays an operator: devices differ in what they do with it.
+
+    Cost: O(nodes + edges).
+    """
+    for node in list(module.graph.nodes):
+        if is_call(node, aten.constant_pad_nd.default):
+            sides, value = argument(node, "pad"), argument(node, "value")
+            retarget(node, aten.pad.default, argument(node, "self"), sides, "constant", value)
+        if is_call(node, aten.pad.default):
+            _fold_even(module, node)
+
+
+def _even_zero_pad(node: Node) -> list[int] | None:
+    """Padding of each padded dimension, the first one first; None for a pad of another kind."""
+    sides = argument(node, "pad")
+    if argument(node, "mode") != "constant" or argument(node, "value") not in (None, 0):
+        return None
+    if any(not isinstance(side, int) or side < 0 for side in sides) or list(sides[::2]) != list(sides[1::2]):
+        return None
+    return list(reversed(sides[::2]))
+
+
+def _fold_even(module: GraphModule, node: Node) -> None:
+    padding = _even_zero_pad(node)
+    if padding is None:
+        return
+    for user in list(node.users):
+        spatial = _CONVOLUTIONS.get(user.target) if is_call(user) else None  # type: ignore[arg-type]  # is_call held
+        if spatial is None or argument(user, "input") is not node or len(padding) > spatial:
+            continue
+        outer = [0] * (spatial - len(padding)) + padding
+        inner = list(argument(user, "padding"))
+        inner = inner * spatial if len(inner) == 1 else inner
+        replace_argument(user, "input", argument(node, "self"))
+        replace_argument(user, "padding", [a + b for a, b in zip(outer, inner, strict=True)])
+    if not node.users:
+        fold_node(module, node, argument(node, "self"), "folded into the padding of its convolution")

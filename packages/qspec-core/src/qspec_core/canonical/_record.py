@@ -1,0 +1,33 @@
+"""What the passes took out of a graph, kept for coverage: an operator that vanished is not an operator forgotten."""
+
+from typing import Any
+
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+__all__ = ["FOLDED_KEY", "fold_node", "retarget"]
+
+FOLDED_KEY = "qspec_folded"
+"""Key in a module's `meta`: name of each operator that a pass removed, to what became of it."""
+
+
+def fold_node(module: GraphModule, old: Node, new: Node, note: str) -> None:
+    """Let the readers of `old` read `new`, erase `old`, and record what became of it.
+
+    Args:
+        module: owned graph module, whose `meta` is its own too.
+        old: node to erase.
+        new: node that stands for it.
+        note: what became of `old`.
+    """
+    old.replace_all_uses_with(new)
+    module.meta.setdefault(FOLDED_KEY, {})[old.name] = note
+    module.graph.erase_node(old)
+
+
+def retarget(node: Node, target: OpOverload, *args: Any) -> None:
+    """Let a node call another operator with the same value. It keeps its name and metadata, so that reports, selectors
+    and the user's own notes still find it."""
+    node.target = target
+    node.args = args
+    node.kwargs = {}

@@ -1,0 +1,247 @@
+"""Coverage: what became of every floating-point operator of a model, as plain data that prints and serializes."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from qspec_core import ops
+from qspec_core.canonical import FOLDED_KEY
+from qspec_core.errors import GraphError, module_path
+from qspec_core.patterns import Reason, ReasonCode, is_call
+from qspec_core.spec import Q_ANNOTATION_KEY
+
+__all__ = [
+    "COVERAGE_KEY",
+    "Coverage",
+    "Entry",
+    "Status",
+    "coverage",
+    "decide_quantized",
+    "decide_skipped",
+    "operators",
+    "record_coverage",
+]
+
+COVERAGE_KEY = "qspec_coverage"
+"""Key in a module's `meta` of its coverage, as plain data."""
+_DECISION_KEY = "qspec_decision"
+
+aten = torch.ops.aten
+_LAYERS = frozenset(
+    str(target)
+    for target in (
+        aten.linear.default,
+        *(getattr(aten, f"conv{n}d").default for n in (1, 2, 3)),
+        *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),
+        aten.conv_transpose1d.default,
+        aten.conv_transpose2d.input,
+        aten.conv_transpose3d.input,
+        aten.convolution.default,
+    )
+)
+
+
+class Status(str, Enum):
+    """What became of an operator."""
+
+    QUANTIZED = "quantized"
+    FOLDED = "folded"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One floating-point operator.
+
+    Args:
+        node: name of its node.
+        operator: the operator called.
+        module: path of the module it was traced in; "" for the root.
+        status: what became of it.
+        row: label of the row that quantized it, or what it was folded into; "" if it was skipped.
+        code: value of the `ReasonCode` if it was skipped, else "".
+        detail: the reason's detail.
+    """
+
+    node: str
+    operator: str
+    module: str
+    status: Status
+    row: str = ""
+    code: str = ""
+    detail: str = ""
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a convolution or a linear layer."""
+        return self.operator in _LAYERS
+
+    @property
+    def reason(self) -> str:
+        """Why it was skipped, in one line; "" if it was not."""
+        return f"{self.code}: {self.detail}" if self.detail and self.code else self.code
+
+    def __str__(self) -> str:
+        outcome = f"by row {self.row}" if self.status is Status.QUANTIZED else self.row or self.reason
+        place = f" in {self.module}" if self.module else ""
+        return f"{self.node} ({self.operator}){place}: {self.status.value}, {outcome}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Every floating-point operator of a model, in graph order; operators folded into others come last."""
+
+    entries: tuple[Entry, ...]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def with_status(self, status: Status) -> tuple[Entry, ...]:
+        """Entries of one status."""
+        return tuple(entry for entry in self.entries if entry.status is status)
+
+    @property
+    def quantized(self) -> tuple[Entry, ...]:
+        """Operators that some row quantized."""
+        return self.with_status(Status.QUANTIZED)
+
+    @property
+    def skipped(self) -> tuple[Entry, ...]:
+        """Operators that stay in float."""
+        return self.with_status(Status.SKIPPED)
+
+    @property
+    def layers(self) -> tuple[Entry, ...]:
+        """Convolutions and linear layers."""
+        return tuple(entry for entry in self.entries if entry.is_layer)
+
+    @property
+    def quantized_layers(self) -> tuple[Entry, ...]:
+        """Convolutions and linear layers that some row quantized."""
+        return tuple(entry for entry in self.layers if entry.status is Status.QUANTIZED)
+
+    def summary(self) -> str:
+        """One line of counts, then a line for each reason, the most frequent first."""
+        lines = [
+            f"{len(self.quantized_layers)} of {len(self.layers)} convolution and linear layers quantized; "
+            f"{len(self.quantized)} operators quantized, {len(self.with_status(Status.FOLDED))} folded, "
+            f"{len(self.skipped)} skipped"
+        ]
+        reasons = Counter((entry.operator, entry.reason) for entry in self.skipped)
+        lines += [f"  {count} x {operator}: {reason}" for (operator, reason), count in reasons.most_common()]
+        return "\n".join(lines)
+
+    def explain(self, name: str) -> str:
+        """What became of the operators of a node, or of a module and all inside it, one line each.
+
+        Args:
+            name: a node's name or a module's path.
+        Raises: GraphError: no entry has that name or path.
+        """
+        found = [e for e in self.entries if name in (e.node, e.module) or e.module.startswith(f"{name}.")]
+        if not found:
+            raise GraphError(
+                f"coverage has no operator or module {name!r}",
+                found=name,
+                remedy="name a node or a module path of the exported model; iterate over the coverage to see them",
+            )
+        return "\n".join(map(str, found))
+
+    def compare(self, other: "Coverage") -> tuple[tuple[Entry | None, Entry | None], ...]:
+        """Entries that differ in status, row or reason, as pairs of (this, other); None where one has no such node."""
+        mine, theirs = ({entry.node: entry for entry in cover} for cover in (self, other))
+        names = dict.fromkeys((*mine, *theirs))
+        return tuple((mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON can hold; `from_dict` reads it back."""
+        return {"entries": [asdict(entry) | {"status": entry.status.value} for entry in self.entries]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Coverage":
+        """Coverage from what `to_dict` wrote."""
+        return cls(tuple(Entry(**entry | {"status": Status(entry["status"])}) for entry in data["entries"]))
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def operators(module: GraphModule) -> dict[str, tuple[str, str]]:
+    """Operator and module path of every node that computes a floating-point tensor, by name."""
+    return {n.name: (str(n.target), module_path(n)) for n in module.graph.nodes if _is_float_operator(n)}
+
+
+def _is_float_operator(node: Node) -> bool:
+    if not is_call(node) or ops.is_quantize(node) or ops.is_dequantize(node):
+        return False
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, tuple | list) and value else value
+    return isinstance(first, Tensor) and first.is_floating_point()
+
+
+def decide_quantized(node: Node, row: str) -> None:
+    """Note on a node that a row quantizes it."""
+    node.meta[_DECISION_KEY] = {"row": row}
+
+
+def decide_skipped(node: Node, reason: Reason) -> None:
+    """Note on a node why it stays in float, unless a row has it already."""
+    node.meta.setdefault(_DECISION_KEY, {"code": reason.code.value, "detail": reason.detail})
+
+
+def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]], quantizer: str) -> Coverage:
+    """Build the coverage of an annotated graph and keep it in the module's `meta`.
+
+    Args:
+        module: the annotated graph, before observers are inserted.
+        original: `operators` of the graph as it was given, before anything was folded.
+        quantizer: what to name as the row of a node that was annotated without one.
+    """
+    entries = [_entry(node, quantizer) for node in module.graph.nodes if _is_float_operator(node)]
+    present = {node.name for node in module.graph.nodes}
+    folded = module.meta.get(FOLDED_KEY, {})
+    entries += [
+        Entry(name, operator, path, Status.FOLDED, row=folded.get(name, "rewritten in canonical form"))
+        for name, (operator, path) in original.items()
+        if name not in present
+    ]
+    result = Coverage(tuple(entries))
+    module.meta[COVERAGE_KEY] = result.to_dict()
+    return result
+
+
+def _entry(node: Node, quantizer: str) -> Entry:
+    decision = node.meta.get(_DECISION_KEY, {})
+    place = node.name, str(node.target), module_path(node)
+    if "row" in decision:
+        return Entry(*place, Status.QUANTIZED, row=decision["row"])
+    annotation = node.meta.get(Q_ANNOTATION_KEY)
+    if annotation is not None and (annotation.output_qspec or any(annotation.input_qspec_map.values())):
+        return Entry(*place, Status.QUANTIZED, row=f"annotation of {quantizer}")
+    code = decision.get("code", ReasonCode.NOT_ANNOTATED.value)
+    return Entry(*place, Status.SKIPPED, code=code, detail=decision.get("detail", ""))
+
+
+def coverage(module: torch.nn.Module) -> Coverage:
+    """Coverage of a prepared or converted module.
+
+    Raises: GraphError: the module did not come from `prepare_pt2e` or `convert_pt2e`.
+    """
+    data = getattr(module, "meta", {}).get(COVERAGE_KEY)
+    if data is None:
+        raise GraphError(
+            "the module has no coverage",
+            found=type(module).__qualname__,
+            expected="what prepare_pt2e or convert_pt2e returned",
+            remedy="pass the prepared or converted module",
+        )
+    return Coverage.from_dict(data)

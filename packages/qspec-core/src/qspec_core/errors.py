@@ -1,0 +1,142 @@
+"""Errors: one hierarchy, built from fields, so that a test reads fields and a person reads what, where and what next."""
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+__all__ = [
+    "AnnotationError",
+    "BackendError",
+    "CalibrationError",
+    "ExportError",
+    "GraphError",
+    "LoweringError",
+    "NothingQuantizedError",
+    "QSpecError",
+    "SelectorError",
+    "SharingError",
+    "SpecError",
+    "TrainingModeError",
+    "Where",
+    "module_path",
+]
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
+_INSIDE_TORCH = ("/torch/nn/", "/torch/_", "/torch/fx/", "/torch/utils/", "/torch/functional.py", "/torch/export/")
+
+
+def module_path(node: "Node") -> str:
+    """Path of the module that the node was traced in ("" for the root module), read from `nn_module_stack`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()), ("", None))[0] if stack else ""
+    return str(path).removeprefix("L['self']").removeprefix(".")
+
+
+def _source_line(node: "Node") -> str | None:
+    """The innermost line of the user's own code in the node's trace, as `file:line: code`."""
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if not any(part in frame["file"] for part in _INSIDE_TORCH)]
+    if not frames:
+        return None
+    frame = (own or frames)[-1]
+    return f"{frame['file']}:{frame['line']}: {frame['code'].strip()}"
+
+
+class Where(NamedTuple):
+    """A place in the user's model. Each field is None where it is not known."""
+
+    node: str | None = None
+    module_path: str | None = None
+    source_line: str | None = None
+
+    @classmethod
+    def of(cls, node: "Node") -> "Where":
+        """The place of a graph node, from the metadata that `torch.export` leaves on it."""
+        return cls(node.name, module_path(node) or None, _source_line(node))
+
+
+class QSpecError(Exception):
+    """Base of every error that qspec raises on purpose.
+
+    Args:
+        problem: one sentence that says what is wrong.
+        remedy: what the user should do next.
+        where: the graph node concerned, or its `Where`.
+        found: what was there.
+        expected: what should have been there.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        remedy: str,
+        where: "Where | Node | None" = None,
+        found: object = None,
+        expected: object = None,
+    ) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        self.where = where if isinstance(where, Where) else Where() if where is None else Where.of(where)
+        self.found = found
+        self.expected = expected
+        lines = [problem]
+        lines += [f"  {label}: {value}" for label, value in zip(("node", "module", "source"), self.where, strict=True) if value]
+        lines += [f"  {label}: {value}" for label, value in (("found", found), ("expected", expected)) if value is not None]
+        lines.append(f"  what to do: {remedy}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: getattr(self, name) for name in ("remedy", "where", "found", "expected")}
+        return _rebuild, (type(self), self.problem, fields)
+
+
+def _rebuild(cls: type[QSpecError], problem: str, fields: dict[str, Any]) -> QSpecError:
+    """Build an error again from its fields, so that it survives pickling between processes."""
+    return cls(problem, **fields)
+
+
+class SpecError(QSpecError, ValueError):
+    """A quantization spec or a configuration contradicts itself."""
+
+
+class AnnotationError(QSpecError, RuntimeError):
+    """A quantizer annotated something that cannot carry the annotation."""
+
+
+class SharingError(AnnotationError):
+    """References between quantization points are cyclic or end in a point without a spec."""
+
+
+class GraphError(QSpecError, ValueError):
+    """The module given is not a graph that this step can take."""
+
+
+class ExportError(QSpecError, ValueError):
+    """The model or its example inputs cannot be exported."""
+
+
+class SelectorError(QSpecError, ValueError):
+    """A selector matches nothing in the model."""
+
+
+class NothingQuantizedError(QSpecError, RuntimeError):
+    """A quantizer that has a configuration found nothing to quantize."""
+
+
+class CalibrationError(QSpecError, RuntimeError):
+    """Calibration is missing, does not fit the model, or holds values that are not finite."""
+
+
+class BackendError(QSpecError, LookupError):
+    """A backend is unknown, not installed, or not of this contract version."""
+
+
+class LoweringError(QSpecError, RuntimeError):
+    """A quantized graph cannot run on the device in the form that was asked for."""
+
+
+class TrainingModeError(QSpecError, NotImplementedError):
+    """`.train()` or `.eval()` was called on a graph, where it has no effect on the operators already traced."""

@@ -1,0 +1,207 @@
+"""Graph modules that qspec owns: copies that share parameters, and the attributes their `get_attr` nodes read."""
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from qspec_core._torch import fake_like, forbid_mode_switch, move_codegen
+from qspec_core.errors import GraphError
+from qspec_core.patterns import argument, is_call, written_arguments
+from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
+
+__all__ = [
+    "add_constant",
+    "attribute",
+    "constant_value",
+    "copy_graph_module",
+    "fresh_attribute_name",
+    "gc_paused",
+    "is_float",
+    "require_exported",
+    "wrap_graph",
+]
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """Pause the cyclic collector while many graph nodes are made: its passes over them dominate a large edit."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def require_exported(module: object, step: str) -> GraphModule:
+    """The module itself, if it is a graph that `torch.export` made.
+
+    Raises: GraphError: it is a plain module, an `ExportedProgram`, or a graph with no operators of torch in it.
+    """
+    if isinstance(module, GraphModule):
+        return module
+    if isinstance(module, torch.export.ExportedProgram):
+        remedy = f"pass the program's module: {step}(program.module(), ...)"
+    else:
+        remedy = f"export it first: {step}(torch.export.export(model.eval(), example_inputs).module(), ...)"
+    raise GraphError(
+        f"{step} takes an exported graph module",
+        found=f"{type(module).__module__}.{type(module).__qualname__}",
+        expected="torch.fx.GraphModule from torch.export.export(...).module()",
+        remedy=remedy,
+    )
+
+
+def attribute(module: nn.Module, target: str) -> Any:  # a tensor, a module, or whatever else was stored there
+    """What a `get_attr` or `call_module` target names; None where nothing has that name."""
+    value: Any = module
+    for atom in target.split("."):
+        value = getattr(value, atom, None)
+        if value is None:
+            return None
+    return value
+
+
+def constant_value(module: nn.Module, node: object) -> Tensor | None:
+    """Tensor that a `get_attr` node reads; None for any other node or value."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value = attribute(module, str(node.target))
+    return value if isinstance(value, Tensor) else None
+
+
+def is_float(node: object) -> bool:
+    """Whether a node's value is one floating-point tensor, by the fake tensor in its metadata."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def fresh_attribute_name(module: nn.Module, prefix: str) -> str:
+    """The first of `prefix0`, `prefix1`, ... that the module does not have. Counters are kept on the module."""
+    counters: dict[str, int] = module.__dict__.setdefault("_qspec_counters", {})
+    index = counters.get(prefix, 0)
+    while hasattr(module, f"{prefix}{index}"):
+        index += 1
+    counters[prefix] = index + 1
+    return f"{prefix}{index}"
+
+
+def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node) -> Node:
+    """Store a tensor (as a parameter if it is one, else a buffer) and insert a node that reads it.
+
+    Args:
+        module: a graph module that qspec owns.
+        prefix: start of the attribute's name; a number is added.
+        value: the tensor; stored, not copied.
+        before: node in front of which the new one goes.
+    Returns: the `get_attr` node.
+    """
+    name = fresh_attribute_name(module, prefix)
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    else:
+        module.register_buffer(name, value)
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(name)
+    example = next((n.meta["val"] for n in module.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
+    node.meta["val"] = fake_like(example, value)
+    return node
+
+
+def wrap_graph(source: GraphModule, graph: Graph) -> GraphModule:
+    """Wrap a graph into a module that shares the parameters and buffers of `source`; code is generated once.
+
+    Args:
+        source: module whose attributes the graph's nodes name.
+        graph: a graph that nothing else owns.
+    Returns: a module with `source`'s metadata, whose `.train()` and `.eval()` raise.
+    """
+    module = GraphModule(source, graph, class_name=type(source).__name__)
+    for name, owner in source.named_modules():
+        copied = attribute(module, name) if name else module
+        if isinstance(copied, nn.Module) and copied is not owner:
+            copied._non_persistent_buffers_set.update(owner._non_persistent_buffers_set & set(copied._buffers))
+    module.meta = {key: dict(value) if isinstance(value, dict) else value for key, value in source.meta.items()}
+    forbid_mode_switch(module)
+    return module
+
+
+def copy_graph_module(module: GraphModule) -> GraphModule:
+    """Copy a graph; share its parameters and buffers, but clone the buffers that the graph mutates.
+
+    Annotations are rewritten to name the nodes of the copy. The original is not touched.
+
+    Args:
+        module: an exported graph module.
+    Returns: a module that the caller owns.
+    Cost: O(nodes + edges); no parameter is copied.
+    """
+    graph = Graph()
+    nodes: dict[Node, Node] = {}
+    output = graph.graph_copy(module.graph, nodes)
+    graph.output(output)
+    move_codegen(module.graph, graph)
+    old_output, new_output = next(iter(reversed(module.graph.nodes))), next(iter(reversed(graph.nodes)))
+    nodes[old_output] = new_output
+    new_output.meta = dict(old_output.meta)
+    for new in nodes.values():
+        new.meta = dict(new.meta)
+        if Q_ANNOTATION_KEY in new.meta:
+            new.meta[Q_ANNOTATION_KEY] = _moved_annotation(new.meta[Q_ANNOTATION_KEY], nodes)
+    copied = wrap_graph(module, graph)
+    for target in _mutated_attributes(copied):
+        _clone_buffer(copied, target)
+    return copied
+
+
+def _moved_annotation(annotation: Any, nodes: Mapping[Node, Node]) -> Any:  # a vendor's class may be its own
+    """The same annotation on the copied nodes. Its own class is kept, since quantizers of other stacks have theirs."""
+    moved = object.__new__(type(annotation))
+    moved.__dict__.update(annotation.__dict__)
+    moved.input_qspec_map = {
+        nodes.get(node, node): _moved_spec(spec, nodes) for node, spec in annotation.input_qspec_map.items()
+    }
+    moved.output_qspec = _moved_spec(annotation.output_qspec, nodes)
+    return moved
+
+
+def _moved_point(point: EdgeOrNode, nodes: Mapping[Node, Node]) -> EdgeOrNode:
+    if isinstance(point, tuple):
+        return nodes.get(point[0], point[0]), nodes.get(point[1], point[1])
+    return nodes.get(point, point)
+
+
+def _moved_spec(spec: Any, nodes: Mapping[Node, Node]) -> Any:  # as in _moved_annotation
+    if isinstance(spec, SharedQuantizationSpec):
+        return SharedQuantizationSpec(_moved_point(spec.edge_or_node, nodes))
+    if isinstance(spec, DerivedQuantizationSpec):
+        fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+        return DerivedQuantizationSpec(**fields | {"derived_from": [_moved_point(p, nodes) for p in spec.derived_from]})
+    return spec
+
+
+def _mutated_attributes(module: GraphModule) -> set[str]:
+    """Targets of the buffers that some operator of the graph writes to."""
+    targets: set[str] = set()
+    for node in module.graph.nodes:
+        if not is_call(node):
+            continue
+        for name in written_arguments(node.target):
+            value = argument(node, name)
+            if isinstance(value, Node) and value.op == "get_attr":
+                targets.add(str(value.target))
+    return targets
+
+
+def _clone_buffer(module: GraphModule, target: str) -> None:
+    path, _, name = target.rpartition(".")
+    owner = attribute(module, path) if path else module
+    value = getattr(owner, name)
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        setattr(owner, name, value.clone())

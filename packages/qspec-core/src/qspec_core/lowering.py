@@ -1,0 +1,228 @@
+"""What every backend's lowering builds on: rows found again in a converted graph, and the integers behind its edges."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from qspec_core import ops
+from qspec_core.canonical import canonicalize
+from qspec_core.errors import LoweringError
+from qspec_core.graphs import add_constant, constant_value, copy_graph_module, gc_paused, wrap_graph
+from qspec_core.patterns import (
+    Delegated,
+    Match,
+    OtherRole,
+    PatternTable,
+    Reason,
+    ReasonCode,
+    Role,
+    argument,
+    is_call,
+    match_rows,
+)
+
+__all__ = ["Lowering", "Quantized", "lower_rows", "match_converted", "quantized_value", "quantized_operand"]
+
+Scale = float | Node
+ZeroPoint = int | Node | None
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An integer tensor with its parameters: what a dequantize reads, or what a quantize writes.
+
+    Args:
+        node: the quantize or dequantize.
+        integers: node of the integer tensor.
+        scale: a number, or the node of a tensor for per-channel and dynamic parameters.
+        zero_point: likewise; None where the operator has none.
+        quant_min: smallest quantized value.
+        quant_max: largest quantized value.
+        dtype: dtype of the integers.
+        ch_axis: dimension of the channels; None per tensor.
+    """
+
+    node: Node
+    integers: Node
+    scale: Scale
+    zero_point: ZeroPoint
+    quant_min: int
+    quant_max: int
+    dtype: torch.dtype
+    ch_axis: int | None = None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the parameters are computed from the tensor when the model runs."""
+        return self.ch_axis is None and isinstance(self.scale, Node)
+
+    @property
+    def parameters(self) -> tuple[object, ...]:
+        """What two values must have in common for one to stand for the other."""
+        return self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype, self.ch_axis
+
+
+def quantized_value(node: object) -> Quantized | None:
+    """Read a quantize or dequantize node of any form; None for everything else."""
+    if not isinstance(node, Node) or not (ops.is_quantize(node) or ops.is_dequantize(node)):
+        return None
+    per_channel = is_call(node, ops.QUANTIZE_PER_CHANNEL, ops.DEQUANTIZE_PER_CHANNEL)
+    names = ("scales", "zero_points") if per_channel else ("scale", "zero_point")
+    return Quantized(
+        node=node,
+        integers=argument(node, "input") if ops.is_dequantize(node) else node,
+        scale=argument(node, names[0]),
+        zero_point=argument(node, names[1]),
+        quant_min=argument(node, "quant_min"),
+        quant_max=argument(node, "quant_max"),
+        dtype=argument(node, "dtype"),
+        ch_axis=argument(node, "axis") if per_channel else None,
+    )
+
+
+def quantized_operand(match: Match, name: str) -> Quantized:
+    """The integers behind an operand of a match that `match_converted` found.
+
+    Raises: LoweringError: the operand is not dequantized, so the match did not come from there.
+    """
+    value = match.operand(name)
+    found = quantized_value(value) if ops.is_dequantize(value) else None
+    if found is None:
+        raise LoweringError(
+            f"operand {name!r} of row {match.row.name} is not dequantized",
+            where=match.anchor,
+            found=value,
+            remedy="lower matches of match_converted only",
+        )
+    return found
+
+
+def _integers_behind(match: Match) -> Reason | None:
+    """Accept a match whose activations and weight are dequantized, and the second operands that must be."""
+    for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS, Role.WEIGHT):
+        if not ops.is_dequantize(node):
+            return Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"operand {operand.name} is float in the converted graph")
+    for link in match.links:
+        if link.post_op.other is OtherRole.QUANTIZED and not ops.is_dequantize(link.other):
+            return Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"second operand of {link.post_op.kernel} is float")
+        if link.post_op.other is OtherRole.FLOAT and ops.is_dequantize(link.other):
+            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"second operand of {link.post_op.kernel} is quantized")
+    return None
+
+
+def match_converted(module: GraphModule, table: PatternTable) -> tuple[Match, ...]:
+    """Find a table's rows in a converted graph in canonical form, where integers stand behind their operands."""
+    return match_rows(module.graph, table.rows, accept=_integers_behind).matches
+
+
+@dataclass
+class Lowering:
+    """The graph that a row's `lower` rewrites.
+
+    Args:
+        module: the module being lowered, owned by the pass.
+        target: class of the deployment device.
+        options: whatever the backend hands to its rows, as plain data.
+    """
+
+    module: GraphModule
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # each backend has its own
+
+    def tensor(self, node: object) -> Tensor:
+        """Constant that a `get_attr` node reads.
+
+        Raises: LoweringError: the node is no constant.
+        """
+        value = constant_value(self.module, node)
+        if value is None:
+            where = node if isinstance(node, Node) else None
+            raise LoweringError(
+                "a constant was expected here",
+                where=where,
+                found=node,
+                remedy="decline the match with a reason when an operand may be computed",
+            )
+        return value
+
+    def constant(self, prefix: str, value: Tensor, before: Node) -> Node:
+        """Store a tensor and return a node that reads it, in front of `before`."""
+        return add_constant(self.module, prefix, value, before)
+
+    def call(self, before: Node, target: Any, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
+        """Insert an operator call in front of `before`; `like` gives it that node's metadata, `val` included."""
+        with self.module.graph.inserting_before(before):
+            node = self.module.graph.call_function(target, args, kwargs)
+        if like is not None:
+            node.meta = dict(like.meta)
+        return node
+
+    def requantize(self, tail: Node) -> Quantized | None:
+        """The one set of parameters to which every reader quantizes `tail`; None if some reader takes the float.
+
+        Where several equal quantizes read it, the first stands for all.
+        """
+        found = [quantized_value(user) if ops.is_quantize(user) else None for user in tail.users]
+        first = found[0] if found else None
+        if first is None or any(other is None or other.parameters != first.parameters for other in found):
+            return None
+        return first
+
+    def replace_quantizes(self, tail: Node, integers: Node) -> None:
+        """Let every reader of the quantizes of `tail` read `integers` instead, and drop the quantizes."""
+        for user in list(tail.users):
+            user.replace_all_uses_with(integers)
+            self.module.graph.erase_node(user)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Result of `lower_rows`.
+
+    Args:
+        module: the lowered module.
+        lowered: label of each match that was lowered, by the name of its anchor.
+        declined: matches that their row could not lower, each with the reason, by the name of the anchor.
+    """
+
+    module: GraphModule
+    lowered: Mapping[str, str]
+    declined: Mapping[str, Reason]
+
+
+def lower_rows(
+    converted: GraphModule, table: PatternTable, *, target: str, options: Mapping[str, Any] | None = None
+) -> Lowered:
+    """Lower every row of a table found in a converted graph. The input is not touched.
+
+    Args:
+        converted: a graph from `convert_pt2e`, or one loaded again from disk.
+        table: rows that each know how to lower themselves.
+        target: class of the deployment device.
+        options: handed to the rows as they are.
+    Returns: the lowered module with what was lowered and what was declined.
+    Cost: O(nodes + edges), plus the rows' own packing of weights.
+    """
+    with gc_paused():
+        module = copy_graph_module(converted)
+        canonicalize(module)
+        context = Lowering(module, target, options if options is not None else {})
+        lowered: dict[str, str] = {}
+        declined: dict[str, Reason] = {}
+        # In graph order: a producer's quantize is gone, and its integers stand in its place, before its reader is lowered.
+        for match in match_converted(module, table):
+            if isinstance(match.row.lower, Delegated):
+                continue
+            name, label = match.anchor.name, match.label
+            reason = match.row.lower(match, context)
+            if reason is None:
+                lowered[name] = label
+            else:
+                declined[name] = reason
+        module.graph.eliminate_dead_code()
+        wrapped = wrap_graph(module, module.graph)
+    return Lowered(wrapped, lowered, declined)

@@ -1,0 +1,91 @@
+"""Observers: modules that learn from the values passing through them how to quantize them."""
+
+from qspec_core.observers._base import (
+    ObserverBase,
+    ObserverNeverRanWarning,
+    UniformQuantizationObserverBase,
+)
+from qspec_core.observers._constructor import (
+    PartialWrapper,
+    accepted_keywords,
+    build_observer,
+)
+from qspec_core.observers._defaults import (
+    default_affine_fixed_qparams_observer,
+    default_debug_observer,
+    default_dynamic_quant_observer,
+    default_fixed_qparams_range_0to1_observer,
+    default_fixed_qparams_range_neg1to1_observer,
+    default_float_qparams_observer,
+    default_float_qparams_observer_4bit,
+    default_histogram_observer,
+    default_observer,
+    default_per_channel_weight_observer,
+    default_placeholder_observer,
+    default_reuse_input_observer,
+    default_symmetric_fixed_qparams_observer,
+    default_weight_observer,
+    per_channel_weight_observer_range_neg_127_to_127,
+    weight_observer_range_neg_127_to_127,
+)
+from qspec_core.observers._histogram import (
+    HistogramObserver,
+)
+from qspec_core.observers._minmax import (
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+)
+from qspec_core.observers._per_channel import (
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+)
+from qspec_core.observers._plain import (
+    DerivedObserverOrFakeQuantize,
+    FixedQParamsObserver,
+    NoopObserver,
+    PlaceholderObserver,
+    RecordingObserver,
+    ReuseInputObserver,
+)
+from qspec_core.observers._state import (
+    get_observer_state_dict,
+    load_observer_state_dict,
+)
+
+__all__ = [
+    "DerivedObserverOrFakeQuantize",
+    "FixedQParamsObserver",
+    "HistogramObserver",
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "MovingAveragePerChannelMinMaxObserver",
+    "NoopObserver",
+    "ObserverBase",
+    "ObserverNeverRanWarning",
+    "PartialWrapper",
+    "PerChannelMinMaxObserver",
+    "PlaceholderObserver",
+    "RecordingObserver",
+    "ReuseInputObserver",
+    "UniformQuantizationObserverBase",
+    "accepted_keywords",
+    "build_observer",
+    "default_affine_fixed_qparams_observer",
+    "default_debug_observer",
+    "default_dynamic_quant_observer",
+    "default_fixed_qparams_range_0to1_observer",
+    "default_fixed_qparams_range_neg1to1_observer",
+    "default_float_qparams_observer",
+    "default_float_qparams_observer_4bit",
+    "default_histogram_observer",
+    "default_observer",
+    "default_per_channel_weight_observer",
+    "default_placeholder_observer",
+    "default_reuse_input_observer",
+    "default_symmetric_fixed_qparams_observer",
+    "default_weight_observer",
+    "get_observer_state_dict",
+    "load_observer_state_dict",
+    "per_channel_weight_observer_range_neg_127_to_127",
+    "weight_observer_range_neg_127_to_127",
+]

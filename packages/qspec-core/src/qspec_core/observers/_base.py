@@ -1,0 +1,234 @@
+"""Bases of the observers: what each must offer, and the arithmetic most of them share."""
+
+import math
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qspec_core.errors import CalibrationError, SpecError, Where
+from qspec_core.observers._arithmetic import FLOAT8, choose_qparams, quantized_range
+from qspec_core.observers._constructor import SPEC_FIELDS, Configurable
+
+__all__ = ["ObserverBase", "ObserverNeverRanWarning", "UniformQuantizationObserverBase"]
+
+_NO_USE = frozenset({*SPEC_FIELDS, "eps", "reduce_range", "factory_kwargs", "averaging_constant"})
+FLOAT32_EPS = torch.finfo(torch.float32).eps
+
+
+class ObserverNeverRanWarning(UserWarning):
+    """Scale and zero point were asked of an observer that has seen no data."""
+
+
+def check_unused(owner: type, unused: Mapping[str, object]) -> None:
+    """Accept the keywords that every observer is given and some have no use for; refuse any other.
+
+    Raises: TypeError: a keyword that no observer knows, as Python raises for it.
+    """
+    unknown = [name for name in unused if name not in _NO_USE]
+    if unknown:
+        raise TypeError(f"{owner.__name__}() got an unexpected keyword argument {unknown[0]!r}")
+
+
+class ObserverBase(Configurable, nn.Module, ABC):
+    """A module that returns its input unchanged and learns from it how to quantize it.
+
+    Args:
+        dtype: quantized dtype.
+        is_dynamic: scale and zero point are computed from each input when the model runs.
+    """
+
+    where: Where | None = None
+    """Place in the model that is observed; set when observers are inserted, named in errors."""
+
+    def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.is_dynamic = is_dynamic
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether `calculate_qparams` rests on data. True for observers that need none."""
+        return True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape; return it."""
+
+    @abstractmethod
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of what was observed."""
+
+
+class UniformQuantizationObserverBase(ObserverBase):
+    """Base of observers that find a range and cut it into equal steps.
+
+    Args:
+        dtype: quantized dtype.
+        qscheme: per tensor or per channel; symmetric or affine.
+        reduce_range: give up one bit; see `quantized_range`.
+        quant_min: smallest quantized value; None for the dtype's.
+        quant_max: largest quantized value; None for the dtype's.
+        factory_kwargs: `device` and `dtype` of the buffers.
+        eps: smallest scale allowed; kept in the buffer `eps`, float32, (1,).
+        is_dynamic: scale and zero point are computed from each input when the model runs.
+        unused: keywords of other observers, ignored.
+    Raises: SpecError: the range is empty, outside the dtype, or without 0, or the scheme does not fit the observer.
+    """
+
+    eps: Tensor
+    min_val: Tensor
+    max_val: Tensor
+    _schemes: tuple[torch.qscheme, ...] = ()
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: Mapping[str, Any] | None = None,  # Any: torch's own keywords of a tensor
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        **unused: object,
+    ) -> None:
+        check_unused(type(self), unused)
+        super().__init__(dtype, is_dynamic)
+        if self._schemes and qscheme not in self._schemes:
+            raise SpecError(
+                f"{type(self).__name__} does not serve this scheme",
+                found=f"qscheme={qscheme}",
+                expected=", ".join(map(str, self._schemes)),
+                remedy="choose another scheme, or a per-channel observer for a per-channel scheme",
+            )
+        self.qscheme = qscheme
+        self.reduce_range = reduce_range
+        self.has_customized_qrange = quant_min is not None or quant_max is not None
+        self.quant_min, self.quant_max = quantized_range(dtype, quant_min, quant_max, reduce_range=reduce_range)
+        self._factory = {"dtype": torch.float32, **(factory_kwargs or {})}
+        self.register_buffer("eps", torch.tensor([eps], **self._factory))
+        self._warned = False
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether any data came."""
+        return self.min_val.numel() > 0 and not bool((self.min_val > self.max_val).any())
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the observed range.
+
+        Returns: scale, float32, and zero point, int64 (float32 for float zero points), (1,) or (channels,); 1.0 and 0
+            after a warning where nothing was observed.
+        """
+        return self._calculate_qparams(self.min_val, self.max_val)
+
+    def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of a range. The name is the field's: quantizers call it when they derive parameters."""
+        if not self.has_observed:
+            return self._never_ran()
+        return choose_qparams(
+            min_val,
+            max_val,
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+            dtype=self.dtype,
+            qscheme=self.qscheme,
+            eps=self.eps,
+            has_custom_range=self.has_customized_qrange,
+        )
+
+    def _never_ran(self) -> tuple[Tensor, Tensor]:
+        if not self._warned:
+            self._warned = True
+            place = "" if self.where is None else f" at node {self.where.node}, module {self.where.module_path}"
+            warnings.warn(
+                f"{type(self).__name__}{place} has seen no data; scale 1.0 and zero point 0 stand in. Run the prepared "
+                "model on calibration data before converting it.",
+                ObserverNeverRanWarning,
+                stacklevel=4,
+            )
+        zero = 0 if self.dtype in FLOAT8 else int(min(max(0, self.quant_min), self.quant_max))
+        kind = torch.float32 if self.qscheme == torch.per_channel_affine_float_qparams else torch.int64
+        device = self.eps.device
+        return torch.ones(1, device=device), torch.full((1,), zero, dtype=kind, device=device)
+
+    def _check_static(self) -> None:
+        if self.is_dynamic:
+            raise SpecError(
+                f"{type(self).__name__} does not serve dynamic quantization",
+                found="is_dynamic=True",
+                remedy="use PlaceholderObserver for a dynamic spec",
+            )
+
+    def reset_min_max_vals(self) -> None:
+        """Forget what was observed."""
+        self.min_val.fill_(math.inf)
+        self.max_val.fill_(-math.inf)
+
+    def extra_repr(self) -> str:
+        """The observed range."""
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+
+class SeenTensor:
+    """The last tensor observed, to tell whether the next one is the same and unchanged: a weight, on every forward.
+
+    It holds no reference that keeps the tensor alive. A change made behind autograd's version counter, through
+    `tensor.data`, goes unnoticed.
+    """
+
+    def __init__(self) -> None:
+        self._tensor: weakref.ref[Tensor] | None = None
+        self._version = -1
+        self._address = 0
+
+    def is_same(self, x: Tensor) -> bool:
+        """Whether `x` is the tensor remembered, with the same contents."""
+        if self._tensor is None or self._tensor() is not x:
+            return False
+        return x._version == self._version and x.data_ptr() == self._address
+
+    def remember(self, x: Tensor) -> None:
+        """Remember `x`. Inference tensors count no versions and are not remembered."""
+        if x.is_inference():
+            self.forget()
+            return
+        self._tensor, self._version, self._address = weakref.ref(x), x._version, x.data_ptr()
+
+    def forget(self) -> None:
+        """Forget the tensor."""
+        self._tensor = None
+
+    def __reduce__(self) -> tuple[type["SeenTensor"], tuple[()]]:
+        return SeenTensor, ()  # a copy, possibly in another process, has seen nothing
+
+
+def reject_not_finite(x: Tensor, where: Where | None) -> None:
+    """Raise for a tensor whose smallest or largest value is NaN or infinite.
+
+    Raises: CalibrationError: always.
+    """
+    wrong = int((~torch.isfinite(x)).sum())
+    raise CalibrationError(
+        f"an observer was given values that are not finite: {wrong} of {x.numel()}",
+        where=where,
+        found=f"{int(torch.isnan(x).sum())} NaN, {int(torch.isinf(x).sum())} infinite, shape {tuple(x.shape)}",
+        expected="finite values",
+        remedy="check the calibration data, and that the float model gives finite values on it",
+    )
+
+
+def finite_limits(x: Tensor, where: Where | None) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of a tensor that is not empty. NaN and infinity show in them: no pass of its own.
+
+    Raises: CalibrationError: they are not finite.
+    """
+    low, high = torch.aminmax(x)
+    if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+        reject_not_finite(x, where)
+    return low, high

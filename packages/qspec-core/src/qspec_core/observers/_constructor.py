@@ -1,0 +1,153 @@
+"""Constructors with arguments filled in, and how a spec calls one: ours or a third party's."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from torch import nn
+
+from qspec_core.errors import SpecError
+from qspec_core.spec import QuantizationSpec
+
+__all__ = ["Configurable", "PartialWrapper", "accepted_keywords", "build_observer", "construct"]
+
+SPEC_FIELDS = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
+"""Fields of a spec that are handed to its constructor, where they are not None and the constructor takes them."""
+
+_KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class PartialWrapper:
+    """A constructor with some arguments filled in. Two of them are equal where class and arguments are.
+
+    Args:
+        p: the constructor and its arguments.
+        callable_args: functions of no argument, by argument name; each is called anew at every construction.
+    """
+
+    def __init__(
+        self, p: "functools.partial[nn.Module]", callable_args: Mapping[str, Callable[[], object]] | None = None
+    ) -> None:
+        self.p = p
+        self.callable_args = dict(callable_args or {})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> nn.Module:  # Any: the arguments of whichever class is wrapped
+        late = {name: function() for name, function in self.callable_args.items() if name not in kwargs}
+        return self.p(*args, **{**late, **kwargs})
+
+    def with_args(self, **kwargs: object) -> Self:
+        """The same constructor with more arguments filled in; later ones win."""
+        return type(self)(functools.partial(self.p, **kwargs), self.callable_args)
+
+    def with_callable_args(self, **kwargs: Callable[[], object]) -> Self:
+        """The same constructor with arguments that are computed at each construction, for instance a device."""
+        return type(self)(self.p, {**self.callable_args, **kwargs})
+
+    def _state(self) -> tuple[object, ...]:
+        return self.p.func, self.p.args, self.p.keywords, self.callable_args
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PartialWrapper) and self._state() == other._state()
+
+    def __hash__(self) -> int:
+        # Values may be unhashable (a block size given as a list), so that only the names of keywords count.
+        return hash((self.p.func, frozenset(self.p.keywords), frozenset(self.callable_args)))
+
+    def __repr__(self) -> str:
+        name = getattr(self.p.func, "__name__", repr(self.p.func))
+        filled = ", ".join([*map(repr, self.p.args), *(f"{key}={value!r}" for key, value in self.p.keywords.items())])
+        text = f"{name}.with_args({filled})"
+        if self.callable_args:
+            late = ", ".join(
+                f"{key}={getattr(value, '__qualname__', repr(value))}" for key, value in self.callable_args.items()
+            )
+            text += f".with_callable_args({late})"
+        return text
+
+
+class Configurable:
+    """Adds `with_args` and `with_callable_args` to a class of modules."""
+
+    @classmethod
+    def with_args(cls, **kwargs: object) -> PartialWrapper:
+        """This class with arguments filled in: what a spec takes as its constructor."""
+        return PartialWrapper(functools.partial(_as_constructor(cls), **kwargs))
+
+    @classmethod
+    def with_callable_args(cls, **kwargs: Callable[[], object]) -> PartialWrapper:
+        """This class with arguments that are computed at each construction."""
+        return PartialWrapper(functools.partial(_as_constructor(cls)), kwargs)
+
+
+def _as_constructor(cls: type) -> Callable[..., nn.Module]:
+    constructor: Callable[..., nn.Module] = cls
+    return constructor
+
+
+def _unwrap(constructor: object) -> tuple[object, dict[str, object]]:
+    """The innermost callable and the keywords filled in, read by shape: `functools.partial`, or `.p` that is one."""
+    keywords: dict[str, object] = {}
+    while True:
+        inner = constructor if isinstance(constructor, functools.partial) else getattr(constructor, "p", None)
+        if isinstance(constructor, type) or not isinstance(inner, functools.partial):
+            return constructor, keywords
+        keywords = {**inner.keywords, **keywords}
+        constructor = inner.func
+
+
+def accepted_keywords(constructor: object) -> frozenset[str] | None:
+    """Keyword arguments that a constructor takes, read from its signature; None where it takes any.
+
+    A constructor with a parameter `observer` and `**kwargs` hands the latter on to that observer: then the answer is
+    its own parameters and those of the observer.
+    """
+    target, filled = _unwrap(constructor)
+    if not callable(target):
+        return frozenset()
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # some callables written in C have no signature
+        return None
+    named = frozenset(name for name, parameter in parameters.items() if parameter.kind in _KEYWORD_KINDS)
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return named
+    observer = filled.get("observer", parameters["observer"].default) if "observer" in parameters else None
+    if observer is None or observer is inspect.Parameter.empty:
+        return None
+    inner = accepted_keywords(observer)
+    return None if inner is None else named | inner
+
+
+def construct(constructor: Callable[..., object], fields: Mapping[str, object]) -> object:
+    """Call a constructor with those of `fields` that it takes, leaving out None."""
+    accepted = accepted_keywords(constructor)
+    given = {name: value for name, value in fields.items() if value is not None}
+    return constructor(**{name: value for name, value in given.items() if accepted is None or name in accepted})
+
+
+def build_observer(spec: QuantizationSpec, **overrides: object) -> nn.Module:
+    """Build the observer or fake-quantize of a spec.
+
+    The constructor is called with the spec's fields that are not None and that its signature takes, so that one which
+    has no use for `ch_axis`, say, need not name it. What a class is called plays no part.
+
+    Args:
+        spec: the spec; only its constructor and `SPEC_FIELDS` are read, so that a third party's spec will do.
+        overrides: keywords in place of, or on top of, the spec's; given to the constructor whatever it takes.
+    Returns: a new module.
+    Raises: SpecError: what the constructor returns is no module.
+    """
+    fields = {name: value for name in SPEC_FIELDS if (value := getattr(spec, name, None)) is not None}
+    constructor = spec.observer_or_fake_quant_ctr
+    accepted = accepted_keywords(constructor)
+    taken = {name: value for name, value in fields.items() if accepted is None or name in accepted}
+    built: object = constructor(**{**taken, **overrides})
+    if not isinstance(built, nn.Module):
+        raise SpecError(
+            "the constructor of a spec returned something that is not a module",
+            found=repr(built),
+            expected="an observer or a fake-quantize, both torch.nn.Module",
+            remedy="give observer_or_fake_quant_ctr a class, or what its with_args(...) returns",
+        )
+    return built

@@ -1,0 +1,173 @@
+"""Observer that keeps a histogram and quantizes the part of it that loses least."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qspec_core.errors import SpecError
+from qspec_core.observers._arithmetic import FLOAT8, PER_TENSOR, SYMMETRIC, middle
+from qspec_core.observers._base import FLOAT32_EPS, UniformQuantizationObserverBase, finite_limits
+from qspec_core.observers._range_search import RangeSearch
+
+__all__ = ["HistogramObserver"]
+
+_SMALLEST_EXPONENT = -120
+"""Bins are no narrower than 2**-120, so that their inverse is a float32."""
+
+_CHUNK = 1 << 18
+"""Elements counted at a time: their numbers stay in the cache, and the copy in memory stays small."""
+
+
+def _layout(low: float, high: float, bins: int) -> tuple[int, int]:
+    """Narrowest bins that cover a range: exponent of their width, a power of two, and number of the first.
+
+    Bin `i` holds the values from `i * width` to `(i + 1) * width`. The layout follows from the range alone, and a
+    coarser one joins whole bins of a finer one: hence the histogram does not depend on the order of the batches.
+    """
+    exponent = max(_SMALLEST_EXPONENT, math.frexp(high - low)[1] - math.frexp(bins)[1] - 1)
+    while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= bins:
+        exponent += 1
+    return exponent, math.floor(math.ldexp(low, -exponent))
+
+
+def _count(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
+    """Values in each bin, int64, (bins,). Scaling by a power of two and the floor of it are exact in float32, so that
+    no value lands in a bin that is not its own (save a value below 2**-149 bin widths, which may land beside 0).
+    """
+    flat = x.reshape(-1)
+    counts = torch.zeros(bins, dtype=torch.int64, device=x.device)
+    size = min(_CHUNK, flat.numel())
+    place = torch.empty(size, dtype=torch.float32, device=x.device)
+    index = torch.empty(size, dtype=torch.int32, device=x.device)
+    for chunk in flat.split(_CHUNK):
+        part, number = place[: chunk.numel()], index[: chunk.numel()]
+        torch.mul(chunk.to(torch.float32), math.ldexp(1.0, -exponent), out=part)
+        if first != 0:  # without negative values, the conversion to integers takes the floor
+            part.floor_().sub_(first)
+        number.copy_(part)
+        counts += torch.bincount(number, minlength=bins)
+    return counts
+
+
+class HistogramObserver(UniformQuantizationObserverBase):
+    """Range with the smallest squared quantization error on a histogram of all values seen; per tensor.
+
+    The width of the bins is a power of two and 0 lies on an edge; the range observed always holds 0. The histogram is
+    the same for every order and every cut of the data into batches. For float8, the whole range is taken.
+
+    Buffers: `histogram`, int64, (bins,); `bin_layout`, int64, (2,): exponent of the width, number of the first bin;
+    `min_val`, `max_val`, scalars.
+
+    Args:
+        bins: bins of the histogram, 2 or more; at least half as many cover the range.
+        others: as `UniformQuantizationObserverBase`; a per-tensor scheme, static.
+    """
+
+    histogram: Tensor
+    bin_layout: Tensor
+    _schemes = PER_TENSOR
+
+    def __init__(
+        self,
+        bins: int = 2048,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: Mapping[str, Any] | None = None,  # Any: torch's own keywords of a tensor
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        **unused: object,
+    ) -> None:
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic, **unused)
+        self._check_static()
+        if bins < 2:
+            raise SpecError(
+                "a histogram needs two bins or more, one on each side of 0",
+                found=f"bins={bins}",
+                remedy="leave bins at 2048",
+            )
+        self.bins = bins
+        device = self.eps.device
+        self.register_buffer("histogram", torch.zeros(bins, dtype=torch.int64, device=device))
+        self.register_buffer("bin_layout", torch.tensor([_SMALLEST_EXPONENT, 0], device=device))
+        self.register_buffer("min_val", torch.tensor(math.inf, **self._factory))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **self._factory))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape; return it."""
+        if x.numel() == 0:
+            return x
+        data = x.detach()
+        low, high = finite_limits(data, self.where)
+        self.min_val.copy_(torch.minimum(self.min_val, low.to(self.min_val)))
+        self.max_val.copy_(torch.maximum(self.max_val, high.to(self.max_val)))
+        exponent, first = self._grow(low.float().item(), high.float().item())
+        self.histogram += _count(data, exponent, first, self.bins).to(self.histogram.device)
+        return x
+
+    def _grow(self, low: float, high: float) -> tuple[int, int]:
+        """Make the bins cover one more range; return their layout. Counts move by whole bins."""
+        exponent, first = self.bin_layout.tolist()
+        width = math.ldexp(1.0, exponent)
+        if first * width <= low and high < (first + self.bins) * width:
+            return exponent, first
+        low = min(low, 0.0, self.min_val.item())
+        high = max(high, 0.0, self.max_val.item())
+        layout = _layout(low, high, self.bins)
+        old = torch.arange(first, first + self.bins, device=self.histogram.device)
+        # A shift by 63 is as good as any more: bin numbers are below 2**11 or so in absolute value.
+        moved = (old >> min(layout[0] - exponent, 63)) - layout[1]
+        counts = torch.zeros_like(self.histogram)
+        counts.index_add_(0, moved.clamp(0, self.bins - 1), self.histogram)
+        self.histogram.copy_(counts)
+        self.bin_layout.copy_(torch.tensor(layout))
+        return layout
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the range with the smallest squared error.
+
+        Returns: scale, float32, and zero point, int64, both (1,).
+        Cost: O(bins).
+        """
+        if not self.has_observed or self.dtype in FLOAT8:
+            return super().calculate_qparams()
+        low, high = self._best_range()
+        return self._calculate_qparams(torch.full_like(self.min_val, low), torch.full_like(self.max_val, high))
+
+    def _best_range(self) -> tuple[float, float]:
+        low, high = min(self.min_val.item(), 0.0), max(self.max_val.item(), 0.0)
+        zero_point = None
+        if self.qscheme in SYMMETRIC:
+            high = max(-low, high)
+            low = -high
+            zero_point = middle(self.quant_min, self.quant_max, self.dtype, has_custom_range=self.has_customized_qrange)
+        exponent, first = self.bin_layout.tolist()
+        if low == high or math.ldexp(high - low, -exponent) < 1.0:
+            return low, high  # all values are 0, or closer to it than the narrowest bins
+        search = RangeSearch(
+            self.histogram.cpu().numpy().astype(np.float64),
+            first,
+            math.ldexp(low, -exponent),
+            math.ldexp(high, -exponent),
+            int(self.quant_min),
+            int(self.quant_max),
+            zero_point,
+        )
+        best_low, best_high = search.best()
+        return math.ldexp(best_low, exponent), math.ldexp(best_high, exponent)
+
+    def reset_histogram(self) -> None:
+        """Forget what was observed."""
+        self.reset_min_max_vals()
+
+    def reset_min_max_vals(self) -> None:
+        """Forget what was observed."""
+        super().reset_min_max_vals()
+        self.histogram.zero_()
+        self.bin_layout.copy_(torch.tensor([_SMALLEST_EXPONENT, 0]))

@@ -1,0 +1,117 @@
+"""Observers of the smallest and largest value of a tensor."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qspec_core.errors import SpecError
+from qspec_core.observers._arithmetic import PER_TENSOR
+from qspec_core.observers._base import FLOAT32_EPS, SeenTensor, UniformQuantizationObserverBase, finite_limits
+
+__all__ = ["MinMaxObserver", "MovingAverageMinMaxObserver", "check_averaging"]
+
+
+class MinMaxObserver(UniformQuantizationObserverBase):
+    """Range from the smallest to the largest value seen; per tensor.
+
+    Buffers `min_val` and `max_val`, scalars, start at +inf and -inf. A constant that comes again unchanged costs
+    nothing. Args and Raises: as `UniformQuantizationObserverBase`.
+    """
+
+    _schemes = PER_TENSOR
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: Mapping[str, Any] | None = None,  # Any: torch's own keywords of a tensor
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        **unused: object,
+    ) -> None:
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic, **unused)
+        self.register_buffer("min_val", torch.tensor(math.inf, **self._factory))
+        self.register_buffer("max_val", torch.tensor(-math.inf, **self._factory))
+        self._seen = SeenTensor()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape; return it."""
+        if x.numel() == 0 or self._seen.is_same(x):
+            return x
+        low, high = finite_limits(x.detach(), self.where)
+        self.min_val.copy_(torch.minimum(self.min_val, low.to(self.min_val)))
+        self.max_val.copy_(torch.maximum(self.max_val, high.to(self.max_val)))
+        self._seen.remember(x)
+        return x
+
+    def reset_min_max_vals(self) -> None:
+        """Forget what was observed."""
+        super().reset_min_max_vals()
+        self._seen.forget()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # Any: torch's hook, handed on
+        self._seen.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def check_averaging(owner: type, averaging_constant: float, is_dynamic: bool) -> None:
+    """Refuse a weight of the newest batch outside 0..1, and dynamic quantization that would average over batches.
+
+    Raises: SpecError: either.
+    """
+    if not 0.0 < averaging_constant <= 1.0:
+        raise SpecError(
+            f"{owner.__name__} has an averaging constant outside 0..1",
+            found=f"averaging_constant={averaging_constant}",
+            remedy="give the weight of the newest batch, greater than 0 and at most 1",
+        )
+    if is_dynamic and averaging_constant != 1:
+        raise SpecError(
+            f"{owner.__name__} averages over batches, where dynamic quantization looks at one",
+            found=f"is_dynamic=True, averaging_constant={averaging_constant}",
+            expected="averaging_constant=1",
+            remedy="give averaging_constant=1, or use PlaceholderObserver",
+        )
+
+
+class MovingAverageMinMaxObserver(MinMaxObserver):
+    """Range from exponential averages of each batch's smallest and largest value; per tensor.
+
+    Args:
+        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch counts whole.
+        others: as `MinMaxObserver`; dynamic only with `averaging_constant=1`.
+    """
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        **unused: Any,  # Any: `factory_kwargs` may be among them
+    ) -> None:
+        check_averaging(type(self), averaging_constant, is_dynamic)
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, eps=eps, is_dynamic=is_dynamic, **unused)
+        self.averaging_constant = averaging_constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape; return it."""
+        if x.numel() == 0:
+            return x
+        low, high = (limit.to(self.min_val) for limit in finite_limits(x.detach(), self.where))
+        if self.has_observed:
+            low = self.min_val + self.averaging_constant * (low - self.min_val)
+            high = self.max_val + self.averaging_constant * (high - self.max_val)
+        self.min_val.copy_(low)
+        self.max_val.copy_(high)
+        return x

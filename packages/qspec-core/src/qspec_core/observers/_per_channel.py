@@ -1,0 +1,149 @@
+"""Observers of the smallest and largest value of each channel."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qspec_core.errors import CalibrationError
+from qspec_core.observers._arithmetic import PER_CHANNEL
+from qspec_core.observers._base import (
+    FLOAT32_EPS,
+    SeenTensor,
+    UniformQuantizationObserverBase,
+    reject_not_finite,
+)
+from qspec_core.observers._minmax import check_averaging
+
+__all__ = ["MovingAveragePerChannelMinMaxObserver", "PerChannelMinMaxObserver"]
+
+
+class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
+    """Range from the smallest to the largest value seen in each channel.
+
+    Buffers `min_val` and `max_val` start empty and become (channels,) with the first batch. A constant that comes again
+    unchanged costs nothing.
+
+    Args:
+        ch_axis: dimension of the channels; None for 0.
+        others: as `UniformQuantizationObserverBase`; a per-channel scheme, static.
+    """
+
+    _schemes = PER_CHANNEL
+
+    def __init__(
+        self,
+        ch_axis: int | None = 0,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_channel_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: Mapping[str, Any] | None = None,  # Any: torch's own keywords of a tensor
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        **unused: object,
+    ) -> None:
+        super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic, **unused)
+        self._check_static()
+        self.ch_axis = 0 if ch_axis is None else ch_axis
+        self.register_buffer("min_val", torch.empty(0, **self._factory))
+        self.register_buffer("max_val", torch.empty(0, **self._factory))
+        self._seen = SeenTensor()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, whose dimension `ch_axis` holds the channels; return it."""
+        if x.numel() == 0 or self._seen.is_same(x):
+            return x
+        low, high = self._limits(x)
+        if self.has_observed:
+            low, high = torch.minimum(self.min_val, low), torch.maximum(self.max_val, high)
+        self._store(low, high)
+        self._seen.remember(x)
+        return x
+
+    def _limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value of each channel, (channels,), as the buffers are.
+
+        Raises: CalibrationError: no such dimension, another number of channels than before, or values not finite.
+        """
+        if not -x.dim() <= self.ch_axis < x.dim():
+            raise CalibrationError(
+                "the observed tensor has no such channel axis",
+                where=self.where,
+                found=f"shape {tuple(x.shape)}, ch_axis={self.ch_axis}",
+                remedy="correct ch_axis in the quantization spec",
+            )
+        rows = x.detach().movedim(self.ch_axis, 0)
+        low, high = torch.aminmax(rows.reshape(rows.shape[0], -1), dim=1)
+        if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
+            reject_not_finite(x.detach(), self.where)
+        if self.min_val.numel() not in (0, low.numel()):
+            raise CalibrationError(
+                "the observed tensor has another number of channels than before",
+                where=self.where,
+                found=f"{low.numel()} channels, shape {tuple(x.shape)}, ch_axis={self.ch_axis}",
+                expected=f"{self.min_val.numel()} channels",
+                remedy="correct ch_axis in the quantization spec, or calibrate with tensors of one shape",
+            )
+        return low.to(self.min_val), high.to(self.max_val)
+
+    def _store(self, low: Tensor, high: Tensor) -> None:
+        self.min_val.resize_(low.shape).copy_(low)
+        self.max_val.resize_(high.shape).copy_(high)
+
+    def reset_min_max_vals(self) -> None:
+        """Forget what was observed."""
+        self.min_val.resize_(0)
+        self.max_val.resize_(0)
+        self._seen.forget()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:  # Any: torch's hook, handed on
+        self._seen.forget()
+        for name in ("min_val", "max_val"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                getattr(self, name).resize_(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
+    """Range from exponential averages of each batch's smallest and largest value in each channel.
+
+    Args:
+        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch counts whole.
+        others: as `PerChannelMinMaxObserver`.
+    """
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        ch_axis: int | None = 0,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_channel_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = FLOAT32_EPS,
+        is_dynamic: bool = False,
+        **unused: Any,  # Any: `factory_kwargs` may be among them
+    ) -> None:
+        super().__init__(
+            ch_axis, dtype, qscheme, reduce_range, quant_min, quant_max, eps=eps, is_dynamic=is_dynamic, **unused
+        )
+        check_averaging(type(self), averaging_constant, is_dynamic)
+        self.averaging_constant = averaging_constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, whose dimension `ch_axis` holds the channels; return it."""
+        if x.numel() == 0:
+            return x
+        low, high = self._limits(x)
+        if self.has_observed:
+            low = self.min_val + self.averaging_constant * (low - self.min_val)
+            high = self.max_val + self.averaging_constant * (high - self.max_val)
+        self._store(low, high)
+        return x

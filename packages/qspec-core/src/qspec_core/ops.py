@@ -1,0 +1,44 @@
+"""The `quantized_decomposed` operators, in which converted graphs speak to every exporter and runtime downstream."""
+
+import torch
+from torch._ops import OpOverload
+
+from qspec_core._torch import load_quantized_decomposed
+
+__all__ = [
+    "CHOOSE_QPARAMS",
+    "CONVERT_ELEMENT_TYPE",
+    "DEQUANTIZE",
+    "DEQUANTIZE_DYNAMIC",
+    "DEQUANTIZE_PER_CHANNEL",
+    "QUANTIZE",
+    "QUANTIZE_DYNAMIC",
+    "QUANTIZE_PER_CHANNEL",
+    "is_dequantize",
+    "is_quantize",
+]
+
+load_quantized_decomposed()
+_namespace = torch.ops.quantized_decomposed
+
+QUANTIZE: OpOverload = _namespace.quantize_per_tensor.default
+QUANTIZE_DYNAMIC: OpOverload = _namespace.quantize_per_tensor.tensor
+QUANTIZE_PER_CHANNEL: OpOverload = _namespace.quantize_per_channel.default
+DEQUANTIZE: OpOverload = _namespace.dequantize_per_tensor.default
+DEQUANTIZE_DYNAMIC: OpOverload = _namespace.dequantize_per_tensor.tensor
+DEQUANTIZE_PER_CHANNEL: OpOverload = _namespace.dequantize_per_channel.default
+CHOOSE_QPARAMS: OpOverload = _namespace.choose_qparams.tensor
+CONVERT_ELEMENT_TYPE: OpOverload = _namespace.convert_element_type.no_fuse
+
+_QUANTIZES = frozenset({QUANTIZE, QUANTIZE_DYNAMIC, QUANTIZE_PER_CHANNEL})
+_DEQUANTIZES = frozenset({DEQUANTIZE, DEQUANTIZE_DYNAMIC, DEQUANTIZE_PER_CHANNEL})
+
+
+def is_quantize(node: object) -> bool:
+    """Whether a node turns a float tensor into integers."""
+    return isinstance(node, torch.fx.Node) and node.op == "call_function" and node.target in _QUANTIZES
+
+
+def is_dequantize(node: object) -> bool:
+    """Whether a node turns integers into a float tensor."""
+    return isinstance(node, torch.fx.Node) and node.op == "call_function" and node.target in _DEQUANTIZES

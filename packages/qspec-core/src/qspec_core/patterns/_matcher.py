@@ -1,0 +1,213 @@
+"""The one matcher: finds the rows of a table in a graph by its structure alone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch._ops import OpOverload
+from torch.fx import Graph, Node
+
+from qspec_core.patterns._arguments import argument, argument_names, is_call
+from qspec_core.patterns._rows import Operand, PostOp, PreOp, Reason, ReasonCode, Role, Row
+
+__all__ = ["Link", "Match", "Matching", "match_rows"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """One post-op of a match.
+
+    Args:
+        post_op: the entry of the row's chain.
+        previous: the node whose value it takes.
+        node: the node that computes it.
+    """
+
+    post_op: PostOp
+    previous: Node
+    node: Node
+
+    @property
+    def other(self) -> Any:  # an operand can be any of fx's argument types
+        """Second operand of a binary post-op, read from the graph as it is now; None for a unary one."""
+        if self.post_op.other is None:
+            return None
+        first, second = (argument(self.node, name) for name in argument_names(self.post_op.target)[:2])
+        return second if first is self.previous else first
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row found at an anchor. Operands are read when asked for, since lowering replaces the nodes that produce them.
+
+    Args:
+        row: the row.
+        anchor: the node that calls the row's anchor.
+        links: the post-ops found after it, in order.
+        absorbed: for each operand that takes in an operator before it, that operator's node.
+    """
+
+    row: Row
+    anchor: Node
+    links: tuple[Link, ...]
+    absorbed: Mapping[str, tuple[PreOp, Node]]
+
+    @property
+    def tail(self) -> Node:
+        """Node that holds the match's result."""
+        return self.links[-1].node if self.links else self.anchor
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes that the match claims: what it absorbs, the anchor, its post-ops."""
+        return (*(node for _, node in self.absorbed.values()), self.anchor, *(link.node for link in self.links))
+
+    @property
+    def label(self) -> str:
+        """The row's name with the chain found: `conv2d + add + relu`."""
+        return " + ".join((self.row.name, *(link.post_op.kernel for link in self.links)))
+
+    def consumer(self, operand: Operand) -> Node:
+        """Node that reads the operand: the anchor, or the operator that the kernel absorbs before it."""
+        return self.absorbed[operand.name][1] if operand.name in self.absorbed else self.anchor
+
+    def operand(self, name: str) -> Any:  # as in Link.other
+        """Value of an operand of the anchor as the graph is now, taken before whatever the kernel absorbs."""
+        if name in self.absorbed:
+            pre_op, node = self.absorbed[name]
+            return argument(node, pre_op.operand)
+        return argument(self.anchor, name)
+
+    def inputs(self, *roles: Role) -> tuple[tuple[Operand, Node], ...]:
+        """Nodes of the operands of these roles (all roles if none is given), with the operand, in schema order.
+
+        A list operand gives one pair for each tensor; an operand that is not a node gives none.
+        """
+        pairs = []
+        for operand in self.row.operands:
+            if roles and operand.role not in roles:
+                continue
+            value = self.operand(operand.name)
+            values = value if isinstance(value, list | tuple) else (value,)
+            pairs += [(operand, item) for item in values if isinstance(item, Node)]
+        return tuple(pairs)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Result of a search.
+
+    Args:
+        matches: in the order of their anchors in the graph.
+        claimed: the match of each claimed node.
+        declined: for each anchor that no row took, the reason of the last row that looked at it.
+    """
+
+    matches: tuple[Match, ...]
+    claimed: Mapping[Node, Match]
+    declined: Mapping[Node, Reason]
+
+
+Accept = Callable[[Match], Reason | None]
+
+
+def match_rows(graph: Graph, rows: Sequence[Row], *, accept: Accept | None = None) -> Matching:
+    """Find the rows in a graph in canonical form.
+
+    Rows claim nodes in their written order; the anchors of a row are visited from the end of the graph, so that of two
+    producers of a sum the later one takes the sum into its kernel, in the float graph as in the converted one. A node
+    is claimed once.
+
+    Args:
+        graph: exported graph, only read.
+        rows: in the order in which they may claim nodes.
+        accept: called with each candidate, longest chain first; a reason declines it.
+    Returns: the matches, and the reasons of the anchors that none took.
+    Cost: O(nodes * rows of one anchor) time, O(nodes) memory.
+    """
+    anchors = {row.anchor for row in rows}
+    buckets: dict[OpOverload, list[Node]] = {}
+    order: dict[Node, int] = {}
+    for position, node in enumerate(graph.nodes):
+        order[node] = position
+        if is_call(node) and node.target in anchors:
+            buckets.setdefault(node.target, []).append(node)
+    claimed: dict[Node, Match] = {}
+    declined: dict[Node, Reason] = {}
+    matches: list[Match] = []
+    for row in rows:
+        for anchor in reversed(buckets.get(row.anchor, ())):
+            if anchor in claimed:
+                continue
+            found = _match_anchor(row, anchor, claimed, accept)
+            if isinstance(found, Match):
+                matches.append(found)
+                claimed.update(dict.fromkeys(found.nodes, found))
+                declined.pop(anchor, None)
+            else:
+                declined[anchor] = found
+    matches.sort(key=_position(order))
+    return Matching(tuple(matches), claimed, {n: r for n, r in declined.items() if n not in claimed})
+
+
+def _position(order: Mapping[Node, int]) -> Callable[[Match], int]:
+    def position(match: Match) -> int:
+        return order[match.anchor]
+
+    return position
+
+
+def _match_anchor(row: Row, anchor: Node, claimed: Mapping[Node, Match], accept: Accept | None) -> Match | Reason:
+    for check in row.checks:
+        reason = check(anchor)
+        if reason is not None:
+            return reason
+    absorbed = dict(_absorbed(row, anchor, claimed))
+    reason = None
+    for chain in row.chains:
+        links = _links(chain, anchor, claimed)
+        if isinstance(links, Reason):
+            reason = links
+            continue
+        candidate = Match(row, anchor, links, absorbed)
+        reason = None if accept is None else accept(candidate)
+        if reason is None:
+            return candidate
+    return reason if reason is not None else Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"row {row.name} needs one of its chains")
+
+
+def _absorbed(row: Row, anchor: Node, claimed: Mapping[Node, Match]) -> Iterator[tuple[str, tuple[PreOp, Node]]]:
+    for operand in row.operands:
+        if not operand.absorbs:
+            continue
+        node = argument(anchor, operand.name)
+        for pre_op in operand.absorbs:
+            if not is_call(node, pre_op.target) or node in claimed or len(node.users) != 1:
+                continue
+            if pre_op.check is None or pre_op.check(node) is None:
+                yield operand.name, (pre_op, node)
+                break
+
+
+def _links(chain: Sequence[PostOp], anchor: Node, claimed: Mapping[Node, Match]) -> tuple[Link, ...] | Reason:
+    links: list[Link] = []
+    previous = anchor
+    for post_op in chain:
+        node = next(iter(previous.users), None)
+        if node is None or len(previous.users) != 1 or node in claimed or not is_call(node, post_op.target):
+            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"no {post_op.kernel} follows as the one reader")
+        if post_op.other is not None and not _is_binary_with(node, previous):
+            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"{post_op.kernel} has no second tensor of its own")
+        if post_op.check is not None:
+            reason = post_op.check(previous, node)
+            if reason is not None:
+                return reason
+        links.append(Link(post_op, previous, node))
+        previous = node
+    return tuple(links)
+
+
+def _is_binary_with(node: Node, previous: Node) -> bool:
+    """Both operands are nodes, and exactly one of them is `previous`: `x + x` has no second operand to read."""
+    first, second = (argument(node, name) for name in argument_names(node.target)[:2])  # type: ignore[arg-type]  # is_call held
+    return isinstance(first, Node) and isinstance(second, Node) and (first is previous) != (second is previous)

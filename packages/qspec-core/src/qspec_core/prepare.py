@@ -1,0 +1,188 @@
+"""prepare: a copy of an exported graph in which every quantization point is observed."""
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from qspec_core.canonical import fold_batch_norms
+from qspec_core.coverage import Coverage, operators, record_coverage
+from qspec_core.errors import GraphError, NothingQuantizedError, Where
+from qspec_core.graphs import attribute, copy_graph_module, fresh_attribute_name, gc_paused, require_exported
+from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
+from qspec_core.patterns import argument, is_call, written_arguments
+from qspec_core.quantizer import Quantizer, TableQuantizer
+from qspec_core.sharing import Group, Resolution, resolve
+from qspec_core.spec import (
+    DerivedQuantizationSpec,
+    EdgeOrNode,
+    FixedQParamsQuantizationSpec,
+    QuantizationSpec,
+)
+
+__all__ = ["is_observer", "observer_nodes", "prepare_pt2e"]
+
+aten = torch.ops.aten
+_DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+
+
+def is_observer(module: object) -> bool:
+    """Whether a submodule is an observer or a fake-quantize, ours or another stack's: it can compute parameters."""
+    return isinstance(module, nn.Module) and callable(getattr(module, "calculate_qparams", None))
+
+
+def observer_nodes(module: GraphModule) -> list[tuple[Node, nn.Module]]:
+    """The nodes that call observers, each with its observer, in graph order."""
+    calls = ((node, attribute(module, str(node.target))) for node in module.graph.nodes if node.op == "call_module")
+    return [(node, called) for node, called in calls if is_observer(called)]
+
+
+def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool = False) -> GraphModule:
+    """Copy an exported model, let a quantizer annotate it, and insert an observer at every quantization point.
+
+    The copy shares the model's parameters; the model itself is not changed. Batch norms are folded into the layers
+    before them first. Call the result on calibration data, then `convert_pt2e` it.
+
+    Args:
+        model: an exported graph module, traced in evaluation mode: `torch.export.export(...).module()`.
+        quantizer: annotates the copy.
+        allow_empty: accept a quantizer that has a configuration and matches nothing.
+    Returns: the observed module; `coverage(module)` says what will be quantized, and what not and why.
+    Raises:
+        GraphError: the model is not exported, already prepared, or traced in training mode.
+        NothingQuantizedError: a table quantizer that has a configuration matched nothing.
+        AnnotationError, SharingError, SelectorError: the quantizer's annotations or selectors do not fit the model.
+    Cost: O(nodes + edges).
+    """
+    _require_fresh(require_exported(model, "prepare_pt2e"))
+    with gc_paused():
+        prepared = copy_graph_module(model)
+        original = operators(prepared)
+        fold_batch_norms(prepared)
+        prepared = quantizer.transform_for_annotation(prepared)
+        quantizer.annotate(prepared)
+        quantizer.validate(prepared)
+        found = record_coverage(prepared, original, type(quantizer).__name__)
+        if isinstance(quantizer, TableQuantizer) and quantizer.has_configuration and not allow_empty:
+            _require_some(found)
+        observers = _observers(resolve(prepared.graph))
+        quantizer.prepare_obs_or_fq_callback(prepared, observers)
+        _insert(prepared, observers)
+        prepared.recompile()
+    return prepared
+
+
+def _require_fresh(model: GraphModule) -> None:
+    """Raise unless the graph came from an export in evaluation mode and holds no observers yet."""
+    live = observer_nodes(model)
+    if live:
+        raise GraphError(
+            "the model is prepared already",
+            where=live[0][0],
+            found=f"{len(live)} live observers",
+            expected="a graph without observers",
+            remedy="convert it with convert_pt2e, or prepare the exported model it was made from",
+        )
+    if not any("val" in node.meta for node in model.graph.nodes):
+        raise GraphError(
+            "the graph was not made by torch.export: its nodes carry no fake tensors",
+            found=type(model).__qualname__,
+            expected="torch.export.export(model.eval(), example_inputs).module()",
+            remedy="export the model instead of tracing it symbolically",
+        )
+    for node in model.graph.nodes:
+        flag = "training" if is_call(node, aten.batch_norm.default) else "train" if is_call(node, *_DROPOUTS) else None
+        if flag is not None and argument(node, flag):
+            raise GraphError(
+                f"{node.target} was traced in training mode",
+                where=node,
+                found=f"{flag}=True",
+                expected=f"{flag}=False",
+                remedy="call model.eval() before torch.export.export",
+            )
+
+
+def _require_some(found: Coverage) -> None:
+    if not found.quantized:
+        raise NothingQuantizedError(
+            "the quantizer matched nothing in the model",
+            found=found.summary(),
+            expected="at least one operator quantized by a row",
+            remedy="change the configuration or the selectors by the reasons above, or pass allow_empty=True",
+        )
+
+
+def _observers(resolution: Resolution) -> dict[EdgeOrNode, nn.Module]:
+    """One observer for each group, under every point of the group."""
+    made: dict[int, nn.Module] = {}
+    for index in resolution.order:
+        group = resolution.groups[index]
+        made[index] = _build(group, [made[source] for source in group.derived_from])
+        made[index].where = _place(group)  # type: ignore[assignment]  # a plain attribute, read by observers in errors
+    return {point: made[group.index] for group in resolution.groups for point in group.points}
+
+
+def _build(group: Group, sources: list[nn.Module]) -> nn.Module:
+    spec = group.spec
+    if isinstance(spec, QuantizationSpec):
+        return build_observer(spec)
+    if isinstance(spec, FixedQParamsQuantizationSpec):
+        low, high = spec.range if spec.range is not None else (None, None)
+        qscheme = torch.per_tensor_affine if spec.qscheme is None else spec.qscheme
+        return FixedQParamsObserver(spec.scale, spec.zero_point, spec.dtype, qscheme, low, high)
+    if isinstance(spec, DerivedQuantizationSpec):
+        fields = {name: getattr(spec, name) for name in ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")}
+        return DerivedObserverOrFakeQuantize(obs_or_fqs=sources, derive_qparams_fn=spec.derive_qparams_fn, **fields)
+    raise TypeError(f"no observer is built from {type(spec).__qualname__}")  # resolve() has refused every other class
+
+
+def _place(group: Group) -> Where:
+    point = group.points[0]
+    return Where.of(point[0] if isinstance(point, tuple) else point)
+
+
+def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None:
+    """Insert the observers: after each producer its output's, then one for each other group among its readers.
+
+    An edge whose observer differs from that of its producer's output reads through both. An edge over which the reader
+    writes to the tensor stays as it is: what it writes must reach the tensor itself.
+
+    Cost: O(points + edges).
+    """
+    edges: dict[Node, dict[nn.Module, list[Node]]] = {}
+    for point, observer in observers.items():
+        if isinstance(point, tuple):
+            edges.setdefault(point[0], {}).setdefault(observer, []).append(point[1])
+    inputs = module.graph.find_nodes(op="placeholder")
+    for producer in list(module.graph.nodes):
+        own, readers = observers.get(producer), edges.get(producer, {})
+        if own is None and not readers:
+            continue
+        spot = inputs[-1].next if producer.op == "placeholder" else producer.next
+        source = producer
+        if own is not None:
+            source = _observe(module, own, producer, spot)
+            for user in list(producer.users):
+                if user is not source and not _writes(user, producer):
+                    user.replace_input_with(producer, source)
+        for observer, consumers in readers.items():
+            if observer is own:
+                continue
+            observed = _observe(module, observer, source, spot)
+            for consumer in consumers:
+                if not _writes(consumer, producer):
+                    consumer.replace_input_with(source, observed)
+
+
+def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Node) -> Node:
+    name = fresh_attribute_name(module, "activation_post_process_")
+    module.add_module(name, observer)
+    with module.graph.inserting_before(before):
+        node = module.graph.call_module(name, (source,))
+    node.meta = {key: source.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in source.meta}
+    return node
+
+
+def _writes(consumer: Node, producer: Node) -> bool:
+    if not is_call(consumer):
+        return False
+    return any(argument(consumer, name) is producer for name in written_arguments(consumer.target))

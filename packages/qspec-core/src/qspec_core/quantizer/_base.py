@@ -1,0 +1,47 @@
+"""The interface of every quantizer, and the two ways to write an annotation."""
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from qspec_core.spec import Q_ANNOTATION_KEY, EdgeOrNode, QuantizationAnnotation, QuantizationSpecBase
+
+__all__ = ["Quantizer", "annotate_input_qspec_map", "annotate_output_qspec"]
+
+
+class Quantizer(ABC):
+    """Writes `QuantizationAnnotation`s into `node.meta`. A subclass may edit the graph it is given: prepare owns it."""
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Rewrite the graph into the form that `annotate` expects; the values it computes stay the same."""
+        return model
+
+    @abstractmethod
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate the nodes of the graph, and return the module."""
+
+    @abstractmethod
+    def validate(self, model: GraphModule) -> None:
+        """Raise if the annotated graph is not one that the backend can run."""
+
+    def prepare_obs_or_fq_callback(
+        self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, nn.Module]
+    ) -> None:
+        """Edit the map from points to observers before they are inserted. Points of one group hold one instance."""
+
+
+def _annotation(node: Node) -> QuantizationAnnotation:
+    annotation: QuantizationAnnotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation())
+    annotation._annotated = True
+    return annotation
+
+
+def annotate_input_qspec_map(node: Node, input_node: Node, qspec: QuantizationSpecBase | None) -> None:
+    """Give the edge from `input_node` to `node` a spec."""
+    _annotation(node).input_qspec_map[input_node] = qspec
+
+
+def annotate_output_qspec(node: Node, qspec: QuantizationSpecBase | None) -> None:
+    """Give the output of `node` a spec."""
+    _annotation(node).output_qspec = qspec

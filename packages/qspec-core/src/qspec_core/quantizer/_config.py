@@ -1,0 +1,88 @@
+"""A configuration: the specs of an operator's activations, weight and bias."""
+
+from dataclasses import dataclass
+
+import torch
+
+from qspec_core.errors import SpecError
+from qspec_core.patterns import Mode
+from qspec_core.spec import QuantizationSpec
+
+__all__ = [
+    "QuantizationConfig",
+    "get_bias_qspec",
+    "get_input_act_qspec",
+    "get_output_act_qspec",
+    "get_weight_qspec",
+    "mode_of",
+]
+
+_ACTIVATION_SCHEMES = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+_WEIGHT_SCHEMES = (torch.per_tensor_symmetric, torch.per_channel_symmetric, None)
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """Specs by role. A role without a spec stays in float.
+
+    Args:
+        input_activation: spec of an operator's activations.
+        output_activation: spec of its output.
+        weight: spec of its weight.
+        bias: spec of its bias.
+        is_qat: made for training: its constructors build fake-quantizes.
+    """
+
+    input_activation: QuantizationSpec | None
+    output_activation: QuantizationSpec | None
+    weight: QuantizationSpec | None
+    bias: QuantizationSpec | None
+    is_qat: bool = False
+
+
+def mode_of(config: QuantizationConfig) -> Mode:
+    """When a configuration quantizes activations."""
+    if config.input_activation is None:
+        return Mode.WEIGHT_ONLY
+    return Mode.DYNAMIC if config.input_activation.is_dynamic else Mode.STATIC
+
+
+def _refuse(role: str, found: object, expected: object) -> SpecError:
+    return SpecError(
+        f"the configuration's {role} spec has a form that no kernel takes",
+        found=found,
+        expected=expected,
+        remedy=f"change the {role} spec of the QuantizationConfig",
+    )
+
+
+def _activation(spec: QuantizationSpec | None) -> QuantizationSpec | None:
+    if spec is not None and spec.qscheme not in _ACTIVATION_SCHEMES:
+        raise _refuse("activation", spec.qscheme, " or ".join(map(str, _ACTIVATION_SCHEMES)))
+    return spec
+
+
+def get_input_act_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+    """Spec of input activations. Raises: SpecError: it is not per tensor."""
+    return None if config is None else _activation(config.input_activation)
+
+
+def get_output_act_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+    """Spec of output activations. Raises: SpecError: it is not per tensor."""
+    return None if config is None else _activation(config.output_activation)
+
+
+def get_weight_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+    """Spec of weights. Raises: SpecError: it is not symmetric."""
+    spec = None if config is None else config.weight
+    if spec is not None and spec.qscheme not in _WEIGHT_SCHEMES:
+        raise _refuse("weight", spec.qscheme, "a symmetric scheme")
+    return spec
+
+
+def get_bias_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+    """Spec of biases. Raises: SpecError: it is not float32."""
+    spec = None if config is None else config.bias
+    if spec is not None and spec.dtype != torch.float32:
+        raise _refuse("bias", spec.dtype, torch.float32)
+    return spec

@@ -1,0 +1,77 @@
+"""Rows that only join: where integers already flow, they keep flowing."""
+
+from collections.abc import Mapping, Sequence
+
+from torch.fx import Node
+
+from qspec_core.patterns import Flow, Match, OtherRole, Outputs, Reason, ReasonCode, Role
+
+__all__ = ["choose_joins", "ends_in_float_sum"]
+
+
+def ends_in_float_sum(match: Match) -> bool:
+    """Whether the chain ends in a sum with a float tensor: quantizing that residual stream ruins accuracy."""
+    return any(link.post_op.other is OtherRole.FLOAT for link in match.links)
+
+
+def choose_joins(
+    starts: Sequence[Match], candidates: Sequence[Match], outputs: Outputs
+) -> tuple[tuple[Match, ...], Mapping[Node, Reason]]:
+    """Choose which joining and sharing matches run in integers, in one sweep forward and one backward.
+
+    A match joins where each of its inputs is an integer tensor already: the result of a chosen match, or a tensor that
+    some chosen match quantizes for itself. A sharing match with one input and one reader may also stand behind a float
+    producer if its reader takes integers: the quantize then rises above it. On a device that quantizes on demand, a
+    match must have an integer reader too.
+
+    Args:
+        starts: matches that start integers, each static.
+        candidates: joining and sharing matches, in graph order.
+        outputs: the device's policy.
+    Returns: the chosen candidates in graph order, and the reason of each anchor left out.
+    Cost: O(edges).
+    """
+    integer: set[Node] = set()
+    for match in starts:
+        integer.update(_inputs(match))
+        if not ends_in_float_sum(match):
+            integer.add(match.tail)
+    forward: set[Node] = set()
+    for match in candidates:
+        if all(node in integer for node in _inputs(match)):
+            forward.add(match.anchor)
+            integer.add(match.tail)
+    return _backward(starts, candidates, forward, outputs)
+
+
+def _edges(match: Match) -> list[tuple[Node, Node]]:
+    """Edges over which a match reads integers."""
+    edges = [(node, match.consumer(operand)) for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS)]
+    return edges + [(link.other, link.node) for link in match.links if link.post_op.other is OtherRole.QUANTIZED]
+
+
+def _inputs(match: Match) -> list[Node]:
+    return [producer for producer, _ in _edges(match)]
+
+
+def _backward(
+    starts: Sequence[Match], candidates: Sequence[Match], forward: set[Node], outputs: Outputs
+) -> tuple[tuple[Match, ...], Mapping[Node, Reason]]:
+    edges = {edge for match in starts for edge in _edges(match)}
+    chosen: list[Match] = []
+    reasons: dict[Node, Reason] = {}
+    for match in reversed(candidates):
+        tail = match.tail
+        readers = [(tail, user) in edges for user in tail.users]
+        can_rise = (
+            match.row.flow is Flow.SHARES and len(_inputs(match)) == 1 and len(readers) == 1 and readers[0]
+        )
+        if match.anchor not in forward and not can_rise:
+            floats = ", ".join(dict.fromkeys(node.name for node in _inputs(match)))
+            reasons[match.anchor] = Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"not every input is integer: {floats}")
+        elif outputs is Outputs.DEMAND and not any(readers):
+            reasons[match.anchor] = Reason(ReasonCode.NO_INTEGER_READER, "nothing that reads it takes integers")
+        else:
+            chosen.append(match)
+            edges.update(_edges(match))
+    return tuple(reversed(chosen)), reasons

@@ -1,0 +1,189 @@
+"""The quantizer of a pattern table: the rows decide what is annotated, the selection decides how."""
+
+from collections.abc import Callable, Iterator
+from typing import Self
+
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import GraphModule, Node
+
+from qspec_core.canonical import canonicalize
+from qspec_core.coverage import decide_quantized, decide_skipped
+from qspec_core.errors import AnnotationError
+from qspec_core.graphs import constant_value, is_float
+from qspec_core.patterns import (
+    Flow,
+    Match,
+    Mode,
+    OtherRole,
+    Outputs,
+    PatternTable,
+    Reason,
+    ReasonCode,
+    Role,
+    is_call,
+    match_rows,
+)
+from qspec_core.quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
+from qspec_core.quantizer._config import QuantizationConfig, mode_of
+from qspec_core.quantizer._islands import choose_joins, ends_in_float_sum
+from qspec_core.quantizer._selection import Rule, RuleKind, Selection
+from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationSpecBase, SharedQuantizationSpec
+
+__all__ = ["TableQuantizer"]
+
+
+class TableQuantizer(Quantizer):
+    """Annotates what the rows of a table match, by the configuration selected for each match's anchor.
+
+    Args:
+        table: the device's rows.
+        narrow: apply the rows' narrower weight specs, for a deployment target that needs them.
+    """
+
+    def __init__(self, table: PatternTable, *, narrow: bool = False) -> None:
+        self.table = table
+        self.narrow = narrow
+        self._selection = Selection()
+
+    def set_global(self, config: QuantizationConfig | None) -> Self:
+        """Configure every match that no closer rule selects."""
+        return self._set(RuleKind.GLOBAL, "", config)
+
+    def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
+        """Configure the module of this path and all inside it. The path may hold `*`, `?` and `[...]`."""
+        return self._set(RuleKind.MODULE_NAME, name, config)
+
+    def set_module_type(self, module_type: type | str, config: QuantizationConfig | None) -> Self:
+        """Configure modules of this class, given as the class or its qualified name, and all inside them."""
+        return self._set(RuleKind.MODULE_TYPE, module_type, config)
+
+    def set_operator_type(self, operator: OpOverload | OpOverloadPacket, config: QuantizationConfig | None) -> Self:
+        """Configure the matches anchored at this operator in canonical form."""
+        return self._set(RuleKind.OPERATOR_TYPE, operator, config)
+
+    def set_filter_function(self, predicate: Callable[[Node], bool] | None) -> Self:
+        """Leave in float every match for whose anchor the predicate is false."""
+        self._selection.set_filter(predicate)
+        return self
+
+    def _set(self, kind: RuleKind, selector: object, config: QuantizationConfig | None) -> Self:
+        self._selection.add(Rule(kind, selector, config))
+        return self
+
+    @property
+    def has_configuration(self) -> bool:
+        """Whether some rule asks for quantization."""
+        return self._selection.has_configuration
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Bring the graph to canonical form, so that each operator has one spelling."""
+        canonicalize(model)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate every match of the table that has a configuration, and note on each node why or why not.
+
+        Raises: SelectorError: a selector matches nothing.
+        Cost: O(nodes + edges).
+        """
+        self._selection.require_matches([model.graph])
+        configs: dict[Node, QuantizationConfig] = {}
+
+        def accept(match: Match) -> Reason | None:
+            chosen = self._selection.choose(match.anchor)
+            if isinstance(chosen, Reason):
+                return chosen
+            reason = _unfit(model, match, chosen)
+            if reason is None:
+                configs[match.anchor] = chosen
+            return reason
+
+        matching = match_rows(model.graph, self.table.rows, accept=accept)
+        starts = [match for match in matching.matches if match.row.flow is Flow.STARTS]
+        static = [match for match in starts if mode_of(configs[match.anchor]) is Mode.STATIC]
+        candidates = [match for match in matching.matches if match.row.flow is not Flow.STARTS]
+        joins, reasons = choose_joins(static, candidates, self.table.outputs)
+        for match in (*starts, *joins):
+            self._annotate_match(match, configs[match.anchor])
+        self._note_skipped(model, {**matching.declined, **reasons})
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Check that every annotated activation is a floating-point tensor.
+
+        Raises: AnnotationError: an annotated input is not.
+        """
+        for node in model.graph.nodes:
+            annotation = node.meta.get(Q_ANNOTATION_KEY)
+            for source, spec in (annotation.input_qspec_map if annotation is not None else {}).items():
+                if spec is not None and not is_float(source):
+                    raise AnnotationError(
+                        f"input {source.name} of {node.name} has a spec but is not a floating-point tensor",
+                        where=node,
+                        found=source.meta.get("val"),
+                        expected="a floating-point tensor",
+                        remedy="leave this edge out of the annotation",
+                    )
+
+    def _annotate_match(self, match: Match, config: QuantizationConfig) -> None:
+        first: tuple[Node, Node] | None = None
+        shares = match.row.flow is Flow.SHARES
+        for node, consumer, spec in self._edges(match, config):
+            if first is not None and shares and spec is config.input_activation and (node, consumer) != first:
+                annotate_input_qspec_map(consumer, node, SharedQuantizationSpec(first))
+            else:
+                annotate_input_qspec_map(consumer, node, spec)
+                first = first if first is not None else (node, consumer)
+        if shares and first is not None:
+            annotate_output_qspec(match.tail, SharedQuantizationSpec(first))
+        elif self.table.outputs is Outputs.ALWAYS and not ends_in_float_sum(match):
+            annotate_output_qspec(match.tail, config.output_activation)
+        for node in match.nodes:
+            decide_quantized(node, match.label)
+
+    def _edges(
+        self, match: Match, config: QuantizationConfig
+    ) -> Iterator[tuple[Node, Node, QuantizationSpecBase | None]]:
+        """Each input edge of a match as `(producer, consumer, spec)`; edges without a spec are left out."""
+        for operand, node in match.inputs():
+            consumer = match.consumer(operand)
+            if operand.role in (Role.ACTIVATION, Role.ACTIVATIONS):
+                spec = config.input_activation
+            elif operand.role is Role.WEIGHT:
+                spec = config.weight
+                if self.narrow and spec is not None and operand.narrow is not None:
+                    spec = operand.narrow(match.anchor, spec)
+            else:
+                spec = config.bias
+            if spec is not None:
+                yield node, consumer, spec
+        for link in match.links:
+            if link.post_op.other is OtherRole.QUANTIZED and config.input_activation is not None:
+                yield link.other, link.node, config.input_activation
+
+    def _note_skipped(self, model: GraphModule, declined: dict[Node, Reason]) -> None:
+        for node in model.graph.nodes:
+            if not is_call(node):
+                continue
+            reason = declined.get(node)
+            if reason is None and node.target in self.table.float_only:
+                reason = Reason(ReasonCode.NO_INTEGER_KERNEL, self.table.float_only[node.target])
+            decide_skipped(node, reason if reason is not None else Reason(ReasonCode.NO_ROW, str(node.target)))
+
+
+def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reason | None:
+    """Why a match cannot take a configuration, whatever the device."""
+    mode = mode_of(config)
+    if mode not in match.row.modes:
+        return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} has no {mode.value} form")
+    if Q_ANNOTATION_KEY in match.anchor.meta:
+        return Reason(ReasonCode.ALREADY_QUANTIZED, "annotated before")
+    for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
+        if not is_float(node):
+            return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
+    for operand in match.row.operands:
+        if operand.role is Role.WEIGHT and constant_value(model, match.operand(operand.name)) is None:
+            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"operand {operand.name} is computed, not a constant")
+    if match.row.has_weight or mode is not Mode.WEIGHT_ONLY:
+        return None if is_float(match.anchor) else Reason(ReasonCode.NOT_FLOATING_POINT)
+    return Reason(ReasonCode.UNSUPPORTED_MODE, "there is no weight to quantize")

@@ -1,0 +1,107 @@
+"""Clamps fused after a kernel: which of them its saturation does for free, and which the kernel must be told."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from types import MappingProxyType
+
+import torch
+from torch.fx import Node
+
+from qspec_core.lowering import Quantized
+from qspec_core.patterns import Link, argument
+
+__all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "is_clamp", "output_of"]
+
+KERNEL_MIN, KERNEL_MAX = 0, 255
+"""Limits to which the kernels saturate a uint8 result, whatever range the graph quantizes to."""
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A clamp to `low`..`high`."""
+
+    low: float = -inf
+    high: float = inf
+
+    def then(self, after: "Bounds") -> "Bounds":
+        """The one clamp that equals this one followed by `after`."""
+        return Bounds(
+            min(max(self.low, after.low), after.high),
+            min(max(self.high, after.low), after.high),
+        )
+
+
+def _relu(_node: Node) -> Bounds:
+    return Bounds(low=0.0)
+
+
+def _hardtanh(node: Node) -> Bounds:
+    return Bounds(float(argument(node, "min_val")), float(argument(node, "max_val")))
+
+
+_CLAMPS: Mapping[str, Callable[[Node], Bounds]] = MappingProxyType({"relu": _relu, "hardtanh": _hardtanh})
+
+
+def is_clamp(link: Link) -> bool:
+    """Whether a post-op is a clamp."""
+    return link.post_op.kernel in _CLAMPS
+
+
+def bounds_of(links: Sequence[Link]) -> Bounds:
+    """The one clamp that a chain of clamps amounts to."""
+    bounds = Bounds()
+    for link in links:
+        bounds = bounds.then(_CLAMPS[link.post_op.kernel](link.node))
+    return bounds
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a kernel is told about its result.
+
+    Args:
+        dtype: uint8, or float32 with scale 1 and zero point 0.
+        scale: real value of one step.
+        zero_point: integer that stands for 0.0.
+        attr: the kernel's name of the clamp: "none", "relu" or "hardtanh".
+        scalars: limits of a "hardtanh"; `(None,)` otherwise, since an empty list cannot be saved.
+    """
+
+    dtype: torch.dtype = torch.float32
+    scale: float = 1.0
+    zero_point: int = 0
+    attr: str = "none"
+    scalars: tuple[float | None, ...] = (None,)
+
+
+def output_of(bounds: Bounds, quantized: Quantized | None) -> Output:
+    """Fold the clamp into saturation where rounding gives the same integers; else name it to the kernel.
+
+    A uint8 result saturates to 0..255. ReLU6 needs nothing when 0.0 is the integer 0 and 6.0 rounds to 255. A graph that quantizes to
+    less than 0..255 needs a clamp for that alone, since the kernel does not know the narrower range.
+
+    Args:
+        bounds: the clamp before the quantize.
+        quantized: the quantize that reads the result: per tensor, static, uint8; None for a float result.
+    """
+    if quantized is None:
+        return _named(bounds, Output())
+    scale, zero_point = float(quantized.scale), int(quantized.zero_point or 0)  # type: ignore[arg-type]  # static: numbers
+    written = Bounds((quantized.quant_min - zero_point) * scale, (quantized.quant_max - zero_point) * scale)
+    inner = bounds.then(written)
+    low = -inf if round(inner.low / scale) + zero_point <= KERNEL_MIN else inner.low
+    high = inf if round(inner.high / scale) + zero_point >= KERNEL_MAX else inner.high
+    return _named(Bounds(low, high), Output(torch.uint8, scale, zero_point))
+
+
+def _named(bounds: Bounds, plain: Output) -> Output:
+    if bounds == Bounds():
+        return plain
+    if bounds == Bounds(low=0.0):
+        attr, scalars = "relu", (None,)
+        return Output(plain.dtype, plain.scale, plain.zero_point, attr, scalars)
+    limits = (max(bounds.low, -_LARGEST), min(bounds.high, _LARGEST))
+    return Output(plain.dtype, plain.scale, plain.zero_point, "hardtanh", limits)
