@@ -1,15 +1,26 @@
-"""The only place that touches private parts of torch. Each use names what it is for; tested on torch 2.13.0 and 2.14.1."""
+"""The only place that touches private parts of torch, each with what it is for. Tested on torch 2.13.0 and 2.14.1."""
 
+import importlib
 import importlib.util
 from types import MethodType
 from typing import Any
 
-from torch import Tensor
+from torch import FunctionSchema, Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, GraphModule
 
 from qspec_core.errors import TrainingModeError
 
-__all__ = ["fake_like", "forbid_mode_switch", "load_quantized_decomposed", "move_codegen"]
+__all__ = [
+    "OpOverload",
+    "OpOverloadPacket",
+    "copy_persistence",
+    "fake_like",
+    "forbid_mode_switch",
+    "load_quantized_decomposed",
+    "move_codegen",
+    "schema_of",
+]
 
 _DEFINITIONS = "torch.ao.quantization.fx._decomposed"
 
@@ -59,3 +70,13 @@ def fake_like(example: Tensor | None, value: Tensor) -> Tensor:
         return value.detach().to("meta")
     fake: Tensor = mode.from_tensor(value.detach(), static_shapes=True)
     return fake
+
+
+def schema_of(target: OpOverload) -> FunctionSchema:
+    """Schema of an operator overload, which has no public attribute for it."""
+    return target._schema
+
+
+def copy_persistence(source: nn.Module, target: nn.Module) -> None:
+    """Keep out of `target`'s state dict the buffers that `source` keeps out of its own."""
+    target._non_persistent_buffers_set.update(source._non_persistent_buffers_set & set(target._buffers))

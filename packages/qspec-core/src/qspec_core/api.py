@@ -65,7 +65,7 @@ class Result:
         return self.backend.lower(self.converted, self.example_inputs, self.target)
 
     def save(self, path: str | Path) -> Path:
-        """Write the quantized program with `torch.export.save`; `torch.export.load` reads it once qspec_core is imported.
+        """Write the quantized program with `torch.export.save`. Import qspec_core before `torch.export.load` reads it.
 
         The file carries the coverage, the backend and the target under the extra file `qspec.json`.
         """

@@ -95,14 +95,17 @@ class Installed:
 
 
 def _registered() -> list[EntryPoint]:
-    return [point for point in entry_points() if point.group.startswith(_ANY_VERSION)]
+    groups = [group for group in entry_points().groups if group.startswith(_ANY_VERSION)]
+    return [point for group in groups for point in entry_points(group=group)]
 
 
 def backends() -> tuple[Installed, ...]:
     """Every registered backend, by name. None of them is imported."""
     found = []
     for point in _registered():
-        problem = "" if point.group == ENTRY_POINT_GROUP else f"made for contract {point.group!r}: upgrade one of the two"
+        problem = (
+            "" if point.group == ENTRY_POINT_GROUP else f"made for contract {point.group!r}: upgrade one of the two"
+        )
         name, version = (point.dist.name, point.dist.version) if point.dist is not None else ("?", "?")
         found.append(Installed(point.name, name, version, problem))
     return tuple(sorted(set(found), key=_by_name))

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
     Args:
         model: from `prepare_pt2e`, after it ran on calibration data.
         fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
-    Returns: the quantized module, in `quantized_decomposed` operators; float weights that it does not need are not in it.
+    Returns: the quantized module, in `quantized_decomposed` operators, without the float weights that it does not need.
     Raises: GraphError: the model is no graph module, or holds no observers although it was not prepared.
     Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
     Cost: O(nodes + edges), plus quantizing each weight, one at a time.
@@ -192,14 +193,14 @@ def _cast(conversion: _Conversion, node: Node, source: Node, dtype: torch.dtype)
 
 def _quantize(
     conversion: _Conversion, node: Node, source: Node, observer: nn.Module, parameters: _Parameters
-) -> tuple[Node, tuple[object, ...]]:
-    """Node of the integers, and the arguments that its dequantize takes after it."""
+) -> tuple[Node, tuple[Any, ...]]:
+    """Node of the integers, and the arguments that its dequantize takes after it (of any type fx knows)."""
     limits = parameters.quant_min, parameters.quant_max, parameters.dtype
     value = constant_value(conversion.module, source)
     if parameters.scale is None or parameters.zero_point is None:
         return _quantize_dynamic(conversion, node, source, parameters)
     if parameters.ch_axis is None:
-        qparams: tuple[object, ...] = float(parameters.scale), int(parameters.zero_point)
+        qparams: tuple[Any, ...] = float(parameters.scale), int(parameters.zero_point)
         target, arguments = ops.QUANTIZE, (*qparams, *limits)
         concrete = arguments
     else:
@@ -233,7 +234,7 @@ def _frozen(conversion: _Conversion, node: Node, source: Node, observer: int, qu
 
 def _quantize_dynamic(
     conversion: _Conversion, node: Node, source: Node, parameters: _Parameters
-) -> tuple[Node, tuple[object, ...]]:
+) -> tuple[Node, tuple[Any, ...]]:
     graph = conversion.module.graph
     limits = parameters.quant_min, parameters.quant_max, parameters.dtype
     with graph.inserting_before(node):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ _LAYERS = frozenset(
 )
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """What became of an operator."""
 
     QUANTIZED = "quantized"

@@ -1,4 +1,4 @@
-"""Errors: one hierarchy, built from fields, so that a test reads fields and a person reads what, where and what next."""
+"""Errors: one hierarchy, built from fields: a test reads the fields, a person reads what, where and what next."""
 
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,8 +83,9 @@ class QSpecError(Exception):
         self.found = found
         self.expected = expected
         lines = [problem]
-        lines += [f"  {label}: {value}" for label, value in zip(("node", "module", "source"), self.where, strict=True) if value]
-        lines += [f"  {label}: {value}" for label, value in (("found", found), ("expected", expected)) if value is not None]
+        fields: dict[str, object] = dict(zip(("node", "module", "source"), self.where, strict=True))
+        fields |= {"found": found, "expected": expected}
+        lines += [f"  {label}: {value}" for label, value in fields.items() if value is not None]
         lines.append(f"  what to do: {remedy}")
         super().__init__("\n".join(lines))
 

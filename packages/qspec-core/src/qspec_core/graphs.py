@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from qspec_core._torch import fake_like, forbid_mode_switch, move_codegen
+from qspec_core._torch import copy_persistence, fake_like, forbid_mode_switch, move_codegen
 from qspec_core.errors import GraphError
-from qspec_core.patterns import argument, is_call, written_arguments
+from qspec_core.patterns import argument, called_operator, written_arguments
 from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
 
 __all__ = [
@@ -126,7 +126,7 @@ def wrap_graph(source: GraphModule, graph: Graph) -> GraphModule:
     for name, owner in source.named_modules():
         copied = attribute(module, name) if name else module
         if isinstance(copied, nn.Module) and copied is not owner:
-            copied._non_persistent_buffers_set.update(owner._non_persistent_buffers_set & set(copied._buffers))
+            copy_persistence(owner, copied)
     module.meta = {key: dict(value) if isinstance(value, dict) else value for key, value in source.meta.items()}
     forbid_mode_switch(module)
     return module
@@ -190,9 +190,8 @@ def _mutated_attributes(module: GraphModule) -> set[str]:
     """Targets of the buffers that some operator of the graph writes to."""
     targets: set[str] = set()
     for node in module.graph.nodes:
-        if not is_call(node):
-            continue
-        for name in written_arguments(node.target):
+        operator = called_operator(node)
+        for name in written_arguments(operator) if operator is not None else ():
             value = argument(node, name)
             if isinstance(value, Node) and value.op == "get_attr":
                 targets.add(str(value.target))

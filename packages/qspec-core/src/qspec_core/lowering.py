@@ -25,7 +25,7 @@ from qspec_core.patterns import (
     match_rows,
 )
 
-__all__ = ["Lowering", "Quantized", "lower_rows", "match_converted", "quantized_value", "quantized_operand"]
+__all__ = ["Lowering", "Quantized", "lower_rows", "match_converted", "quantized_operand", "quantized_value"]
 
 Scale = float | Node
 ZeroPoint = int | Node | None
@@ -213,7 +213,7 @@ def lower_rows(
         context = Lowering(module, target, options if options is not None else {})
         lowered: dict[str, str] = {}
         declined: dict[str, Reason] = {}
-        # In graph order: a producer's quantize is gone, and its integers stand in its place, before its reader is lowered.
+        # In graph order, so that a producer's integers stand in their place before its reader is lowered.
         for match in match_converted(module, table):
             if isinstance(match.row.lower, Delegated):
                 continue

@@ -1,9 +1,8 @@
 """The `quantized_decomposed` operators, in which converted graphs speak to every exporter and runtime downstream."""
 
 import torch
-from torch._ops import OpOverload
 
-from qspec_core._torch import load_quantized_decomposed
+from qspec_core._torch import OpOverload, load_quantized_decomposed
 
 __all__ = [
     "CHOOSE_QPARAMS",

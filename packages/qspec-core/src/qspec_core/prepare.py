@@ -9,7 +9,7 @@ from qspec_core.coverage import Coverage, operators, record_coverage
 from qspec_core.errors import GraphError, NothingQuantizedError, Where
 from qspec_core.graphs import attribute, copy_graph_module, fresh_attribute_name, gc_paused, require_exported
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
-from qspec_core.patterns import argument, is_call, written_arguments
+from qspec_core.patterns import argument, called_operator, is_call, written_arguments
 from qspec_core.quantizer import Quantizer, TableQuantizer
 from qspec_core.sharing import Group, Resolution, resolve
 from qspec_core.spec import (
@@ -126,7 +126,7 @@ def _build(group: Group, sources: list[nn.Module]) -> nn.Module:
     if isinstance(spec, QuantizationSpec):
         return build_observer(spec)
     if isinstance(spec, FixedQParamsQuantizationSpec):
-        low, high = spec.range if spec.range is not None else (None, None)
+        low, high = (int(limit) for limit in spec.range) if spec.range is not None else (None, None)
         qscheme = torch.per_tensor_affine if spec.qscheme is None else spec.qscheme
         return FixedQParamsObserver(spec.scale, spec.zero_point, spec.dtype, qscheme, low, high)
     if isinstance(spec, DerivedQuantizationSpec):
@@ -183,6 +183,5 @@ def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Nod
 
 
 def _writes(consumer: Node, producer: Node) -> bool:
-    if not is_call(consumer):
-        return False
-    return any(argument(consumer, name) is producer for name in written_arguments(consumer.target))
+    operator = called_operator(consumer)
+    return operator is not None and any(argument(consumer, n) is producer for n in written_arguments(operator))

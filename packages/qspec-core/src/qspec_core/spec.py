@@ -42,8 +42,8 @@ _INTEGER_RANGES: Mapping[torch.dtype, tuple[int, int]] = MappingProxyType(
         torch.uint16: (0, 2**16 - 1),
         torch.int32: (-(2**31), 2**31 - 1),
         torch.qint32: (-(2**31), 2**31 - 1),
-        torch.int4: (-8, 7),
-        torch.uint4: (0, 15),
+        torch.int4: (-8, 7),  # type: ignore[attr-defined]  # torch's stubs leave it out
+        torch.uint4: (0, 15),  # type: ignore[attr-defined]  # as above
         torch.quint4x2: (0, 15),
     }
 )

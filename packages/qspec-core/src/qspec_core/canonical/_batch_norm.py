@@ -114,7 +114,11 @@ def _set_constant(
         setattr(owner, field, nn.Parameter(value, requires_grad=False) if keeps_kind else value)
         return
     weight = argument(layer, "weight")
-    prefix = f"{str(weight.target).replace('.', '_')}_{name}" if name == "bias" else f"{str(weight.target).replace('.', '_')}_folded"
+    prefix = (
+        f"{str(weight.target).replace('.', '_')}_{name}"
+        if name == "bias"
+        else f"{str(weight.target).replace('.', '_')}_folded"
+    )
     replace_argument(layer, name, add_constant(module, prefix, value, before=layer))
 
 

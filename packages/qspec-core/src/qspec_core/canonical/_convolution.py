@@ -1,9 +1,9 @@
 """Convolutions in all their spellings become conv1d, conv2d, conv3d or conv_transpose with numeric padding."""
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
+from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
 from qspec_core.graphs import is_float
 from qspec_core.patterns import argument, is_call
@@ -52,7 +52,7 @@ def _undo_decomposition(node: Node) -> None:
 
 
 def _number_the_padding(module: GraphModule, node: Node) -> None:
-    """`valid` is no padding. `same` pads `dilation * (kernel - 1)` in all, the odd one at the end, which takes a pad."""
+    """`valid` is no padding. `same` pads `dilation * (kernel - 1)` in all, the odd one at the end by a pad."""
     spatial = _NAMED_PADDING[node.target]  # type: ignore[index]  # is_call held
     weight = argument(node, "weight")
     kernel = tuple(weight.meta["val"].shape[2:])

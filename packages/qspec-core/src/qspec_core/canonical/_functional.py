@@ -3,10 +3,10 @@
 from functools import cache
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from qspec_core.patterns import argument_names, is_call, written_arguments
+from qspec_core._torch import OpOverload, schema_of
+from qspec_core.patterns import argument_names, called_operator, written_arguments
 
 __all__ = ["make_functional"]
 
@@ -14,21 +14,21 @@ __all__ = ["make_functional"]
 @cache
 def _functional_form(target: OpOverload) -> OpOverload | None:
     """`aten.relu.default` for `aten.relu_.default`: the operator of that name that takes the same arguments."""
-    namespace, _, name = target._schema.name.partition("::")
+    schema = schema_of(target)
+    namespace, _, name = schema.name.partition("::")
     if not name.endswith("_") or name.endswith("__") or written_arguments(target) != argument_names(target)[:1]:
         return None
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    form = getattr(packet, target._overloadname, None)
-    same = isinstance(form, OpOverload) and argument_names(form) == argument_names(target)
-    return form if same and not written_arguments(form) else None
+    form: object = getattr(packet, schema.overload_name or "default", None)
+    if not isinstance(form, OpOverload) or argument_names(form) != argument_names(target) or written_arguments(form):
+        return None
+    return form
 
 
 def _is_view(node: Node) -> bool:
     """Whether a node's result may share storage with its first input, by its schema."""
-    if not is_call(node):
-        return False
-    returns = node.target._schema.returns  # type: ignore[union-attr]  # is_call held
-    return any(r.alias_info is not None for r in returns)
+    operator = called_operator(node)
+    return operator is not None and any(value.alias_info is not None for value in schema_of(operator).returns)
 
 
 def _read_later(node: Node, position: dict[Node, int], at: int, depth: int = 0) -> bool:
@@ -63,7 +63,8 @@ def make_functional(module: GraphModule) -> None:
     """
     position = {node: index for index, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):
-        form = _functional_form(node.target) if is_call(node) else None
+        operator = called_operator(node)
+        form = _functional_form(operator) if operator is not None else None
         source = node.args[0] if node.args else None
         if form is None or not isinstance(source, Node) or not _is_private(source, position, position[node]):
             continue

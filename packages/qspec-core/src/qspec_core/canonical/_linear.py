@@ -16,13 +16,13 @@ aten = torch.ops.aten
 def _constant_matrix(module: GraphModule, node: object) -> Tensor | None:
     """A constant matrix, or a constant matrix transposed in the graph, as a view; None for everything else."""
     if is_call(node, aten.t.default):
-        inner = _constant_matrix(module, argument(node, "self"))  # type: ignore[arg-type]  # is_call held
+        inner = _constant_matrix(module, argument(node, "self"))
         return None if inner is None else inner.t()
-    if is_call(node, aten.permute.default) and argument(node, "dims") == [1, 0]:  # type: ignore[arg-type]  # as above
-        inner = _constant_matrix(module, argument(node, "self"))  # type: ignore[arg-type]  # as above
+    if is_call(node, aten.permute.default) and argument(node, "dims") == [1, 0]:
+        inner = _constant_matrix(module, argument(node, "self"))
         return None if inner is None else inner.t()
-    if is_call(node, aten.transpose.int) and {argument(node, "dim0"), argument(node, "dim1")} in ({0, 1}, {-2, -1}):  # type: ignore[arg-type]  # as above
-        inner = _constant_matrix(module, argument(node, "self"))  # type: ignore[arg-type]  # as above
+    if is_call(node, aten.transpose.int) and {argument(node, "dim0"), argument(node, "dim1")} in ({0, 1}, {-2, -1}):
+        inner = _constant_matrix(module, argument(node, "self"))
         return None if inner is None else inner.t()
     value = constant_value(module, node)
     return value if value is not None and value.dim() == 2 and value.is_floating_point() else None

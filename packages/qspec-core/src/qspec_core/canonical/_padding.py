@@ -4,7 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node, retarget
-from qspec_core.patterns import argument, is_call, replace_argument
+from qspec_core.patterns import argument, called_operator, is_call, replace_argument
 
 __all__ = ["canonicalize_pads"]
 
@@ -42,7 +42,8 @@ def _fold_even(module: GraphModule, node: Node) -> None:
     if padding is None:
         return
     for user in list(node.users):
-        spatial = _CONVOLUTIONS.get(user.target) if is_call(user) else None  # type: ignore[arg-type]  # is_call held
+        operator = called_operator(user)
+        spatial = _CONVOLUTIONS.get(operator) if operator is not None else None
         if spatial is None or argument(user, "input") is not node or len(padding) > spatial:
             continue
         outer = [0] * (spatial - len(padding)) + padding

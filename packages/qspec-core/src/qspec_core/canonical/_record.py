@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
+
+from qspec_core._torch import OpOverload
 
 __all__ = ["FOLDED_KEY", "fold_node", "retarget"]
 

@@ -12,7 +12,6 @@ PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 SYMMETRIC = (torch.per_tensor_symmetric, torch.per_channel_symmetric)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_UNSIGNED = (torch.uint8, torch.quint8, torch.uint16, torch.uint4, torch.quint4x2)
 _REDUCED = {
     torch.int8: (-64, 63),
     torch.qint8: (-64, 63),
@@ -61,7 +60,8 @@ def middle(quant_min: float, quant_max: float, dtype: torch.dtype, *, has_custom
     """Zero point of a symmetric scheme: 0 for signed dtypes; the middle of the range for unsigned ones, rounded up for
     the dtype's own range (128 of 0..255) and down for a range asked for, as users of PyTorch know it.
     """
-    if dtype not in _UNSIGNED:
+    natural = dtype_range(dtype)
+    if natural is None or natural[0] < 0:
         return 0
     return int(quant_min + quant_max + (0 if has_custom_range else 1)) // 2
 

@@ -18,6 +18,9 @@ __all__ = ["HistogramObserver"]
 _SMALLEST_EXPONENT = -120
 """Bins are no narrower than 2**-120, so that their inverse is a float32."""
 
+_FINE = 8
+"""Steps per bin from which on the whole range is the best."""
+
 _CHUNK = 1 << 18
 """Elements counted at a time: their numbers stay in the cache, and the copy in memory stays small."""
 
@@ -43,7 +46,7 @@ def _count(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
     size = min(_CHUNK, flat.numel())
     place = torch.empty(size, dtype=torch.float32, device=x.device)
     index = torch.empty(size, dtype=torch.int32, device=x.device)
-    for chunk in flat.split(_CHUNK):
+    for chunk in torch.split(flat, _CHUNK):
         part, number = place[: chunk.numel()], index[: chunk.numel()]
         torch.mul(chunk.to(torch.float32), math.ldexp(1.0, -exponent), out=part)
         if first != 0:  # without negative values, the conversion to integers takes the floor
@@ -104,6 +107,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if x.numel() == 0:
             return x
         data = x.detach()
+        if data.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            data = data.to(torch.float32)
         low, high = finite_limits(data, self.where)
         self.min_val.copy_(torch.minimum(self.min_val, low.to(self.min_val)))
         self.max_val.copy_(torch.maximum(self.max_val, high.to(self.max_val)))
@@ -148,8 +153,9 @@ class HistogramObserver(UniformQuantizationObserverBase):
             low = -high
             zero_point = middle(self.quant_min, self.quant_max, self.dtype, has_custom_range=self.has_customized_qrange)
         exponent, first = self.bin_layout.tolist()
-        if low == high or math.ldexp(high - low, -exponent) < 1.0:
-            return low, high  # all values are 0, or closer to it than the narrowest bins
+        # All values are 0 or next to it, or the steps are so small that only clipping would cost.
+        if math.ldexp(high - low, -exponent) < 1.0 or self.quant_max - self.quant_min >= _FINE * self.bins:
+            return low, high
         search = RangeSearch(
             self.histogram.cpu().numpy().astype(np.float64),
             first,

@@ -1,6 +1,13 @@
 """The pattern-table language: rows as data, and the one matcher that finds them in a graph."""
 
-from qspec_core.patterns._arguments import argument, argument_names, is_call, replace_argument, written_arguments
+from qspec_core.patterns._arguments import (
+    argument,
+    argument_names,
+    called_operator,
+    is_call,
+    replace_argument,
+    written_arguments,
+)
 from qspec_core.patterns._matcher import Link, Match, Matching, match_rows
 from qspec_core.patterns._rows import (
     DELEGATED,
@@ -46,6 +53,7 @@ __all__ = [
     "argument",
     "argument_names",
     "bias",
+    "called_operator",
     "is_call",
     "match_rows",
     "replace_argument",

@@ -1,31 +1,37 @@
 """The one accessor of operands: by the name in the operator's schema, whether given by position, keyword or default."""
 
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
-from torch._ops import OpOverload
 from torch.fx import Node
 
+from qspec_core._torch import OpOverload, schema_of
 from qspec_core.errors import GraphError
 
-__all__ = ["argument", "argument_names", "is_call", "replace_argument", "written_arguments"]
+__all__ = ["argument", "argument_names", "called_operator", "is_call", "replace_argument", "written_arguments"]
 
 
 @cache
 def _schema(target: OpOverload) -> tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]:
     """Argument names in order, defaults, and the names of the arguments that the operator writes to."""
-    arguments = target._schema.arguments  # the schema has no public name on OpOverload
+    arguments = schema_of(target).arguments
     names = tuple(argument.name for argument in arguments)
     defaults = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
     written = tuple(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
     return names, defaults, written
 
 
-def is_call(node: object, *targets: OpOverload) -> bool:
+def called_operator(node: object) -> OpOverload | None:
+    """The operator overload that a graph node calls; None for any other node or value."""
+    if isinstance(node, Node) and node.op == "call_function" and isinstance(node.target, OpOverload):
+        return node.target
+    return None
+
+
+def is_call(node: object, *targets: OpOverload) -> TypeGuard[Node]:
     """Whether `node` is a graph node that calls one of `targets`, or any operator overload when none is given."""
-    if not isinstance(node, Node) or node.op != "call_function":
-        return False
-    return node.target in targets if targets else isinstance(node.target, OpOverload)
+    operator = called_operator(node)
+    return operator is not None and (not targets or operator in targets)
 
 
 def _overload(node: Node) -> OpOverload:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch._ops import OpOverload
 from torch.fx import Graph, Node
 
+from qspec_core._torch import OpOverload
 from qspec_core.patterns._arguments import argument, argument_names, is_call
 from qspec_core.patterns._rows import Operand, PostOp, PreOp, Reason, ReasonCode, Role, Row
 
@@ -173,7 +173,11 @@ def _match_anchor(row: Row, anchor: Node, claimed: Mapping[Node, Match], accept:
         reason = None if accept is None else accept(candidate)
         if reason is None:
             return candidate
-    return reason if reason is not None else Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"row {row.name} needs one of its chains")
+    return (
+        reason
+        if reason is not None
+        else Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"row {row.name} needs one of its chains")
+    )
 
 
 def _absorbed(row: Row, anchor: Node, claimed: Mapping[Node, Match]) -> Iterator[tuple[str, tuple[PreOp, Node]]]:

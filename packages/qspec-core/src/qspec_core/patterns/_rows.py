@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
-from torch._ops import OpOverload
 from torch.fx import Node
 
+from qspec_core._torch import OpOverload
 from qspec_core.spec import QuantizationSpec
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-class ReasonCode(str, Enum):
+class ReasonCode(StrEnum):
     """Why an operator is not quantized. The values are stable: they are written into coverage files."""
 
     NO_ROW = "no row"

@@ -63,9 +63,7 @@ def _backward(
     for match in reversed(candidates):
         tail = match.tail
         readers = [(tail, user) in edges for user in tail.users]
-        can_rise = (
-            match.row.flow is Flow.SHARES and len(_inputs(match)) == 1 and len(readers) == 1 and readers[0]
-        )
+        can_rise = match.row.flow is Flow.SHARES and len(_inputs(match)) == 1 and len(readers) == 1 and readers[0]
         if match.anchor not in forward and not can_rise:
             floats = ", ".join(dict.fromkeys(node.name for node in _inputs(match)))
             reasons[match.anchor] = Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"not every input is integer: {floats}")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from fnmatch import fnmatchcase
 
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import Graph, Node
 
+from qspec_core._torch import OpOverload
 from qspec_core.errors import SelectorError
 from qspec_core.patterns import Reason, ReasonCode, is_call
 from qspec_core.quantizer._config import QuantizationConfig

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Self
 
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import GraphModule, Node
 
+from qspec_core._torch import OpOverload, OpOverloadPacket
 from qspec_core.canonical import canonicalize
 from qspec_core.coverage import decide_quantized, decide_skipped
 from qspec_core.errors import AnnotationError
@@ -20,7 +20,7 @@ from qspec_core.patterns import (
     Reason,
     ReasonCode,
     Role,
-    is_call,
+    called_operator,
     match_rows,
 )
 from qspec_core.quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
@@ -163,12 +163,13 @@ class TableQuantizer(Quantizer):
 
     def _note_skipped(self, model: GraphModule, declined: dict[Node, Reason]) -> None:
         for node in model.graph.nodes:
-            if not is_call(node):
+            operator = called_operator(node)
+            if operator is None:
                 continue
             reason = declined.get(node)
-            if reason is None and node.target in self.table.float_only:
-                reason = Reason(ReasonCode.NO_INTEGER_KERNEL, self.table.float_only[node.target])
-            decide_skipped(node, reason if reason is not None else Reason(ReasonCode.NO_ROW, str(node.target)))
+            if reason is None and operator in self.table.float_only:
+                reason = Reason(ReasonCode.NO_INTEGER_KERNEL, self.table.float_only[operator])
+            decide_skipped(node, reason if reason is not None else Reason(ReasonCode.NO_ROW))
 
 
 def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reason | None:

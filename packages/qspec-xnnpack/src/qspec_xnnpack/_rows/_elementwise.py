@@ -1,38 +1,78 @@
 """Element-wise family. These rows join: an int8 sum that starts by itself would put residual streams into int8."""
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.patterns import DELEGATED, Flow, Mode, PostOp, Reason, Row, activation, argument
+from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation, argument
 from qspec_xnnpack._rows._checks import refused
 from qspec_xnnpack._rows._clamps import RELU
 
 __all__ = ["ROWS"]
 
 aten = torch.ops.aten
+_OPERANDS = (activation("self"), activation("other"))
+_STATIC = frozenset({Mode.STATIC})
 
 
 def _two_tensors(node: Node) -> Reason | None:
-    for name in ("self", "other"):
-        if not isinstance(argument(node, name), Node):
-            return refused(f"operand {name} is a number")
-    return None
+    numbers = [name for name in ("self", "other") if not isinstance(argument(node, name), Node)]
+    return refused(f"operand {numbers[0]} is a number") if numbers else None
 
 
 def _alpha_is_one(node: Node) -> Reason | None:
     alpha = argument(node, "alpha")
-    return None if alpha == 1 else refused(f"alpha={alpha}: the kernel multiplies neither operand")
+    return None if alpha == 1 else refused(f"alpha={alpha}, and the kernel scales neither operand")
 
 
-def _binary(name: str, anchor: OpOverload, chains: tuple[tuple[PostOp, ...], ...], *checks: object) -> Row:
-    return Row(
-        name=name,
-        anchor=anchor,
-        operands=(activation("self"), activation("other")),
-        chains=chains,
-        flow=Flow.JOINS,
-        modes=frozenset({Mode.STATIC}),
-        lower=DELEGATED,
-        checks=(_two_tensors, *checks),
-    )
+ADD = Row(
+    name="add",
+    anchor=aten.add.Tensor,
+    operands=_OPERANDS,
+    # A hardtanh after a sum is not fused by the partitioner, which then computes both in float.
+    chains=((RELU,), ()),
+    flow=Flow.JOINS,
+    modes=_STATIC,
+    lower=DELEGATED,
+    checks=(_two_tensors, _alpha_is_one),
+)
+SUB = Row(
+    name="sub",
+    anchor=aten.sub.Tensor,
+    operands=_OPERANDS,
+    chains=((),),
+    flow=Flow.JOINS,
+    modes=_STATIC,
+    lower=DELEGATED,
+    checks=(_two_tensors, _alpha_is_one),
+)
+MUL = Row(
+    name="mul",
+    anchor=aten.mul.Tensor,
+    operands=_OPERANDS,
+    # Nor is any clamp after a product.
+    chains=((),),
+    flow=Flow.JOINS,
+    modes=_STATIC,
+    lower=DELEGATED,
+    checks=(_two_tensors,),
+)
+# Alone, a clamp has a scale of its own: with its input's, every level that it cuts off would be lost.
+LONE_RELU = Row(
+    name="relu",
+    anchor=aten.relu.default,
+    operands=(activation("self"),),
+    chains=((),),
+    flow=Flow.JOINS,
+    modes=_STATIC,
+    lower=DELEGATED,
+)
+LONE_HARDTANH = Row(
+    name="hardtanh",
+    anchor=aten.hardtanh.default,
+    operands=(activation("self"),),
+    chains=((),),
+    flow=Flow.JOINS,
+    modes=_STATIC,
+    lower=DELEGATED,
+)
+ROWS = (ADD, SUB, MUL, LONE_RELU, LONE_HARDTANH)

@@ -1,0 +1,103 @@
+"""Base of the fake-quantizes, their switches, and the operator they share."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from qspec_core.observers._constructor import Configurable
+
+__all__ = [
+    "FakeQuantizeBase",
+    "disable_fake_quant",
+    "disable_observer",
+    "enable_fake_quant",
+    "enable_observer",
+    "fake_quantize",
+]
+
+
+class FakeQuantizeBase(Configurable, nn.Module, ABC):
+    """A module that observes its input and rounds it to quantized values, both switched by buffers.
+
+    Buffers: `fake_quant_enabled`, `observer_enabled`, uint8, (1,), 1 at first.
+    """
+
+    fake_quant_enabled: Tensor
+    observer_enabled: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fake_quant_enabled", torch.ones(1, dtype=torch.uint8))
+        self.register_buffer("observer_enabled", torch.ones(1, dtype=torch.uint8))
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape, and return it rounded to quantized values."""
+
+    @abstractmethod
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale, float32, and zero point, int64."""
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Round in `forward`, or, with False, hand the input on."""
+        self.fake_quant_enabled.fill_(int(enabled))
+
+    def disable_fake_quant(self) -> None:
+        """Hand the input on unrounded."""
+        self.enable_fake_quant(False)
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Observe in `forward`, or, with False, keep scale and zero point as they are."""
+        self.observer_enabled.fill_(int(enabled))
+
+    def disable_observer(self) -> None:
+        """Keep scale and zero point as they are."""
+        self.enable_observer(False)
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int | None
+) -> Tensor:
+    """Round to quantized values, `(clamp(round(x / scale) + zero_point) - zero_point) * scale`; the gradient passes
+    where the value lies within the range.
+
+    Args:
+        x: floating point, any shape. Types other than float32 are computed in float32.
+        scale: float32, (1,) or (channels,).
+        zero_point: int32 or float32, as `scale`.
+        quant_min: smallest quantized value.
+        quant_max: largest quantized value.
+        ch_axis: dimension of the channels; None for one scale per tensor.
+    Source: `torch.fake_quantize_per_tensor_affine` and `torch.fake_quantize_per_channel_affine`.
+    """
+    wide = x.to(torch.float32)
+    if ch_axis is None:
+        rounded = torch.fake_quantize_per_tensor_affine(wide, scale, zero_point, quant_min, quant_max)
+    else:
+        rounded = torch.fake_quantize_per_channel_affine(wide, scale, zero_point, ch_axis, quant_min, quant_max)
+    return rounded.to(x.dtype)
+
+
+def enable_fake_quant(mod: nn.Module) -> None:
+    """Switch rounding on; for `model.apply(enable_fake_quant)`. Other modules are left alone."""
+    if isinstance(mod, FakeQuantizeBase):
+        mod.enable_fake_quant()
+
+
+def disable_fake_quant(mod: nn.Module) -> None:
+    """Switch rounding off; for `model.apply(disable_fake_quant)`. Other modules are left alone."""
+    if isinstance(mod, FakeQuantizeBase):
+        mod.disable_fake_quant()
+
+
+def enable_observer(mod: nn.Module) -> None:
+    """Switch observation on; for `model.apply(enable_observer)`. Other modules are left alone."""
+    if isinstance(mod, FakeQuantizeBase):
+        mod.enable_observer()
+
+
+def disable_observer(mod: nn.Module) -> None:
+    """Switch observation off; for `model.apply(disable_observer)`. Other modules are left alone."""
+    if isinstance(mod, FakeQuantizeBase):
+        mod.disable_observer()

@@ -1,0 +1,224 @@
+"""Fake-quantizes whose scale and zero point an observer finds."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qspec_core.errors import SpecError, Where
+from qspec_core.fake_quantize._base import FakeQuantizeBase, fake_quantize
+from qspec_core.observers import (
+    FixedQParamsObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+)
+from qspec_core.observers._arithmetic import PER_CHANNEL
+from qspec_core.observers._base import reject_not_finite
+from qspec_core.observers._constructor import construct
+from qspec_core.spec import dtype_range
+
+__all__ = ["FakeQuantize", "FixedQParamsFakeQuantize", "FusedMovingAvgObsFakeQuantize", "build_inner"]
+
+
+def build_inner(
+    owner: type, observer: Callable[..., object], fields: Mapping[str, object]
+) -> Any:  # Any: a third party's observer has its own type
+    """The observer of a fake-quantize, from its constructor.
+
+    Raises: SpecError: it has no integer range, which fake-quantizing needs.
+    """
+    inner = construct(observer, fields)
+    limits = [getattr(inner, name, None) for name in ("quant_min", "quant_max")]
+    natural = dtype_range(getattr(inner, "dtype", torch.float32))
+    if not isinstance(inner, nn.Module) or not all(isinstance(limit, int) for limit in limits) or natural is None:
+        raise SpecError(
+            f"{owner.__name__} needs an observer with an integer range",
+            found=f"{type(inner).__name__}, dtype={getattr(inner, 'dtype', None)}, range={limits}",
+            remedy="give an observer such as MovingAverageMinMaxObserver, with an integer dtype",
+        )
+    return inner
+
+
+class FakeQuantize(FakeQuantizeBase):
+    """Observes, and rounds to the values that the observed range gives.
+
+    Buffers: `scale`, float32, and `zero_point`, int32 (float32 for float zero points), (1,) or (channels,); the state
+    of the observer under `activation_post_process`.
+
+    Args:
+        observer: constructor of the observer.
+        quant_min: smallest quantized value; None for the observer's.
+        quant_max: largest quantized value; None for the observer's.
+        is_dynamic: scale and zero point are those of each input.
+        observer_kwargs: further keywords of the observer; those that it has no use for are left out.
+    Raises: SpecError: the observer has no integer range, or refuses its arguments.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        observer: Callable[..., object] = MovingAverageMinMaxObserver,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        is_dynamic: bool = False,
+        **observer_kwargs: object,
+    ) -> None:
+        super().__init__()
+        own = {"quant_min": quant_min, "quant_max": quant_max, "is_dynamic": is_dynamic or None}
+        self.activation_post_process = build_inner(type(self), observer, {**observer_kwargs, **own})
+        inner = self.activation_post_process
+        self.quant_min, self.quant_max = inner.quant_min, inner.quant_max
+        self.is_dynamic = bool(getattr(inner, "is_dynamic", is_dynamic))
+        self.dtype: torch.dtype = inner.dtype
+        self.qscheme: torch.qscheme = inner.qscheme
+        self.is_per_channel = self.qscheme in PER_CHANNEL
+        self.ch_axis: int = inner.ch_axis if self.is_per_channel else -1
+        has_float_zero_point = self.qscheme == torch.per_channel_affine_float_qparams
+        self.register_buffer("scale", torch.ones(1))
+        zero_point = torch.zeros(1, dtype=torch.float32 if has_float_zero_point else torch.int32)
+        self.register_buffer("zero_point", zero_point.clamp(self.quant_min, self.quant_max))
+
+    @property
+    def where(self) -> Where | None:
+        """Place in the model; the observer's, which names it in errors."""
+        place: Where | None = self.activation_post_process.where
+        return place
+
+    @where.setter
+    def where(self, place: Where | None) -> None:
+        self.activation_post_process.where = place
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether the observer has seen data."""
+        return bool(self.activation_post_process.has_observed)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """The observer's scale, float32, and zero point, int64 (float32 for float zero points)."""
+        qparams: tuple[Tensor, Tensor] = self.activation_post_process.calculate_qparams()
+        return qparams
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape, and return it rounded to quantized values."""
+        if x.numel() == 0:
+            return x
+        if self.observer_enabled.item():
+            self.activation_post_process(x)
+            self._keep(*self.calculate_qparams())
+        if not self.fake_quant_enabled.item():
+            return x
+        axis = self.ch_axis if self.is_per_channel else None
+        return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, axis)
+
+    def _keep(self, scale: Tensor, zero_point: Tensor) -> None:
+        self.scale.resize_(scale.shape).copy_(scale)
+        self.zero_point.resize_(zero_point.shape).copy_(zero_point)
+
+    def extra_repr(self) -> str:
+        """What it rounds to, and its switches."""
+        return (
+            f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}, "
+            f"quant_min={self.quant_min}, quant_max={self.quant_max}, dtype={self.dtype}, qscheme={self.qscheme}, "
+            f"ch_axis={self.ch_axis}, scale={self.scale}, zero_point={self.zero_point}"
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:  # Any: torch's hook, handed on
+        for name in ("scale", "zero_point"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                getattr(self, name).resize_(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class FixedQParamsFakeQuantize(FakeQuantize):
+    """Rounds with scale and zero point given beforehand.
+
+    Args:
+        observer: constructor of a `FixedQParamsObserver`.
+    Raises: SpecError: it builds something else.
+    """
+
+    def __init__(self, observer: Callable[..., object]) -> None:
+        super().__init__(observer)
+        inner = self.activation_post_process
+        if not isinstance(inner, FixedQParamsObserver):
+            raise SpecError(
+                "FixedQParamsFakeQuantize needs parameters that are known beforehand",
+                found=type(inner).__name__,
+                expected="FixedQParamsObserver",
+                remedy="give FixedQParamsObserver.with_args(scale=..., zero_point=...), or use FakeQuantize",
+            )
+        self._keep(*inner.calculate_qparams())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, of any shape, rounded to quantized values."""
+        if x.numel() == 0 or not self.fake_quant_enabled.item():
+            return x
+        return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, None)
+
+
+class FusedMovingAvgObsFakeQuantize(FakeQuantize):
+    """`FakeQuantize` over a moving average, in one operator where torch has one with this arithmetic.
+
+    torch's operator computes the scale of symmetric schemes otherwise than observers do, so that training and the
+    converted model would differ; those take the steps of `FakeQuantize`. The flags are int64, as the operator wants.
+
+    Args:
+        observer: constructor of a moving-average observer.
+        quant_min: smallest quantized value; None for the dtype's.
+        quant_max: largest quantized value; None for the dtype's.
+        observer_kwargs: further keywords of the observer.
+    Raises: SpecError: the observer is no moving average of minima and maxima.
+    """
+
+    def __init__(
+        self,
+        observer: Callable[..., object] = MovingAverageMinMaxObserver,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        **observer_kwargs: Any,  # Any: `is_dynamic` may be among them
+    ) -> None:
+        super().__init__(observer, quant_min, quant_max, **observer_kwargs)
+        inner = self.activation_post_process
+        if not isinstance(inner, MovingAverageMinMaxObserver | MovingAveragePerChannelMinMaxObserver):
+            raise SpecError(
+                "FusedMovingAvgObsFakeQuantize needs a moving average",
+                found=type(inner).__name__,
+                expected="MovingAverageMinMaxObserver or MovingAveragePerChannelMinMaxObserver",
+                remedy="use FakeQuantize for another observer",
+            )
+        self.fake_quant_enabled = self.fake_quant_enabled.long()
+        self.observer_enabled = self.observer_enabled.long()
+        self._is_fused = self.qscheme in (torch.per_tensor_affine, torch.per_channel_affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape, and return it rounded to quantized values."""
+        if not self._is_fused or x.dtype != torch.float32 or x.numel() == 0:
+            return super().forward(x)
+        inner = self.activation_post_process
+        before = inner.min_val.clone(), inner.max_val.clone()
+        rounded = torch.fused_moving_avg_obs_fake_quant(
+            x,
+            self.observer_enabled,
+            self.fake_quant_enabled,
+            inner.min_val,
+            inner.max_val,
+            self.scale,
+            self.zero_point,
+            inner.averaging_constant,
+            self.quant_min,
+            self.quant_max,
+            self.ch_axis,
+            self.is_per_channel,
+            False,
+        )
+        if inner.has_observed and not bool((inner.min_val.isfinite() & inner.max_val.isfinite()).all()):
+            inner.min_val.resize_(before[0].shape).copy_(before[0])
+            inner.max_val.resize_(before[1].shape).copy_(before[1])
+            reject_not_finite(x, self.where)
+        return rounded

@@ -1,0 +1,114 @@
+"""Converted graphs become graphs of integer kernels, in the form that suits what runs them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qspec_core.graphs import constant_value, fresh_attribute_name
+from qspec_core.lowering import lower_rows
+from qspec_core.patterns import Reason, is_call
+from qspec_x86._kernels import PREPACK
+from qspec_x86._options import Form, Options
+from qspec_x86._rows import TABLE
+from qspec_x86._target import resolve_target
+
+__all__ = ["LOWERING_KEY", "LoweringReport", "lower_eager", "lower_portable"]
+
+LOWERING_KEY = "qspec_x86_lowering"
+"""Key of a lowered module's `LoweringReport` in its `meta`."""
+
+
+@dataclass(frozen=True)
+class LoweringReport:
+    """What lowering did.
+
+    Args:
+        target: class of the deployment CPU: "any" or "vnni".
+        lowered: label of each match that runs in a kernel, by the name of its anchor.
+        declined: why a match stays as it was, by the name of its anchor.
+        narrowed: anchors whose 8-bit weights were brought to 7 bits, since the CPU may sum in 16.
+    """
+
+    target: str
+    lowered: Mapping[str, str]
+    declined: Mapping[str, Reason]
+    narrowed: tuple[str, ...]
+
+
+def lower_portable(converted: GraphModule, target: str = "any") -> GraphModule:
+    """Lower to plain int8 weights that nodes of the graph pack, without any operator that mutates.
+
+    The result can be exported, saved and compiled ahead of time. Run as it is, it packs on every call.
+
+    Args:
+        converted: from `convert_pt2e`. It is not changed.
+        target: class of the deployment CPU: "any", "vnni" or "native".
+    Returns: a graph module; `meta["qspec_x86_lowering"]` holds its `LoweringReport`.
+    Raises: BackendError: there is no such target.
+    Cost: O(nodes + edges + weights).
+    """
+    return _lower(converted, target, Form.PORTABLE)
+
+
+def lower_eager(converted: GraphModule, target: str = "any") -> GraphModule:
+    """Lower to a graph module that runs as it is and under `torch.compile`: weights packed now, residual sums in kernels.
+
+    Args:
+        converted: from `convert_pt2e`. It is not changed.
+        target: class of the deployment CPU: "any", "vnni" or "native".
+    Returns: a graph module; `meta["qspec_x86_lowering"]` holds its `LoweringReport`. Its packed weights are in the format of
+        this CPU, and are not part of its state dictionary.
+    Raises: BackendError: there is no such target.
+    Cost: O(nodes + edges + weights).
+    """
+    lowered = _lower(converted, target, Form.EAGER)
+    _pack_weights(lowered)
+    return lowered
+
+
+def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
+    resolved = resolve_target(target)
+    options = Options(form, full_range=resolved == "vnni")
+    found = lower_rows(converted, TABLE, target=resolved, options=options.as_mapping())
+    report = LoweringReport(
+        resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), tuple(options.narrowed)
+    )
+    found.module.meta[LOWERING_KEY] = report
+    return found.module
+
+
+def _pack_weights(module: GraphModule) -> None:
+    """Run the packing nodes once and keep what they give; the plain weights leave the module."""
+    graph = module.graph
+    with torch.no_grad():
+        for node in list(graph.nodes):
+            if not is_call(node, PREPACK):
+                continue
+            packed = node.target(*(_constant(module, value) for value in node.args))
+            name = fresh_attribute_name(module, "_x86_packed")
+            module.register_buffer(name, packed, persistent=False)
+            with graph.inserting_before(node):
+                read = graph.get_attr(name)
+            node.replace_all_uses_with(read)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    _drop_unread(module)
+    module.recompile()
+
+
+def _constant(module: nn.Module, value: Any) -> Any:  # an argument of the packing node may be of any fx type
+    tensor = constant_value(module, value)
+    return value if tensor is None else tensor
+
+
+def _drop_unread(module: GraphModule) -> None:
+    """Delete the buffers and parameters at the top level that no node reads any more."""
+    read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    for name, value in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
+        if name not in read and isinstance(value, Tensor):
+            delattr(module, name)

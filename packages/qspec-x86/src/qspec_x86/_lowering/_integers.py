@@ -1,0 +1,119 @@
+"""Operators that move integers without computing on them: the dequantize before and the quantize after fall away."""
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qspec_core import ops
+from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
+from qspec_core.patterns import Match, Reason, ReasonCode, argument, replace_argument
+
+__all__ = ["lower_cat", "lower_max_pool2d", "lower_pad", "lower_view"]
+
+aten = torch.ops.aten
+_MAX_POOL = torch.ops.quantized.max_pool2d.default
+
+
+def _declined(detail: str) -> Reason:
+    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
+
+
+def _unfit(match: Match, source: Quantized) -> Reason | None:
+    """Why integers cannot pass: no reader takes them, or their parameters change on the way."""
+    if source.ch_axis is not None:
+        return _declined("the scales lie along a channel, which the operator may move")
+    readers = [found for found in map(quantized_value, match.tail.users) if found is not None]
+    if not readers:
+        return Reason(ReasonCode.NO_INTEGER_READER, "nothing that reads it takes integers")
+    if any(found.parameters != source.parameters for found in readers):
+        return _declined("its output has other parameters than its input")
+    return None
+
+
+def _pass_on(lowering: Lowering, match: Match, integers: Node, source: Quantized) -> None:
+    """Let the readers that quantize take `integers`, and each float reader a dequantize of them."""
+    tail = match.tail
+    value = tail.meta.get("val")
+    integers.meta = dict(tail.meta)
+    if isinstance(value, Tensor):
+        integers.meta["val"] = value.to(source.dtype)
+    parameters = (source.scale, source.zero_point, source.quant_min, source.quant_max, source.dtype)
+    for user in list(tail.users):
+        if ops.is_quantize(user):
+            user.replace_all_uses_with(integers)
+            lowering.module.graph.erase_node(user)
+        else:
+            target = ops.DEQUANTIZE_DYNAMIC if source.is_dynamic else ops.DEQUANTIZE
+            dequantize = lowering.call(user, target, integers, *parameters, like=tail)
+            user.replace_input_with(tail, dequantize)
+
+
+def lower_view(match: Match, lowering: Lowering) -> Reason | None:
+    """Lower an operator that only moves elements: the same operator, on the integers."""
+    source = quantized_operand(match, match.row.activations[0].name)
+    reason = _unfit(match, source)
+    if reason is not None:
+        return reason
+    moved = lowering.call(match.tail, match.anchor.target, *match.anchor.args, **match.anchor.kwargs)
+    replace_argument(moved, match.row.activations[0].name, source.integers)
+    _pass_on(lowering, match, moved, source)
+    return None
+
+
+def lower_pad(match: Match, lowering: Lowering) -> Reason | None:
+    """Lower a constant pad: the integer that stands for the value is what pads."""
+    source = quantized_operand(match, "self")
+    reason = _unfit(match, source)
+    if reason is not None:
+        return reason
+    if source.is_dynamic:
+        return _declined("the integer of the padding value is known only when the model runs")
+    value = argument(match.anchor, "value")
+    scale, zero_point = float(source.scale), int(source.zero_point or 0)  # type: ignore[arg-type]  # static: numbers
+    steps = round((0.0 if value is None else float(value)) / scale) + zero_point
+    filler = min(max(steps, source.quant_min), source.quant_max)
+    sides = list(argument(match.anchor, "pad"))
+    padded = lowering.call(match.tail, aten.constant_pad_nd.default, source.integers, sides, filler)
+    _pass_on(lowering, match, padded, source)
+    return None
+
+
+def lower_max_pool2d(match: Match, lowering: Lowering) -> Reason | None:
+    """Lower max pooling: the order of the integers is that of the floats. Its padding never wins."""
+    source = quantized_operand(match, "self")
+    reason = _unfit(match, source)
+    if reason is not None:
+        return reason
+    if source.dtype not in (torch.uint8, torch.int8):
+        return _declined(f"the input is {source.dtype}; the kernel takes uint8 and int8")
+    anchor = match.anchor
+    names = ("kernel_size", "stride", "padding", "dilation")
+    sizes = {name: _pair(argument(anchor, name)) for name in names}
+    sizes["stride"] = sizes["stride"] or sizes["kernel_size"]
+    arguments = [sizes[name] for name in names]
+    pooled = lowering.call(match.tail, _MAX_POOL, source.integers, *arguments, argument(anchor, "ceil_mode"))
+    _pass_on(lowering, match, pooled, source)
+    return None
+
+
+def _pair(values: int | list[int]) -> list[int]:
+    items = [values] if isinstance(values, int) else list(values)
+    return items * 2 if len(items) == 1 else items
+
+
+def lower_cat(match: Match, lowering: Lowering) -> Reason | None:
+    """Lower a concatenation of tensors that all have the parameters of the result."""
+    sources = [quantized_value(node) for _, node in match.inputs()]
+    found = [source for source in sources if source is not None]
+    if len(found) != len(argument(match.anchor, "tensors")):
+        return Reason(ReasonCode.INPUT_NOT_QUANTIZED, "an input is not a tensor of the graph")
+    if any(source.parameters != found[0].parameters for source in found):
+        return _declined("the inputs have different parameters")
+    reason = _unfit(match, found[0])
+    if reason is not None:
+        return reason
+    joined = lowering.call(
+        match.tail, aten.cat.default, [source.integers for source in found], argument(match.anchor, "dim")
+    )
+    _pass_on(lowering, match, joined, found[0])
+    return None

@@ -1,0 +1,56 @@
+"""Why a call cannot run in a kernel: checks that rows share."""
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qspec_core.patterns import Reason, ReasonCode, argument, argument_names
+
+__all__ = ["is_constant_pad", "is_float32", "is_plain_sum", "is_rank_4"]
+
+
+def _declined(detail: str) -> Reason:
+    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
+
+
+def _value(node: object) -> Tensor | None:
+    found = node.meta.get("val") if isinstance(node, Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def is_float32(node: Node) -> Reason | None:
+    """The kernels rescale to and from float32."""
+    value = _value(node)
+    if value is None:
+        return _declined("the shape of its result is unknown: the graph carries no fake tensors")
+    if value.dtype is torch.float32:
+        return None
+    if not value.is_floating_point():
+        return Reason(ReasonCode.NOT_FLOATING_POINT, str(value.dtype))
+    return _declined(f"its result is {value.dtype}; the kernels write float32")
+
+
+def is_rank_4(node: Node) -> Reason | None:
+    """The kernel takes batches only."""
+    value = _value(node)
+    if value is None or value.dim() == 4:
+        return None
+    return _declined(f"its input has rank {value.dim()}; the kernel takes (batch, channels, height, width)")
+
+
+def is_plain_sum(previous: Node, node: Node) -> Reason | None:
+    """The kernel adds a tensor of the convolution's own shape, as it is."""
+    if argument(node, "alpha") != 1:
+        return _declined(f"the sum has alpha={argument(node, 'alpha')}")
+    first, second = (_value(argument(node, name)) for name in argument_names(torch.ops.aten.add.Tensor)[:2])
+    if first is None or second is None:
+        return _declined("the sum has an operand that is no tensor of the graph")
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return _declined(f"the operands of the sum differ: {list(first.shape)} and {list(second.shape)}")
+    return None
+
+
+def is_constant_pad(node: Node) -> Reason | None:
+    """Only a constant can be written as one integer."""
+    mode = argument(node, "mode")
+    return None if mode == "constant" else _declined(f"padding mode {mode!r}")

@@ -1,0 +1,25 @@
+"""Linear family: u8 by s8 products of oneDNN, accumulated in s32."""
+
+import torch
+
+from qspec_core.patterns import Flow, Mode, Row, activation, bias, weight
+from qspec_x86._lowering import lower_linear
+from qspec_x86._rows._checks import is_float32
+from qspec_x86._rows._clamps import HARDTANH, RELU
+from qspec_x86._rows._narrow import narrow_weight_spec
+
+__all__ = ["ROWS"]
+
+aten = torch.ops.aten
+
+LINEAR = Row(
+    name="linear",
+    anchor=aten.linear.default,
+    operands=(activation("input"), weight("weight", ch_axis=0, narrow=narrow_weight_spec), bias("bias")),
+    chains=((RELU,), (HARDTANH,), ()),
+    flow=Flow.STARTS,
+    modes=frozenset({Mode.STATIC}),
+    lower=lower_linear,
+    checks=(is_float32,),
+)
+ROWS = (LINEAR,)

@@ -1,0 +1,21 @@
+"""Pooling family: the maximum of integers is the integer of the maximum."""
+
+import torch
+
+from qspec_core.patterns import Flow, Mode, Row, activation
+from qspec_x86._lowering import lower_max_pool2d
+from qspec_x86._rows._checks import is_rank_4
+
+__all__ = ["ROWS"]
+
+MAX_POOL2D = Row(
+    name="max_pool2d",
+    anchor=torch.ops.aten.max_pool2d.default,
+    operands=(activation("self"),),
+    chains=((),),
+    flow=Flow.SHARES,
+    modes=frozenset({Mode.STATIC}),
+    lower=lower_max_pool2d,
+    checks=(is_rank_4,),
+)
+ROWS = (MAX_POOL2D,)

@@ -1,0 +1,54 @@
+"""Operators that ExecuTorch's XNNPACK delegate executes in float only (1.5.1), each with the reason coverage quotes."""
+
+import torch
+from torch._ops import OpOverload
+
+__all__ = ["FLOAT_ONLY"]
+
+aten = torch.ops.aten
+_FLOAT_KERNEL = "XNNPACK's delegate has a float kernel for it, and no int8 one"
+_DELEGATED_IN_FLOAT: tuple[OpOverload, ...] = (
+    aten.abs.default,
+    aten.avg_pool2d.default,
+    aten.batch_norm.default,
+    aten.bmm.default,
+    aten.ceil.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.div.Tensor,
+    aten.exp.default,
+    aten.floor.default,
+    aten.gelu.default,
+    aten.hardswish.default,
+    aten.leaky_relu.default,
+    aten.log.default,
+    aten.matmul.default,
+    aten.max.dim,
+    aten.maximum.default,
+    aten.minimum.default,
+    aten.neg.default,
+    aten.pad.default,
+    aten.pow.Tensor_Scalar,
+    aten.prelu.default,
+    aten.rsqrt.default,
+    aten.scaled_dot_product_attention.default,
+    aten.sigmoid.default,
+    aten.silu.default,
+    aten.sin.default,
+    aten.cos.default,
+    aten.softmax.int,
+    aten.sqrt.default,
+    aten.tanh.default,
+    aten.upsample_bilinear2d.vec,
+)
+_NO_KERNEL = "XNNPACK's delegate does not take it at all"
+_NOT_DELEGATED: tuple[OpOverload, ...] = (
+    aten.conv3d.default,
+    aten.conv_transpose3d.input,
+    aten.layer_norm.default,
+    aten.squeeze.dim,
+)
+FLOAT_ONLY: dict[OpOverload, str] = {
+    **dict.fromkeys(_DELEGATED_IN_FLOAT, _FLOAT_KERNEL),
+    **dict.fromkeys(_NOT_DELEGATED, _NO_KERNEL),
+}
