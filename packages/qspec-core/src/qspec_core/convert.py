@@ -3,17 +3,20 @@
 import operator
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import Argument
 
 from qspec_core import ops
+from qspec_core._torch import OpOverload, move_codegen
+from qspec_core.coverage import COVERAGE_KEY
 from qspec_core.errors import GraphError, Where, module_path
-from qspec_core.graphs import add_constant, constant_value, copy_graph_module, gc_paused, require_exported, wrap_graph
+from qspec_core.graphs import Constants, constant_value, gc_paused, require_exported, wrap_graph
 from qspec_core.observers import ObserverNeverRanWarning
 from qspec_core.prepare import observer_nodes
 
@@ -42,17 +45,6 @@ class _Parameters:
     eps: float = _DYNAMIC_EPS
 
 
-@dataclass
-class _Conversion:
-    """The module being converted, and what was already made for it."""
-
-    module: GraphModule
-    fold_quantize: bool
-    frozen: dict[tuple[str, int], str] = field(default_factory=dict)
-    frozen_fakes: dict[str, Tensor] = field(default_factory=dict)
-    fakes: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
-
-
 def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModule:
     """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed.
 
@@ -63,28 +55,31 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
         model: from `prepare_pt2e`, after it ran on calibration data.
         fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
     Returns: the quantized module, in `quantized_decomposed` operators, without the float weights that it does not need.
-    Raises: GraphError: the model is no graph module, or holds no observers although it was not prepared.
+    Raises: GraphError: the model is no graph module, was not prepared, or is converted already.
     Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
     Cost: O(nodes + edges), plus quantizing each weight, one at a time.
     """
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
-        parameters = _plan(model)
-        module = copy_graph_module(model)
-        conversion = _Conversion(module, fold_quantize)
-        for node, observer in observer_nodes(module):
-            _replace(conversion, node, observer, parameters[id(observer)])
-        module.graph.eliminate_dead_code()
-        return wrap_graph(module, module.graph)
+        return _Rebuild(model, _plan(model), fold_quantize).run()
 
 
 def _require_prepared(model: GraphModule) -> None:
-    if not observer_nodes(model) and any(map(ops.is_dequantize, model.graph.nodes)):
+    if observer_nodes(model):
+        return
+    if any(map(ops.is_dequantize, model.graph.nodes)):
         raise GraphError(
             "the model is converted already",
             found="a graph with dequantize operators and no observers",
             expected="what prepare_pt2e returned",
             remedy="use the module as it is, or convert the prepared one",
+        )
+    if COVERAGE_KEY not in model.meta:
+        raise GraphError(
+            "the model was not prepared",
+            found="a graph without observers",
+            expected="what prepare_pt2e returned",
+            remedy="prepare it with prepare_pt2e, run it on calibration data, then convert it",
         )
 
 
@@ -146,103 +141,119 @@ def _parameters(observer: nn.Module) -> _Parameters:
     return _Parameters(plain, int(low), int(high), scale.float(), zero_point, ch_axis)
 
 
-def _replace(conversion: _Conversion, node: Node, observer: nn.Module, parameters: _Parameters) -> None:
-    """Put a quantize in the place of an observer, and a dequantize in front of each of its readers."""
-    graph, source = conversion.module.graph, node.all_input_nodes[0]
-    if parameters.dtype == torch.float32:
-        node.replace_all_uses_with(source)
-    elif parameters.dtype in _CASTS:
-        _cast(conversion, node, source, parameters.dtype)
-    else:
-        quantize, arguments = _quantize(conversion, node, source, observer, parameters)
+class _Rebuild:
+    """Writes the converted graph node by node from the prepared one: a single pass, and code is generated once.
+
+    Args:
+        prepared: only read.
+        plan: parameters of every observer, by its identity.
+        fold_quantize: store constants as integers.
+    """
+
+    def __init__(self, prepared: GraphModule, plan: Mapping[int, _Parameters], fold_quantize: bool) -> None:
+        self._prepared = prepared
+        self._plan = plan
+        self._fold = fold_quantize
+        self._graph = Graph()
+        self._constants = Constants(prepared, self._graph)
+        self._nodes: dict[Node, Node] = {}
+        self._integers: dict[Node, tuple[OpOverload, tuple[Argument, ...]]] = {}
+        self._frozen: dict[tuple[str, int], str] = {}
+
+    def run(self) -> GraphModule:
+        """The converted module."""
+        observers = dict(observer_nodes(self._prepared))
+        for node in self._prepared.graph.nodes:
+            if node in observers:
+                if node.users:
+                    self._quantize(node, observers[node])
+            else:
+                self._nodes[node] = self._graph.node_copy(node, self._read)
+        move_codegen(self._prepared.graph, self._graph)
+        for constant in self._graph.find_nodes(op="get_attr"):
+            if not constant.users:  # a float weight whose integers took its place
+                self._graph.erase_node(constant)
+        return wrap_graph(self._prepared, self._graph, self._constants.attributes)
+
+    def _read(self, node: Node) -> Node:
+        """What a reader of a prepared node reads now: a dequantize of its own where the node was an observer."""
+        found = self._integers.get(node)
+        if found is None:
+            return self._nodes[node]
+        target, arguments = found
+        dequantize = self._graph.call_function(target, arguments)
+        dequantize.meta = _meta(node)
+        return dequantize
+
+    def _quantize(self, node: Node, observer: nn.Module) -> None:
+        """Write the quantize that an observer stands for, and note how its readers dequantize."""
+        parameters = self._plan[id(observer)]
+        prepared_source = node.all_input_nodes[0]
+        if parameters.dtype == torch.float32:
+            self._nodes[node] = self._read(prepared_source)
+        elif parameters.dtype in _CASTS:
+            source = self._read(prepared_source)
+            narrow = self._call(ops.CONVERT_ELEMENT_TYPE, (source, parameters.dtype), node, parameters.dtype)
+            self._nodes[node] = self._call(ops.CONVERT_ELEMENT_TYPE, (narrow, torch.float32), node, torch.float32)
+        elif parameters.scale is None or parameters.zero_point is None:
+            self._quantize_dynamic(node, self._read(prepared_source), parameters)
+        else:
+            self._quantize_static(node, prepared_source, id(observer), parameters.scale, parameters.zero_point)
+
+    def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
+        call = self._graph.call_function(target, arguments)
+        call.meta = _meta(like)
+        fake = call.meta.get("val")
+        if isinstance(fake, Tensor):
+            call.meta["val"] = self._constants.fakes.cast(fake, dtype)
+        return call
+
+    def _quantize_dynamic(self, node: Node, source: Node, parameters: _Parameters) -> None:
+        limits = parameters.quant_min, parameters.quant_max, parameters.dtype
+        chosen = self._graph.call_function(ops.CHOOSE_QPARAMS, (source, *limits[:2], parameters.eps, limits[2]))
+        scale = self._graph.call_function(operator.getitem, (chosen, 0))
+        zero_point = self._graph.call_function(operator.getitem, (chosen, 1))
+        quantize = self._call(ops.QUANTIZE_DYNAMIC, (source, scale, zero_point, *limits), node, parameters.dtype)
+        self._integers[node] = ops.DEQUANTIZE_DYNAMIC, (quantize, scale, zero_point, *limits)
+
+    def _quantize_static(
+        self, node: Node, prepared_source: Node, observer: int, scale: Tensor, zero_point: Tensor
+    ) -> None:
+        parameters = self._plan[observer]
+        limits = parameters.quant_min, parameters.quant_max, parameters.dtype
+        value = constant_value(self._prepared, prepared_source)
         per_channel = parameters.ch_axis is not None
-        dynamic = parameters.scale is None
-        target = ops.DEQUANTIZE_PER_CHANNEL if per_channel else ops.DEQUANTIZE_DYNAMIC if dynamic else ops.DEQUANTIZE
-        for user in list(node.users):
-            with graph.inserting_before(user):
-                dequantize = graph.call_function(target, (quantize, *arguments))
-            dequantize.meta = _meta(source)
-            user.replace_input_with(node, dequantize)
-    graph.erase_node(node)
+        concrete: tuple[Any, ...]  # scale and zero point are numbers per tensor, tensors per channel
+        written: tuple[Argument, ...]
+        if per_channel:
+            scope = "" if value is not None else module_path(prepared_source).rpartition(".")[2].replace(".", "_")
+            qparams = (
+                self._constants.add(f"{scope}_scale_", scale),
+                self._constants.add(f"{scope}_zero_point_", zero_point),
+            )
+            concrete, written = (
+                (scale, zero_point, parameters.ch_axis, *limits),
+                (*qparams, parameters.ch_axis, *limits),
+            )
+        else:
+            concrete = written = (float(scale), int(zero_point), *limits)
+        target = ops.QUANTIZE_PER_CHANNEL if per_channel else ops.QUANTIZE
+        if value is not None and self._fold:
+            integers = self._freeze(prepared_source, observer, partial(target, value.detach(), *concrete))
+        else:
+            integers = self._call(target, (self._read(prepared_source), *written), node, parameters.dtype)
+        self._integers[node] = ops.DEQUANTIZE_PER_CHANNEL if per_channel else ops.DEQUANTIZE, (integers, *written)
+
+    def _freeze(self, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
+        """Node that reads the integers of a constant. Readers of one constant through one observer share the tensor."""
+        key = str(source.target), observer
+        if key in self._frozen:
+            return self._constants.read(self._frozen[key])
+        node = self._constants.add("_frozen_param", quantize().contiguous())
+        self._frozen[key] = str(node.target)
+        return node
 
 
 def _meta(source: Node) -> dict[str, object]:
     kept = ("val", "nn_module_stack", "stack_trace", "torch_fn")
     return {key: source.meta[key] for key in kept if key in source.meta}
-
-
-def _integer_meta(conversion: _Conversion, source: Node, dtype: torch.dtype) -> dict[str, object]:
-    meta = _meta(source)
-    value = meta.get("val")
-    if isinstance(value, Tensor):
-        key = id(value), dtype
-        if key not in conversion.fakes:
-            conversion.fakes[key] = value.to(dtype)
-        meta["val"] = conversion.fakes[key]
-    return meta
-
-
-def _cast(conversion: _Conversion, node: Node, source: Node, dtype: torch.dtype) -> None:
-    graph = conversion.module.graph
-    with graph.inserting_before(node):
-        narrow = graph.call_function(ops.CONVERT_ELEMENT_TYPE, (source, dtype))
-        wide = graph.call_function(ops.CONVERT_ELEMENT_TYPE, (narrow, torch.float32))
-    narrow.meta, wide.meta = _integer_meta(conversion, source, dtype), _meta(source)
-    node.replace_all_uses_with(wide)
-
-
-def _quantize(
-    conversion: _Conversion, node: Node, source: Node, observer: nn.Module, parameters: _Parameters
-) -> tuple[Node, tuple[Any, ...]]:
-    """Node of the integers, and the arguments that its dequantize takes after it (of any type fx knows)."""
-    limits = parameters.quant_min, parameters.quant_max, parameters.dtype
-    value = constant_value(conversion.module, source)
-    if parameters.scale is None or parameters.zero_point is None:
-        return _quantize_dynamic(conversion, node, source, parameters)
-    if parameters.ch_axis is None:
-        qparams: tuple[Any, ...] = float(parameters.scale), int(parameters.zero_point)
-        target, arguments = ops.QUANTIZE, (*qparams, *limits)
-        concrete = arguments
-    else:
-        scope = module_path(source).rpartition(".")[2].replace(".", "_") if value is None else ""
-        scales = add_constant(conversion.module, f"{scope}_scale_", parameters.scale, before=node)
-        zeros = add_constant(conversion.module, f"{scope}_zero_point_", parameters.zero_point, before=node)
-        target, arguments = ops.QUANTIZE_PER_CHANNEL, (scales, zeros, parameters.ch_axis, *limits)
-        concrete = (parameters.scale, parameters.zero_point, parameters.ch_axis, *limits)
-    if value is not None and conversion.fold_quantize:
-        return _frozen(conversion, node, source, id(observer), partial(target, value.detach(), *concrete)), arguments
-    with conversion.module.graph.inserting_before(node):
-        quantize = conversion.module.graph.call_function(target, (source, *arguments))
-    quantize.meta = _integer_meta(conversion, source, parameters.dtype)
-    return quantize, arguments
-
-
-def _frozen(conversion: _Conversion, node: Node, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
-    """Node that reads the integers of a constant. Readers of one constant through one observer share the tensor."""
-    key = str(source.target), observer
-    known = conversion.frozen.get(key)
-    if known is None:
-        frozen = add_constant(conversion.module, "_frozen_param", quantize().contiguous(), before=node)
-        conversion.frozen[key] = str(frozen.target)
-        conversion.frozen_fakes[str(frozen.target)] = frozen.meta["val"]
-    else:
-        with conversion.module.graph.inserting_before(node):
-            frozen = conversion.module.graph.get_attr(known)
-        frozen.meta["val"] = conversion.frozen_fakes[known]
-    return frozen
-
-
-def _quantize_dynamic(
-    conversion: _Conversion, node: Node, source: Node, parameters: _Parameters
-) -> tuple[Node, tuple[Any, ...]]:
-    graph = conversion.module.graph
-    limits = parameters.quant_min, parameters.quant_max, parameters.dtype
-    with graph.inserting_before(node):
-        chosen = graph.call_function(
-            ops.CHOOSE_QPARAMS, (source, parameters.quant_min, parameters.quant_max, parameters.eps, parameters.dtype)
-        )
-        scale = graph.call_function(operator.getitem, (chosen, 0))
-        zero_point = graph.call_function(operator.getitem, (chosen, 1))
-        quantize = graph.call_function(ops.QUANTIZE_DYNAMIC, (source, scale, zero_point, *limits))
-    quantize.meta = _integer_meta(conversion, source, parameters.dtype)
-    return quantize, (scale, zero_point, *limits)

@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Node
 from qspec_core import ops
 from qspec_core.canonical import FOLDED_KEY
 from qspec_core.errors import GraphError, module_path
+from qspec_core.graphs import attribute
 from qspec_core.patterns import Reason, ReasonCode, is_call
 from qspec_core.spec import Q_ANNOTATION_KEY
 
@@ -176,8 +177,21 @@ class Coverage:
 
 
 def operators(module: GraphModule) -> dict[str, tuple[str, str]]:
-    """Operator and module path of every node that computes a floating-point tensor, by name."""
-    return {n.name: (str(n.target), module_path(n)) for n in module.graph.nodes if _is_float_operator(n)}
+    """Operator and module path of every node that computes a floating-point tensor, by name.
+
+    Nodes of a subgraph (a `no_grad` region, a branch) are named after it: `submod_1.linear`.
+    """
+    return {name: (str(node.target), module_path(node)) for name, node, _ in _float_operators(module)}
+
+
+def _float_operators(module: GraphModule, prefix: str = "") -> Iterator[tuple[str, Node, str]]:
+    """Name, node, and name of the subgraph ("" for the graph itself) of each float operator, in graph order."""
+    for node in module.graph.nodes:
+        inner = attribute(module, str(node.target)) if node.op == "get_attr" else None
+        if isinstance(inner, GraphModule):
+            yield from _float_operators(inner, f"{prefix}{node.target}.")
+        elif _is_float_operator(node):
+            yield f"{prefix}{node.name}", node, prefix.removesuffix(".")
 
 
 def _is_float_operator(node: Node) -> bool:
@@ -206,8 +220,8 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
         original: `operators` of the graph as it was given, before anything was folded.
         quantizer: what to name as the row of a node that was annotated without one.
     """
-    entries = [_entry(node, quantizer) for node in module.graph.nodes if _is_float_operator(node)]
-    present = {node.name for node in module.graph.nodes}
+    entries = [_entry(name, node, inside, quantizer) for name, node, inside in _float_operators(module)]
+    present = {node.name for node in module.graph.nodes} | {entry.node for entry in entries}
     folded = module.meta.get(FOLDED_KEY, {})
     entries += [
         Entry(name, operator, path, Status.FOLDED, row=folded.get(name, "rewritten in canonical form"))
@@ -219,9 +233,11 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
     return result
 
 
-def _entry(node: Node, quantizer: str) -> Entry:
+def _entry(name: str, node: Node, inside: str, quantizer: str) -> Entry:
+    place = name, str(node.target), module_path(node)
+    if inside:
+        return Entry(*place, Status.SKIPPED, code=ReasonCode.NOT_ANNOTATED.value, detail=f"inside subgraph {inside}")
     decision = node.meta.get(_DECISION_KEY, {})
-    place = node.name, str(node.target), module_path(node)
     if "row" in decision:
         return Entry(*place, Status.QUANTIZED, row=decision["row"])
     annotation = node.meta.get(Q_ANNOTATION_KEY)

@@ -1,6 +1,7 @@
 """Graph modules that qspec owns: copies that share parameters, and the attributes their `get_attr` nodes read."""
 
 import gc
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from qspec_core._torch import copy_persistence, fake_like, forbid_mode_switch, move_codegen
+from qspec_core._torch import FakeTensors, copy_persistence, forbid_mode_switch, move_codegen, schema_of
 from qspec_core.errors import GraphError
 from qspec_core.patterns import argument, called_operator, written_arguments
 from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
 
 __all__ = [
+    "Constants",
     "add_constant",
     "attribute",
     "constant_value",
@@ -22,6 +24,7 @@ __all__ = [
     "fresh_attribute_name",
     "gc_paused",
     "is_float",
+    "is_view",
     "require_exported",
     "wrap_graph",
 ]
@@ -82,6 +85,15 @@ def is_float(node: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def is_view(node: object) -> bool:
+    """Whether a node's value may share storage with its first input: by the operator's schema, or as an item of a list
+    of such values."""
+    while isinstance(node, Node) and node.op == "call_function" and node.target is operator.getitem:
+        node = node.args[0]
+    called = called_operator(node)
+    return called is not None and any(value.alias_info is not None for value in schema_of(called).returns)
+
+
 def fresh_attribute_name(module: nn.Module, prefix: str) -> str:
     """The first of `prefix0`, `prefix1`, ... that the module does not have. Counters are kept on the module."""
     counters: dict[str, int] = module.__dict__.setdefault("_qspec_counters", {})
@@ -110,19 +122,55 @@ def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node) 
     with module.graph.inserting_before(before):
         node = module.graph.get_attr(name)
     example = next((n.meta["val"] for n in module.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
-    node.meta["val"] = fake_like(example, value)
+    node.meta["val"] = FakeTensors(example).like(value)
     return node
 
 
-def wrap_graph(source: GraphModule, graph: Graph) -> GraphModule:
-    """Wrap a graph into a module that shares the parameters and buffers of `source`; code is generated once.
+class Constants:
+    """Tensors and submodules of a graph that is being written, before a module holds them.
 
     Args:
-        source: module whose attributes the graph's nodes name.
-        graph: a graph that nothing else owns.
-    Returns: a module with `source`'s metadata, whose `.train()` and `.eval()` raise.
+        source: module that the graph is written from; only read. Buffers that its graph mutates are cloned.
+        graph: the graph being written, at whose insertion point nodes are made.
     """
-    module = GraphModule(source, graph, class_name=type(source).__name__)
+
+    def __init__(self, source: GraphModule, graph: Graph) -> None:
+        self._graph = graph
+        self._counters: dict[str, int] = {}
+        targets = (str(node.target) for node in source.graph.nodes if node.op in ("get_attr", "call_module"))
+        self.attributes: dict[str, object] = {target: attribute(source, target) for target in targets}
+        for target in _mutated_attributes(source):
+            value = self.attributes[target]
+            self.attributes[target] = value.clone() if isinstance(value, Tensor) else value
+        example = next((n.meta["val"] for n in source.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
+        self.fakes = FakeTensors(example)
+
+    def add(self, prefix: str, value: Tensor) -> Node:
+        """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it."""
+        index = self._counters.get(prefix, 0)
+        while f"{prefix}{index}" in self.attributes:
+            index += 1
+        self._counters[prefix] = index + 1
+        self.attributes[f"{prefix}{index}"] = value
+        return self.read(f"{prefix}{index}")
+
+    def read(self, name: str) -> Node:
+        """Write a node that reads a tensor kept under this name."""
+        node = self._graph.get_attr(name)
+        node.meta["val"] = self.fakes.like(self.attributes[name])
+        return node
+
+
+def wrap_graph(source: GraphModule, graph: Graph, attributes: dict[str, object] | None = None) -> GraphModule:
+    """Wrap a graph into a module; code is generated once.
+
+    Args:
+        source: module whose metadata the new one gets, and whose attributes its nodes name, by reference.
+        graph: a graph that nothing else owns.
+        attributes: what its nodes name instead, by target.
+    Returns: a module with a copy of `source`'s metadata, whose `.train()` and `.eval()` raise.
+    """
+    module = GraphModule(source if attributes is None else attributes, graph, class_name=type(source).__name__)
     for name, owner in source.named_modules():
         copied = attribute(module, name) if name else module
         if isinstance(copied, nn.Module) and copied is not owner:
@@ -187,12 +235,14 @@ def _moved_spec(spec: Any, nodes: Mapping[Node, Node]) -> Any:  # as in _moved_a
 
 
 def _mutated_attributes(module: GraphModule) -> set[str]:
-    """Targets of the buffers that some operator of the graph writes to."""
+    """Targets of the buffers that some operator of the graph writes to, directly or through a view."""
     targets: set[str] = set()
     for node in module.graph.nodes:
-        operator = called_operator(node)
-        for name in written_arguments(operator) if operator is not None else ():
+        called = called_operator(node)
+        for name in written_arguments(called) if called is not None else ():
             value = argument(node, name)
+            while is_view(value):
+                value = value.all_input_nodes[0]
             if isinstance(value, Node) and value.op == "get_attr":
                 targets.add(str(value.target))
     return targets

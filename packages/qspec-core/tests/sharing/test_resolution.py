@@ -352,7 +352,7 @@ def test_a_reference_joins_where_implicit_sharing_is_off() -> None:
         ({X: ("plain", UINT8, ()), (0, 1): ("plain", UINT8, ()), (0, 2): ("plain", UINT8, ())}, X),
         ({(0, 2): ("plain", UINT8, ()), (0, 1): ("plain", UINT8, ())}, (0, 1)),
         # Two ends, both edges: the first in graph order.
-        ({(0, 2): ("plain", UINT8, ()), (2, 2): ("shared", 0, ((0, 2),)), **{(0, 1): ("plain", UINT8, ())},
+        ({(0, 2): ("plain", UINT8, ()), (2, 2): ("shared", 0, ((0, 2),)), (0, 1): ("plain", UINT8, ()),
           Y: ("shared", 0, ((0, 1),))}, (0, 1)),
     ],
 )  # fmt: skip

@@ -86,3 +86,10 @@ def test_a_point_that_derives_from_itself_is_a_cycle() -> None:
 
 def test_no_points_give_no_groups() -> None:
     assert list(solve([]).group_of) == []
+
+
+def test_where_references_end_in_several_points_an_output_goes_before_an_earlier_edge() -> None:
+    points = [Point(0, 0), Point(1, is_output=True, reference=0), Point(1, reference=3), Point(2, 0, is_output=True)]
+    solution = solve(points)
+    assert list(solution.group_of) == [0, 0, 0, 0]
+    assert list(solution.constructors) == [3]

@@ -10,9 +10,9 @@ from qspec_core.graphs import constant_value
 from qspec_core.lowering import Lowering, quantized_operand
 from qspec_core.patterns import Match, Reason, ReasonCode
 
-__all__ = ["Weight", "fits_16_bits", "narrow_weight", "read_weight"]
+__all__ = ["Weight", "narrow_weight", "pair_sums", "read_weight"]
 
-_INT16_MAX, _INT16_MIN = 2**15 - 1, -(2**15)
+_INT16_MAX = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -61,33 +61,42 @@ def _numbers(value: float | Node, lowering: Lowering) -> Tensor | None:
     return torch.tensor(value)
 
 
-def fits_16_bits(integers: Tensor, input_max: int) -> Tensor:
-    """For each output channel, whether any two products with inputs of 0..`input_max` can be summed in 16 bits.
+def pair_sums(integers: Tensor) -> Tensor:
+    """For each output channel, the largest sum that any two of its weights of one sign make, without the sign.
 
     Args:
         integers: int8, (outputs, ...).
-        input_max: largest integer of the input.
-    Returns: bool, (outputs,).
+    Returns: int32, (outputs,).
     Cost: O(weights).
     """
     rows = integers.reshape(integers.shape[0], -1).to(torch.int32)
     count = min(2, rows.shape[1])
-    largest = rows.topk(count, dim=1).values.clamp(min=0).sum(dim=1)
-    smallest = rows.topk(count, dim=1, largest=False).values.clamp(max=0).sum(dim=1)
-    return (largest * input_max <= _INT16_MAX) & (smallest * input_max >= _INT16_MIN)
+    positive = rows.topk(count, dim=1).values.clamp(min=0).sum(dim=1)
+    negative = rows.topk(count, dim=1, largest=False).values.clamp(max=0).sum(dim=1)
+    return torch.maximum(positive, -negative)
 
 
 def narrow_weight(weight: Weight, input_max: int) -> Weight | None:
-    """The weight with half the resolution in the channels whose sums could leave 16 bits; None if none could.
+    """The weight with a coarser scale in the channels whose sums of two products could leave 16 bits; None if none could.
 
-    Halving takes -128..127 to -64..64, and 64 * 255 * 2 = 32640 fits.
+    With inputs of 0..255, two weights of one sign may make 128 together. A channel is brought there by the factor that it
+    needs, at most 2. A factor that is no whole number rounds few weights from the middle between two steps, where the error is
+    largest: measured on EfficientNet-Lite0, that is worth more than halving every weight.
+
+    Args:
+        weight: as it was quantized.
+        input_max: largest integer of the input.
+    Cost: O(weights).
+    Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VPMADDUBSW: products of u8 by s8, summed in pairs into
+        s16 with saturation.
     """
-    fits = fits_16_bits(weight.integers, input_max)
+    limit = _INT16_MAX // input_max
+    sums = pair_sums(weight.integers)
+    fits = sums <= limit
     if bool(fits.all()):
         return None
-    halved = torch.round(weight.integers.to(torch.float32) / 2).to(torch.int8)
+    # Rounding adds half a step to either weight of a pair, so the quotients may make one less.
+    factor = torch.where(fits, 1.0, sums / (limit - 1))
     shape = (-1,) + (1,) * (weight.integers.dim() - 1)
-    return Weight(
-        torch.where(fits.reshape(shape), weight.integers, halved).contiguous(),
-        torch.where(fits, weight.scale, weight.scale * 2),
-    )
+    integers = torch.round(weight.integers / factor.reshape(shape)).to(torch.int8)
+    return Weight(integers.contiguous(), weight.scale * factor)

@@ -1,17 +1,13 @@
 """The quantizer under its usual name, and the configuration that goes with it."""
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Self
 
 import torch
-from torch import nn
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.fx import Node
 
 from qspec_core.errors import SpecError
 from qspec_core.observers import (
-    HistogramObserver,
     MinMaxObserver,
     PerChannelMinMaxObserver,
     PlaceholderObserver,
@@ -23,8 +19,9 @@ from qspec_xnnpack._rows import TABLE
 
 __all__ = ["XNNPACKQuantizer", "default_quantizer", "get_symmetric_quantization_config"]
 
-_EPS = 2**-12  # smallest scale: below it the kernels' fixed-point multipliers lose their accuracy
-Constructor = Callable[..., nn.Module]
+# Smallest activation scale. Behind a dead channel it would be tiny, and XNNPACK creates no convolution or linear layer
+# whose input scale times weight scale over output scale reaches 256. Weights need no floor, and small ones suffer by it.
+_ACTIVATION_EPS = 2**-12
 
 
 @lru_cache
@@ -45,7 +42,7 @@ def get_symmetric_quantization_config(
         is_dynamic: activation parameters are computed when the model runs.
         act_qmin: smallest quantized activation.
         act_qmax: largest quantized activation.
-        weight_qmin: smallest quantized weight; -127 keeps products within what int16 lanes can add.
+        weight_qmin: smallest quantized weight.
         weight_qmax: largest quantized weight.
     Returns: the configuration; equal arguments give the same object.
     Raises: SpecError: `is_qat` is set, or a range is empty or outside int8.
@@ -55,35 +52,93 @@ def get_symmetric_quantization_config(
             "this version of qspec-xnnpack has no configuration for quantization-aware training",
             found="is_qat=True",
             expected="is_qat=False",
-            remedy="quantize after training with is_qat=False",
+            remedy="quantize after training, with is_qat=False",
         )
-    observer: Constructor = PlaceholderObserver if is_dynamic else HistogramObserver
-    return _configuration(
-        _activation_spec(observer, is_dynamic, act_qmin, act_qmax), is_per_channel, weight_qmin, weight_qmax
-    )
-
-
-def _activation_spec(observer: Constructor, is_dynamic: bool, quant_min: int, quant_max: int) -> QuantizationSpec:
-    return QuantizationSpec(
+    activation = QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=observer.with_args(eps=_EPS),  # type: ignore[attr-defined]  # observers have it
-        quant_min=quant_min,
-        quant_max=quant_max,
+        observer_or_fake_quant_ctr=(PlaceholderObserver if is_dynamic else MinMaxObserver).with_args(
+            eps=_ACTIVATION_EPS
+        ),
+        quant_min=act_qmin,
+        quant_max=act_qmax,
         qscheme=torch.per_tensor_affine,
         is_dynamic=is_dynamic,
     )
-
-
-def _configuration(
-    activation: QuantizationSpec, is_per_channel: bool, weight_qmin: int, weight_qmax: int
-) -> QuantizationConfig:
-    observer = PerChannelMinMaxObserver if is_per_channel else MinMaxObserver
     weight = QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=observer.with_args(eps=_EPS),
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver if is_per_channel else MinMaxObserver,
         quant_min=weight_qmin,
         quant_max=weight_qmax,
         qscheme=torch.per_channel_symmetric if is_per_channel else torch.per_tensor_symmetric,
         ch_axis=0 if is_per_channel else None,
     )
-    return QuantizationConfig(activation, None if activation.is_dynamic else activation, weight, None)
+    return QuantizationConfig(activation, None if is_dynamic else activation, weight, None)
+
+
+class XNNPACKQuantizer(TableQuantizer):
+    """Quantizes what XNNPACK's delegate executes in integers. Selection is that of `TableQuantizer`.
+
+    Each `set_*` takes a `QuantizationConfig`, such as `get_symmetric_quantization_config()` returns, or None for float.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(TABLE)
+
+    def set_global(self, config: QuantizationConfig | None) -> Self:
+        """Configure every match that no closer rule selects. Raises: SpecError: the kernels do not take it."""
+        return super().set_global(_fit(config))
+
+    def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
+        """Configure the module of this path and all inside it. Raises: SpecError: the kernels do not take it."""
+        return super().set_module_name(name, _fit(config))
+
+    def set_module_type(self, module_type: type | str, config: QuantizationConfig | None) -> Self:
+        """Configure modules of this class and all inside them. Raises: SpecError: the kernels do not take it."""
+        return super().set_module_type(module_type, _fit(config))
+
+    def set_operator_type(self, operator: OpOverload | OpOverloadPacket, config: QuantizationConfig | None) -> Self:
+        """Configure the matches anchored at this operator. Raises: SpecError: the kernels do not take it."""
+        return super().set_operator_type(operator, _fit(config))
+
+
+def default_quantizer(*, mode: Mode, target: str) -> XNNPACKQuantizer:
+    """What `quantize(backend="xnnpack")` uses: int8 affine activations, int8 weights with a scale for each channel.
+
+    Args:
+        mode: when activations are quantized; static is the one form of this version.
+        target: class of the deployment device; there is one.
+    Raises: SpecError: the mode is not static.
+    """
+    if mode is not Mode.STATIC:
+        raise SpecError(
+            f"this version of qspec-xnnpack has no {mode.value} form",
+            found=mode.value,
+            expected=Mode.STATIC.value,
+            remedy="quantize with mode=Mode.STATIC and calibration data",
+        )
+    return XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+
+
+def _fit(config: QuantizationConfig | None) -> QuantizationConfig | None:
+    """The configuration itself, if XNNPACK has kernels for it."""
+    if config is None:
+        return None
+    for role, spec, schemes in (
+        ("input activation", config.input_activation, (torch.per_tensor_affine, torch.per_tensor_symmetric)),
+        ("output activation", config.output_activation, (torch.per_tensor_affine, torch.per_tensor_symmetric)),
+        ("weight", config.weight, (torch.per_tensor_symmetric, torch.per_channel_symmetric)),
+    ):
+        if spec is not None and (spec.dtype is not torch.int8 or spec.qscheme not in schemes):
+            raise _unfit(role, f"{spec.dtype}, {spec.qscheme}", f"torch.int8, {' or '.join(map(str, schemes))}")
+    if config.bias is not None and config.bias.dtype is not torch.float32:
+        raise _unfit("bias", config.bias.dtype, "no spec: the delegate quantizes biases itself")
+    return config
+
+
+def _unfit(role: str, found: object, expected: str) -> SpecError:
+    return SpecError(
+        f"XNNPACK has no kernel for the configuration's {role} spec",
+        found=found,
+        expected=expected,
+        remedy="build the configuration with get_symmetric_quantization_config()",
+    )

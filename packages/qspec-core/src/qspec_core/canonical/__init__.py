@@ -17,8 +17,8 @@ from qspec_core.canonical._record import FOLDED_KEY
 __all__ = ["FOLDED_KEY", "canonicalize", "fold_batch_norms"]
 
 _PASSES = (
+    remove_identities,  # before make_functional: dropout in evaluation returns its input itself, an alias
     make_functional,
-    remove_identities,
     canonicalize_activations,
     canonicalize_convolutions,
     canonicalize_pads,

@@ -4,6 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import retarget
+from qspec_core.graphs import is_float
 from qspec_core.patterns import argument, is_call
 
 __all__ = ["canonicalize_activations"]
@@ -27,13 +28,13 @@ def _bounds(node: Node) -> tuple[object, object] | None:
 def canonicalize_activations(module: GraphModule) -> None:
     """Write relu6, clamp and clamp_min as `hardtanh(x, low, high)`, or as `relu(x)` where they clamp at 0 alone.
 
-    A clamp with tensors or symbols as bounds, or with another lone bound, stays.
+    A clamp of integers, with tensors or symbols as bounds, or with another lone bound, stays.
 
     Cost: O(nodes).
     """
     for node in list(module.graph.nodes):
         bounds = _bounds(node)
-        if bounds is None:
+        if bounds is None or not is_float(argument(node, "self")):
             continue
         low, high = bounds
         if not isinstance(low, int | float) or not isinstance(high, int | float | None):

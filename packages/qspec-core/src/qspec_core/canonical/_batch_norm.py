@@ -45,7 +45,7 @@ def fold_batch_norms(module: GraphModule) -> None:
         layer = argument(norm, "input")
         if is_call(norm, aten.batch_norm.default) and argument(norm, "training"):
             continue
-        if not is_call(layer, *_LAYERS) or len(layer.users) != 1 or _is_unfit_linear(layer):
+        if not is_call(layer, *_LAYERS) or len(layer.users) != 1 or not _scales_channels(layer):
             continue
         affine = _affine(module, norm)
         weight, bias = argument(layer, "weight"), argument(layer, "bias")
@@ -59,11 +59,13 @@ def fold_batch_norms(module: GraphModule) -> None:
         _remove(module, norm, layer)
 
 
-def _is_unfit_linear(layer: Node) -> bool:
-    """A batch norm over (batch, channels, length) scales dimension 1, which is the last one of a linear's output only
-    for inputs of rank 2."""
-    value = layer.meta.get("val")
-    return is_call(layer, aten.linear.default) and not (isinstance(value, Tensor) and value.dim() == 2)
+def _scales_channels(layer: Node) -> bool:
+    """Whether a batch norm, which scales dimension 1, scales the layer's output channels: for a linear layer those are
+    dimension 1 for inputs of rank 2 only, for a convolution where the input has a batch dimension. Both then have the
+    rank of the weight."""
+    weight = argument(layer, "weight")
+    value, held = (node.meta.get("val") if isinstance(node, Node) else None for node in (layer, weight))
+    return isinstance(value, Tensor) and isinstance(held, Tensor) and value.dim() == held.dim()
 
 
 def _affine(module: GraphModule, norm: Node) -> _Affine | None:

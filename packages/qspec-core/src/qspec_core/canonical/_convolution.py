@@ -67,8 +67,8 @@ def _number_the_padding(module: GraphModule, node: Node) -> None:
         with module.graph.inserting_before(node):
             padded = module.graph.call_function(aten.pad.default, (source, sides, "constant", 0.0))
         value = source.meta["val"]
-        grown = [n + 2 * p + e for n, p, e in zip(value.shape[2:], padding, extra, strict=True)]
-        padded.meta = dict(node.meta) | {"val": value.new_empty([*value.shape[:2], *grown])}
+        grown = [n + 2 * p + e for n, p, e in zip(value.shape[-spatial:], padding, extra, strict=True)]
+        padded.meta = dict(node.meta) | {"val": value.new_empty([*value.shape[:-spatial], *grown])}
         source, padding = padded, [0] * spatial
     rest = (argument(node, "stride"), padding, argument(node, "dilation"), argument(node, "groups"))
     retarget(node, _FORWARD[spatial], source, weight, argument(node, "bias"), *rest)

@@ -3,9 +3,11 @@
 from functools import cache
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload, schema_of
+from qspec_core.graphs import is_view
 from qspec_core.patterns import argument_names, called_operator, written_arguments
 
 __all__ = ["make_functional"]
@@ -25,19 +27,13 @@ def _functional_form(target: OpOverload) -> OpOverload | None:
     return form
 
 
-def _is_view(node: Node) -> bool:
-    """Whether a node's result may share storage with its first input, by its schema."""
-    operator = called_operator(node)
-    return operator is not None and any(value.alias_info is not None for value in schema_of(operator).returns)
-
-
 def _read_later(node: Node, position: dict[Node, int], at: int, depth: int = 0) -> bool:
     """Whether `node`, or a view of it, is read after position `at`. Views of views are followed a few steps only;
     deeper ones count as read."""
     for user in node.users:
         if position[user] > at:
             return True
-        if position[user] < at and _is_view(user) and (depth == 4 or _read_later(user, position, at, depth + 1)):
+        if position[user] < at and is_view(user) and (depth == 4 or _read_later(user, position, at, depth + 1)):
             return True
     return False
 
@@ -48,10 +44,19 @@ def _is_private(node: Node, position: dict[Node, int], at: int) -> bool:
     for _ in range(8):  # a longer chain of views is left as it is
         if current.op != "call_function" or _read_later(current, position, at):
             return False
-        if not _is_view(current):
+        if not is_view(current):
             return True
         current = current.all_input_nodes[0]
     return False
+
+
+def _promotes(node: Node, source: Node) -> bool:
+    """Whether the functional form could give another dtype: in place, the result keeps that of `source`."""
+    kept = source.meta.get("val")
+    others = [other.meta.get("val") for other in node.all_input_nodes]
+    return any(
+        isinstance(o, Tensor) and o.is_floating_point() and (kept is None or o.dtype != kept.dtype) for o in others
+    )
 
 
 def make_functional(module: GraphModule) -> None:
@@ -68,4 +73,5 @@ def make_functional(module: GraphModule) -> None:
         source = node.args[0] if node.args else None
         if form is None or not isinstance(source, Node) or not _is_private(source, position, position[node]):
             continue
-        node.target = form
+        if not _promotes(node, source):
+            node.target = form

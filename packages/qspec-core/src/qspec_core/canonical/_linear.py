@@ -11,11 +11,12 @@ from qspec_core.patterns import argument, is_call
 __all__ = ["canonicalize_linears"]
 
 aten = torch.ops.aten
+_TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.mT.default)
 
 
 def _constant_matrix(module: GraphModule, node: object) -> Tensor | None:
     """A constant matrix, or a constant matrix transposed in the graph, as a view; None for everything else."""
-    if is_call(node, aten.t.default):
+    if is_call(node, *_TRANSPOSES):
         inner = _constant_matrix(module, argument(node, "self"))
         return None if inner is None else inner.t()
     if is_call(node, aten.permute.default) and argument(node, "dims") == [1, 0]:

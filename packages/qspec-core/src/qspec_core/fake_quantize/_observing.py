@@ -165,8 +165,9 @@ class FixedQParamsFakeQuantize(FakeQuantize):
 class FusedMovingAvgObsFakeQuantize(FakeQuantize):
     """`FakeQuantize` over a moving average, in one operator where torch has one with this arithmetic.
 
-    torch's operator computes the scale of symmetric schemes otherwise than observers do, so that training and the
-    converted model would differ; those take the steps of `FakeQuantize`. The flags are int64, as the operator wants.
+    That is the per-tensor affine scheme. torch's operator computes the scale of symmetric schemes otherwise than
+    observers do, so that training and the converted model would differ, and takes channels on axis 0 only; other
+    schemes take the steps of `FakeQuantize`. The flags are int64, as the operator wants.
 
     Args:
         observer: constructor of a moving-average observer.
@@ -194,7 +195,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             )
         self.fake_quant_enabled = self.fake_quant_enabled.long()
         self.observer_enabled = self.observer_enabled.long()
-        self._is_fused = self.qscheme in (torch.per_tensor_affine, torch.per_channel_affine)
+        self._is_fused = self.qscheme == torch.per_tensor_affine
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, of any shape, and return it rounded to quantized values."""
@@ -213,12 +214,10 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             inner.averaging_constant,
             self.quant_min,
             self.quant_max,
-            self.ch_axis,
-            self.is_per_channel,
-            False,
+            -1,
         )
         if inner.has_observed and not bool((inner.min_val.isfinite() & inner.max_val.isfinite()).all()):
-            inner.min_val.resize_(before[0].shape).copy_(before[0])
-            inner.max_val.resize_(before[1].shape).copy_(before[1])
+            inner.min_val.copy_(before[0])
+            inner.max_val.copy_(before[1])
             reject_not_finite(x, self.where)
         return rounded

@@ -96,6 +96,12 @@ def _unwrap(constructor: object) -> tuple[object, dict[str, object]]:
         constructor = inner.func
 
 
+@functools.lru_cache(maxsize=256)
+def _class_parameters(target: type) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a class's constructor; kept, since every weight of a model asks for the same few."""
+    return inspect.signature(target).parameters
+
+
 def accepted_keywords(constructor: object) -> frozenset[str] | None:
     """Keyword arguments that a constructor takes, read from its signature; None where it takes any.
 
@@ -106,7 +112,7 @@ def accepted_keywords(constructor: object) -> frozenset[str] | None:
     if not callable(target):
         return frozenset()
     try:
-        parameters = inspect.signature(target).parameters
+        parameters = _class_parameters(target) if isinstance(target, type) else inspect.signature(target).parameters
     except ValueError:  # some callables written in C have no signature
         return None
     named = frozenset(name for name, parameter in parameters.items() if parameter.kind in _KEYWORD_KINDS)

@@ -25,7 +25,7 @@ class Quantizer(ABC):
     def validate(self, model: GraphModule) -> None:
         """Raise if the annotated graph is not one that the backend can run."""
 
-    def prepare_obs_or_fq_callback(  # noqa: B027  # not abstract: most quantizers leave the map as it is
+    def prepare_obs_or_fq_callback(  # not abstract: most quantizers leave the map as it is
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, nn.Module]
     ) -> None:
         """Edit the map from points to observers before they are inserted. Points of one group hold one instance."""

@@ -1,0 +1,274 @@
+"""Each pass of the canonical form against the float model: the same values, fewer spellings."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from core_support import Frozen, Net, aten, calls, canonical, export, targets
+from torch import Tensor, nn
+
+from qspec_core.patterns import argument
+
+Function = Callable[..., Any]  # a forward of each test's own
+
+
+def same(model: nn.Module, *inputs: Tensor, decompose: bool = False, **options: Any) -> torch.fx.GraphModule:
+    """Bring a model to canonical form and compare with it; return the canonical module."""
+    want = model.eval()(*(x.clone() for x in inputs))
+    program = torch.export.export(model, inputs, **options)
+    exported = (program.run_decompositions() if decompose else program).module()
+    assert isinstance(exported, torch.fx.GraphModule)
+    frozen = Frozen(exported)
+    module = canonical(exported)
+    torch.testing.assert_close(module(*(x.clone() for x in inputs)), want, rtol=1e-5, atol=1e-5)
+    frozen.check()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("function", "low", "high"),
+    [
+        (F.relu6, 0.0, 6.0),
+        (lambda x: x.clamp(-0.5, 0.5), -0.5, 0.5),
+        (lambda x: x.clamp(0, 1), 0.0, 1.0),
+        (lambda x: F.hardtanh(x, -2, 0.25), -2.0, 0.25),
+        (lambda x: F.hardtanh_(x + 0), -1.0, 1.0),
+        (lambda x: (x + 0).clamp_(-0.5, 0.5), -0.5, 0.5),
+    ],
+)
+def test_clamps_between_two_bounds_become_hardtanh(function: Function, low: float, high: float) -> None:
+    module = same(Net(lambda _, x: function(3 * x)), torch.randn(5, 7))
+    (node,) = calls(module, aten.hardtanh.default)
+    assert (argument(node, "min_val"), argument(node, "max_val")) == (low, high)
+    assert all(isinstance(bound, float) for bound in node.args[1:])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.relu,
+        lambda x: x.clamp(min=0),
+        lambda x: x.clamp_min(0.0),
+        lambda x: x.clamp(0, float("inf")),
+        lambda x: F.hardtanh(x, 0, float("inf")),
+        lambda x: (x + 0).relu_(),
+        lambda x: F.relu(x + 0, inplace=True),
+    ],
+)
+def test_clamps_at_zero_alone_become_relu(function: Function) -> None:
+    module = same(Net(lambda _, x: function(x * 1.5)), torch.randn(5, 7))
+    assert targets(module)[-1] == "aten.relu.default"
+
+
+@pytest.mark.parametrize(
+    ("function", "kept"),
+    [
+        (lambda x: x.clamp(max=0.5), aten.clamp.default),
+        (lambda x: x.clamp_min(-0.5), aten.clamp_min.default),
+        (lambda x: x.clamp(x - 1, x + 1), aten.clamp.Tensor),
+        (lambda x: x.to(torch.int64).clamp(0.5, 2.5), aten.clamp.default),
+        (lambda x: x.to(torch.int64).clamp(0, 2), aten.clamp.default),
+        (lambda x: x.to(torch.int64).clamp_min(0), aten.clamp_min.default),
+    ],
+)
+def test_other_clamps_stay(function: Function, kept: Any) -> None:
+    module = same(Net(lambda _, x: function(x * 3)), torch.randn(5, 7))
+    assert len(calls(module, kept)) == 1
+
+
+def test_clamp_keeps_its_name_and_metadata() -> None:
+    exported = export(Net(lambda _, x: F.relu6(x)), torch.randn(3))
+    (before,) = calls(exported, aten.relu6.default, aten.hardtanh.default)
+    (after,) = calls(canonical(exported), aten.hardtanh.default)
+    assert after.name == before.name
+    assert after.meta["val"] is before.meta["val"]
+
+
+@pytest.mark.parametrize("function", [F.dropout, F.feature_dropout if hasattr(F, "feature_dropout") else F.dropout2d])
+def test_dropout_in_evaluation_leaves(function: Function) -> None:
+    module = same(Net(lambda _, x: function(x * 2, 0.5, False) + 1), torch.randn(2, 3, 4, 4))
+    assert not [target for target in targets(module) if "dropout" in target]
+    assert list(module.meta["qspec_folded"].values()) == ["identity in evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("pad", "padding", "want"),
+    [
+        ((1, 1, 1, 1), 0, [1, 1]),
+        ((1, 1, 2, 2), 0, [2, 1]),  # the last dimension comes first in a pad, the first one in a convolution
+        ((2, 2), 0, [0, 2]),
+        ((1, 1, 1, 1), (2, 3), [3, 4]),
+        ((0, 0, 3, 3), 1, [4, 1]),
+    ],
+)
+def test_even_pads_go_into_the_convolution(pad: tuple[int, ...], padding: Any, want: list[int]) -> None:
+    model = Net(lambda self, x: self.conv(F.pad(x, pad)), conv=nn.Conv2d(3, 4, 3, padding=padding))
+    module = same(model, torch.randn(2, 3, 9, 8))
+    (conv,) = calls(module, aten.conv2d.default)
+    assert argument(conv, "padding") == want
+    assert calls(module, aten.pad.default) == []
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_even_pads_of_every_rank(rank: int) -> None:
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](2, 3, 3)
+    sides = [side for n in range(rank) for side in (n + 1, n + 1)]
+    module = same(Net(lambda self, x: self.conv(F.pad(x, sides)), conv=conv), torch.randn(1, 2, *[5] * rank))
+    assert len(targets(module)) == 1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.pad(x, (0, 1, 0, 1)),
+        lambda x: F.pad(x, (1, 1, 1, 0)),
+        lambda x: F.pad(x, (1, 1), value=0.5),
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: F.pad(x, (-1, -1)),
+        lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 1)),
+    ],
+)
+def test_other_pads_stay(function: Function) -> None:
+    module = same(Net(lambda self, x: self.conv(function(x)), conv=nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 9, 8))
+    assert len(targets(module)) == 2
+
+
+def test_pad_that_something_else_reads_too_stays_for_it() -> None:
+    def forward(self: Net, x: Tensor) -> tuple[Tensor, Tensor]:
+        padded = F.pad(x, (1, 1, 1, 1))
+        return self.conv(padded), padded + 1  # type: ignore[operator]  # a submodule by name
+
+    module = same(Net(forward, conv=nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 9, 8))
+    (conv,) = calls(module, aten.conv2d.default)
+    assert argument(conv, "padding") == [1, 1]
+    assert len(calls(module, aten.pad.default)) == 1
+
+
+def test_constant_pad_of_a_decomposed_graph_becomes_pad() -> None:
+    module = same(Net(lambda _, x: F.pad(x, (0, 1), value=0.5)), torch.randn(2, 3), decompose=True)
+    (pad,) = calls(module)
+    assert pad.target is aten.pad.default
+    assert argument(pad, "value") == 0.5
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (2, 1), (4, 3)])
+def test_padding_by_a_word_becomes_numbers(rank: int, padding: str, kernel: int, dilation: int) -> None:
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    conv = kind(2, 3, kernel, padding=padding, dilation=dilation)
+    module = same(conv, torch.randn(1, 2, *[11] * rank))
+    assert targets(module)[-1] == f"aten.conv{rank}d.default"
+    uneven = padding == "same" and dilation * (kernel - 1) % 2
+    assert len(calls(module, aten.pad.default)) == uneven
+    for pad in calls(module, aten.pad.default):
+        assert pad.meta["val"].shape == (1, 2, *[11 + dilation * (kernel - 1)] * rank)
+
+
+def test_padding_by_a_word_with_one_even_and_one_uneven_side() -> None:
+    module = same(nn.Conv2d(2, 3, (2, 3), padding="same"), torch.randn(1, 2, 7, 6))
+    (pad,) = calls(module, aten.pad.default)
+    assert argument(pad, "pad") == [1, 1, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_padding_by_a_word_without_a_batch_dimension() -> None:
+    module = same(nn.Conv1d(2, 3, 2, padding="same"), torch.randn(2, 7))
+    (pad,) = calls(module, aten.pad.default)
+    assert pad.meta["val"].shape == (2, 8)
+
+
+TRANSPOSED: list[Function] = [
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_decomposed_convolution_gets_its_own_operator_back(rank: int, transposed: bool, bias: bool) -> None:
+    options: dict[str, Any] = {"stride": 2, "padding": 1, "dilation": 2, "groups": 2, "bias": bias}
+    if transposed:
+        conv = TRANSPOSED[rank - 1](4, 6, 3, output_padding=1, **options)
+        want = "conv_transpose1d.default" if rank == 1 else f"conv_transpose{rank}d.input"
+    else:
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](4, 6, 3, **options)
+        want = f"conv{rank}d.default"
+    module = same(conv, torch.randn(1, 4, *[9] * rank), decompose=True)
+    assert targets(module) == [f"aten.{want}"]
+
+
+WEIGHT = nn.Parameter(torch.randn(6, 5))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w, b: x @ w,
+        lambda x, w, b: torch.mm(x, w),
+        lambda x, w, b: torch.addmm(b, x, w),
+        lambda x, w, b: x @ w.t(),
+        lambda x, w, b: x @ w.T,
+        lambda x, w, b: x @ w.mT,
+        lambda x, w, b: x @ w.transpose(0, 1),
+        lambda x, w, b: x @ w.transpose(-1, -2),
+        lambda x, w, b: x @ w.permute(1, 0),
+        lambda x, w, b: x @ w.t().t().t(),
+        lambda x, w, b: torch.addmm(b, x, w.t()),
+        lambda x, w, b: F.linear(x, w.t(), b),
+    ],
+)
+def test_products_with_a_constant_become_linear(function: Function) -> None:
+    x = torch.randn(3, 6)
+    for shape in ((6, 5), (5, 6)):
+        try:
+            function(x, torch.empty(shape), torch.empty(5))
+        except RuntimeError:
+            continue
+        w = nn.Parameter(torch.randn(shape))
+        module = same(Net(lambda self, x: function(x, self.w, self.b), w=w, b=nn.Parameter(torch.randn(5))), x)
+        assert targets(module) == ["aten.linear.default"]
+        held = module.get_parameter(name) if (name := _weight_name(module)) in dict(module.named_parameters()) else None
+        held = module.get_buffer(name) if held is None else held
+        assert held.data_ptr() == w.data_ptr()  # a view: no weight is copied
+        return
+    pytest.fail("no shape fits")
+
+
+def _weight_name(module: torch.fx.GraphModule) -> str:
+    (node,) = calls(module, aten.linear.default)
+    return str(argument(node, "weight").target)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3, 6)], ids=str)
+def test_matmul_of_any_rank_with_a_matrix(shape: tuple[int, ...]) -> None:
+    module = same(Net(lambda self, x: x @ self.w, w=WEIGHT), torch.randn(shape))
+    assert targets(module) == ["aten.linear.default"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w, b: torch.addmm(b, x, w, beta=0.5),
+        lambda x, w, b: torch.addmm(b, x, w, alpha=2),
+        lambda x, w, b: torch.addmm(x[:, :5], x, w),
+        lambda x, w, b: torch.addmm(b.expand(3, 5), x, w),
+        lambda x, w, b: w.t() @ x.t(),
+        lambda x, w, b: x @ (w * 2),
+        lambda x, w, b: x @ w[:, 0],
+    ],
+)
+def test_other_products_stay(function: Function) -> None:
+    model = Net(lambda self, x: function(x, self.w, self.b), w=WEIGHT, b=nn.Parameter(torch.randn(5)))
+    module = same(model, torch.randn(3, 6))
+    assert "aten.linear.default" not in targets(module)
+
+
+def test_decomposed_linear_is_found_again() -> None:
+    module = same(nn.Linear(6, 5), torch.randn(2, 3, 6), decompose=True)
+    assert targets(module).count("aten.linear.default") == 1
+    assert "aten.addmm.default" not in targets(module)

@@ -1,0 +1,23 @@
+"""What every test of core starts from."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Test files are imported by path (--import-mode=importlib), so what they share is put on the path once, at its end.
+_HERE = str(Path(__file__).parent)
+if _HERE not in sys.path:
+    sys.path.append(_HERE)
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch 2.13 itself uses the class when it copies an exported module (deepcopy, run_decompositions)."""
+    config.addinivalue_line("filterwarnings", "ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")

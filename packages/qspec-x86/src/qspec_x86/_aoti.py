@@ -1,0 +1,157 @@
+"""Compiled packages: a file that a fresh process runs with torch alone, and the module that runs one safely."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.fx import GraphModule
+
+from qspec_core.errors import LoweringError
+from qspec_x86._lower import lower_portable
+from qspec_x86._signature import Signature, signature_of
+from qspec_x86._target import resolve_target, saturates
+from qspec_x86._torch import (
+    compile_package,
+    load_runner,
+    tree_leaves,
+    tree_structure,
+    tree_unflatten,
+)
+
+__all__ = ["X86Package", "compile_module", "has_compiler", "load_package", "package"]
+
+_METADATA_KEY = "qspec_x86"
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler that Inductor would find."""
+    return any(shutil.which(name) is not None for name in (os.environ.get("CXX") or "g++", "clang++"))
+
+
+class X86Package(nn.Module):
+    """A compiled package as a module. It checks each call, since the compiled code does not.
+
+    Args:
+        runner: the loaded package.
+        signature: what it takes.
+    """
+
+    def __init__(self, runner: Callable[..., Any], signature: Signature) -> None:  # a model may return anything
+        super().__init__()
+        self._runner = runner
+        self.signature = signature
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # the model's own arguments and results
+        """Run the model.
+
+        Raises: LoweringError: a tensor has another shape, dtype or device than the package was compiled for.
+        """
+        structure = tree_structure((args, kwargs))
+        fitted = self.signature.fitted(tree_leaves((args, kwargs)))
+        args, kwargs = tree_unflatten(fitted, structure)
+        return self._runner(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "X86Package":
+        """Nothing in it changes, so a copy runs the same compiled code."""
+        return X86Package(self._runner, self.signature)
+
+    def extra_repr(self) -> str:
+        """The inputs and the target, for `repr`."""
+        inputs = ", ".join(f"{entry.name}: {entry.describe()}" for entry in self.signature.inputs)
+        return f"{inputs}; target={self.signature.target}"
+
+
+def package(
+    converted: GraphModule,
+    example_inputs: tuple[Any, ...],  # a model's arguments may be of any type
+    path: Path,
+    target: str = "any",
+) -> Path:
+    """Compile a quantized graph ahead of time into a file that needs torch alone:
+    `torch._inductor.aoti_load_package(path)` in a fresh process. `load_package` adds the checks that it lacks.
+
+    Args:
+        converted: from `convert_pt2e`. It is not changed.
+        example_inputs: positional arguments of one call, laid out in memory as those to come.
+        path: file to write; its name ends in `.pt2`.
+        target: class of the deployment CPU: "any", "vnni" or "native". The compiled code is for the instruction set of this
+            machine all the same.
+    Returns: the path.
+    Raises: LoweringError: the example inputs do not fit the graph, the file's name, or there is no C++ compiler.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise LoweringError(
+            "the name of a compiled package must end in .pt2",
+            found=str(path),
+            remedy=f"write to {path.with_suffix('.pt2')}",
+        )
+    if not has_compiler():
+        raise LoweringError(
+            "a package is compiled with a C++ compiler, and there is none",
+            found="neither $CXX, g++ nor clang++ on the path",
+            remedy="install one, or use result.lowered, which runs without",
+        )
+    resolved = resolve_target(target)
+    lowered = lower_portable(converted, resolved)
+    leaves, structure = tree_leaves(example_inputs), tree_structure(example_inputs)
+    signature = signature_of(lowered, leaves, resolved)
+    laid_out = tree_unflatten(signature.fitted(leaves), structure)
+    shapes = tree_unflatten(_dynamic_shapes(signature), structure)
+    compile_package(lowered, laid_out, shapes, path, {_METADATA_KEY: signature.to_json()})
+    return path
+
+
+def _dynamic_shapes(signature: Signature) -> list[dict[int, Dim]]:
+    """For each input, the dimensions that vary. Sizes of one name are one `Dim`, as they were when the model was exported."""
+    dims: dict[str, Dim] = {}
+    shapes: list[dict[int, Dim]] = []
+    for entry in signature.inputs:
+        varying: dict[int, Dim] = {}
+        for position, size in enumerate(entry.sizes):
+            if not isinstance(size, int):
+                name, low, high = size
+                varying[position] = dims.setdefault(name, Dim(name, min=low, max=high))
+        shapes.append(varying)
+    return shapes
+
+
+def load_package(path: str | Path) -> X86Package:
+    """Load a package that `package` wrote.
+
+    Raises: LoweringError: it is no such package, or this CPU would saturate where the package's target does not.
+    """
+    runner, metadata = load_runner(Path(path))
+    text = metadata.get(_METADATA_KEY)
+    if text is None:
+        raise LoweringError(
+            "the package was not written by qspec_x86",
+            found=f"metadata {sorted(metadata)}",
+            remedy="load it with torch._inductor.aoti_load_package",
+        )
+    signature = Signature.from_json(text)
+    if signature.target == "vnni" and saturates():
+        raise LoweringError(
+            "the package was made for CPUs with VNNI, and this one sums int8 products in 16 bits: results would be wrong",
+            found="target 'vnni'",
+            expected="target 'any' on this CPU",
+            remedy="package the model again with target='any'",
+        )
+    return X86Package(runner, signature)
+
+
+def compile_module(
+    converted: GraphModule,
+    example_inputs: tuple[Any, ...],  # as in `package`
+    target: str,
+) -> X86Package:
+    """Package a quantized graph and load it, leaving no file behind."""
+    with tempfile.TemporaryDirectory(prefix="qspec_x86_") as folder:
+        return load_package(package(converted, example_inputs, Path(folder) / "model.pt2", target))

@@ -1,0 +1,91 @@
+"""The backend as qspec-core sees it."""
+
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from qspec_core.backend import Backend
+from qspec_core.errors import LoweringError
+from qspec_core.patterns import Mode
+from qspec_x86._aoti import compile_module, has_compiler, package
+from qspec_x86._config import minmax_config
+from qspec_x86._lower import lower_eager
+from qspec_x86._quantizer import X86InductorQuantizer
+from qspec_x86._rows import TABLE
+from qspec_x86._target import TARGETS, resolve_target
+
+__all__ = ["BACKEND", "NotCompiledWarning", "default_quantizer", "lower", "lower_pt2e_quantized_to_x86"]
+
+
+class NotCompiledWarning(UserWarning):
+    """A quantized graph runs in its eager form, which is slower, since it could not be compiled ahead of time."""
+
+
+def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86InductorQuantizer:
+    """The quantizer of `qspec_core.quantize`: everything that has a row, weights as wide as the deployment CPU allows.
+
+    Args:
+        mode: static only; the backend says so in its `modes`.
+        target: class of the deployment CPU: "any", "vnni" or "native".
+    """
+    narrow = resolve_target(target) != "vnni"
+    return X86InductorQuantizer(narrow=narrow).set_global(minmax_config())
+
+
+def lower(
+    converted: GraphModule,
+    example_inputs: tuple[Any, ...],  # a model's arguments may be of any type
+    target: str = "any",
+) -> nn.Module:
+    """Lower to the fastest form that is safe: compiled ahead of time where there is a C++ compiler, else eager.
+
+    Args:
+        converted: from `convert_pt2e`. It is not changed.
+        example_inputs: positional arguments of one call.
+        target: class of the deployment CPU: "any", "vnni" or "native".
+    Returns: a module; inputs that it was not made for give an error.
+    Raises: BackendError: there is no such target.
+    Warns: NotCompiledWarning: the graph runs in the eager form, and why.
+    """
+    resolved = resolve_target(target)
+    if not has_compiler():
+        return _eager(converted, resolved, "there is no C++ compiler")
+    try:
+        return compile_module(converted, example_inputs, resolved)
+    except LoweringError as error:
+        return _eager(converted, resolved, error.problem)
+    except Exception as error:  # whatever export, Inductor or the C++ compiler raise for this graph
+        return _eager(converted, resolved, f"{type(error).__name__}: {error}")
+
+
+def _eager(converted: GraphModule, target: str, problem: str) -> GraphModule:
+    warnings.warn(f"not compiled, runs in the slower eager form: {problem}", NotCompiledWarning, stacklevel=3)
+    return lower_eager(converted, target)
+
+
+def lower_pt2e_quantized_to_x86(module: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModule:
+    """Lower a converted graph to kernels under the field's name: the eager form, right on every x86 CPU.
+
+    Args:
+        module: from `convert_pt2e`. It is not changed.
+        example_inputs: kept for the field's signature; shapes are read from the graph.
+    """
+    del example_inputs
+    return lower_eager(module, "any")
+
+
+BACKEND = Backend(
+    name="x86",
+    description="x86 CPUs: int8 kernels of oneDNN, compiled ahead of time, under torch.compile, or eager",
+    table=TABLE,
+    quantizer=default_quantizer,
+    lower=lower,
+    package=package,
+    targets=TARGETS,
+    modes=frozenset({Mode.STATIC}),
+    suffix=".pt2",
+    capabilities={"compile": True, "compiled_ahead_of_time": True, "activations": "uint8", "weights": "int8"},
+)
+"""What the entry point `x86` of the group `qspec.backends.v1` names."""

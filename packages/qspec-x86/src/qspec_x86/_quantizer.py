@@ -1,0 +1,72 @@
+"""The quantizer under the names that users know."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Self
+
+import torch
+from torch import nn
+from torch._ops import OpOverload
+
+from qspec_core.errors import SelectorError
+from qspec_core.quantizer import QuantizationConfig, TableQuantizer
+from qspec_x86._rows import TABLE
+
+__all__ = ["X86InductorQuantizer"]
+
+aten = torch.ops.aten
+
+_OPERATORS: Mapping[Callable[..., object], tuple[OpOverload, ...]] = MappingProxyType(
+    {
+        nn.functional.conv2d: (aten.conv2d.default,),
+        nn.functional.linear: (aten.linear.default,),
+        nn.functional.max_pool2d: (aten.max_pool2d.default,),
+        torch.cat: (aten.cat.default,),
+        torch.flatten: (aten.flatten.using_ints,),
+    }
+)
+"""Canonical operators of the functions that the field's quantizer takes and the table has rows for."""
+
+
+class X86InductorQuantizer(TableQuantizer):
+    """Annotates what runs in int8 kernels of oneDNN.
+
+    Args:
+        narrow: quantize the weights of all but depthwise convolutions to -64..63, for CPUs without VNNI. Weights of the full
+            range are brought there on lowering, at some loss.
+    """
+
+    def __init__(self, *, narrow: bool = False) -> None:
+        super().__init__(TABLE, narrow=narrow)
+
+    def set_module_name_qconfig(self, module_name: str, quantization_config: QuantizationConfig | None) -> Self:
+        """Configure the module of this path; the same as `set_module_name`."""
+        return self.set_module_name(module_name, quantization_config)
+
+    def set_module_type_qconfig(self, module_type: type, quantization_config: QuantizationConfig | None) -> Self:
+        """Configure modules of this class; the same as `set_module_type`."""
+        return self.set_module_type(module_type, quantization_config)
+
+    def set_function_type_qconfig(
+        self, function_type: Callable[..., object], quantization_config: QuantizationConfig | None
+    ) -> Self:
+        """Configure the operators that a function such as `torch.nn.functional.linear` calls.
+
+        Raises: SelectorError: no row starts from the function's operator.
+        """
+        operators = _OPERATORS.get(function_type)
+        if operators is None:
+            known = ", ".join(function.__name__ for function in _OPERATORS)
+            raise SelectorError(
+                f"no row of the x86 table starts from the function {function_type!r}",
+                found=getattr(function_type, "__name__", repr(function_type)),
+                expected=known,
+                remedy="name one of these functions, or an operator with set_operator_type",
+            )
+        for operator in operators:
+            self.set_operator_type(operator, quantization_config)
+        return self
+
+    def get_global_quantization_config(self) -> QuantizationConfig | None:
+        """The global configuration; None if there is none."""
+        return self._selection.global_config

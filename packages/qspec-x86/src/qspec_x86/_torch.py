@@ -1,0 +1,78 @@
+"""The only place that touches private parts of torch. Each use names what it is for; tested on torch 2.13.0 and 2.14.1."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
+
+__all__ = ["compile_package", "load_runner", "symbol_range", "tree_leaves", "tree_map", "tree_structure", "tree_unflatten"]
+
+# Inductor copies the zero points of a convolution in a way that torch itself warns of; seen in 2.13.0 and 2.14.1.
+_HARMLESS = "To copy construct from a tensor"
+
+
+def _packed_like(
+    weight: Tensor,
+    w_scales: Tensor,
+    x_scale: float,
+    x_zp: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    x_shape: Sequence[int] | None = None,
+) -> Tensor:
+    """Shape of a packed convolution weight: the plain weight's."""
+    return weight.new_empty(weight.shape)
+
+
+@contextmanager
+def _packing_known() -> Iterator[None]:
+    """Tell export and Inductor the shape of packed weights, which torch does not, while they work and no longer."""
+    with torch.library._scoped_library("onednn", "FRAGMENT") as library:
+        torch.library.register_fake("onednn::qconv_prepack", _packed_like, lib=library, allow_override=True)
+        yield
+
+
+def compile_package(
+    module: torch.nn.Module,
+    example_inputs: tuple[Any, ...],  # a model's arguments may be of any type
+    dynamic_shapes: Any,  # as torch.export takes it
+    path: Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """Export a portable lowered module and compile it ahead of time into the package at `path`.
+
+    Freezing folds the packing nodes into packed constants; it is off, silently, while gradients are recorded.
+    """
+    with torch.no_grad(), _packing_known(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_HARMLESS)
+        program = torch.export.export(module, example_inputs, dynamic_shapes=dynamic_shapes)
+        configs = {"freezing": True, "aot_inductor.metadata": dict(metadata)}
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+
+
+def load_runner(path: Path) -> tuple[Callable[..., Any], Mapping[str, str]]:
+    """The callable in a package, with the package's metadata."""
+    runner = aoti_load_package(str(path))
+    return cast(Callable[..., Any], runner), runner.get_metadata()
+
+
+def symbol_range(size: torch.SymInt) -> tuple[str, int, int | None] | None:
+    """Name and inclusive limits of a symbolic size that is a symbol of its own; None if it is computed from others.
+
+    A lower limit of 2 is what export assumes while it traces, so as not to take a size for a broadcast one; its graphs hold
+    for 1 as well, by its contract.
+    """
+    node = size.node
+    if not node.expr.is_Symbol:
+        return None
+    limits = node.shape_env.bound_sympy(node.expr)
+    lower = int(limits.lower)
+    return str(node.expr), 1 if lower <= 2 else lower, int(limits.upper) if limits.upper.is_Integer else None

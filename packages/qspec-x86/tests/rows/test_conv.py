@@ -1,0 +1,243 @@
+"""The convolution row against integer arithmetic in plain torch, exact since every scale is a power of two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qspec_x86 import LOWERING_KEY, TABLE, lower_eager, lower_portable
+
+FORMS = [lower_eager, lower_portable]
+
+
+@dataclass(frozen=True)
+class Shape:
+    channels: int
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    dilation: int = 1
+    groups: int = 1
+
+
+SHAPES = {
+    "3x3": Shape(16, 32),
+    "pointwise": Shape(8, 24, kernel=1, padding=0),
+    "stem": Shape(3, 32, stride=2),
+    "odd": Shape(7, 13),
+    "depthwise": Shape(33, 33, kernel=5, stride=2, padding=2, groups=33),
+    "depthwise multiplier": Shape(8, 16, groups=8),
+    "grouped": Shape(8, 12, groups=4),
+    "dilated": Shape(8, 8, padding=2, dilation=2),
+    "one channel": Shape(1, 5),
+}
+
+
+def hardtanh(y: Tensor) -> Tensor:
+    return nn.functional.hardtanh(y, -0.75, 2.5)
+
+
+CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": torch.clone,
+    "relu": torch.relu,
+    "relu6": nn.functional.relu6,
+    "hardtanh": hardtanh,
+}
+
+
+class Layer(nn.Module):
+    """quantize -> convolution [+ quantized other, in either order] [-> clamp] [-> quantize]."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        weight: Any,  # of conftest's classes, as are the grids
+        x_grid: Any,
+        *,
+        clamp: str = "none",
+        other_grid: Any = None,
+        y_grid: Any = None,
+        swap: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shape, self.weight, self.clamp, self.swap = shape, weight, clamp, swap
+        self.x_grid, self.other_grid, self.y_grid = x_grid, other_grid, y_grid
+        self.bias = nn.Parameter(torch.randint(-40, 40, (shape.outputs,)) * 2.0**-6)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        s = self.shape
+        return nn.functional.conv2d(x, weight, bias, s.stride, s.padding, s.dilation, s.groups)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        y = self.convolve(self.x_grid(x), self.weight(), self.bias)
+        if other is not None:
+            z = self.other_grid(other)
+            y = z + y if self.swap else y + z
+        if self.clamp != "none":
+            y = CLAMPS[self.clamp](y)
+        return y if self.y_grid is None else self.y_grid(y)
+
+    def reference(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """In float64, where these sums of products of integers are exact."""
+        y = self.convolve(self.x_grid.values(x), self.weight.values(), self.bias.double())
+        if other is not None:
+            y = y + self.other_grid.values(other)
+        y = CLAMPS[self.clamp](y)
+        return y if self.y_grid is None else self.y_grid.values(y)
+
+
+def make(hand: SimpleNamespace, shape: Shape, **options: Any) -> Layer:
+    weight = hand.Weight(shape.outputs, shape.channels // shape.groups, shape.kernel, shape.kernel)
+    return Layer(shape, weight, **{"x_grid": hand.Grid(zero_point=113)} | options)
+
+
+def check(hand: SimpleNamespace, layer: Layer, lower: Callable[..., Any], *inputs: Tensor) -> Any:
+    lowered = lower(hand.export(layer, *inputs), "any")
+    before = [x.clone() for x in inputs]
+    torch.testing.assert_close(lowered(*inputs).double(), layer.reference(*inputs), rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
+    return lowered
+
+
+@pytest.mark.parametrize("lower", FORMS)
+@pytest.mark.parametrize("zero_point", [0, 113])
+@pytest.mark.parametrize("name", SHAPES)
+def test_float_output_equals_integers(
+    hand: SimpleNamespace, name: str, zero_point: int, lower: Callable[..., Any]
+) -> None:
+    layer = make(hand, SHAPES[name], x_grid=hand.Grid(zero_point=zero_point))
+    lowered = check(hand, layer, lower, 4 * torch.randn(2, SHAPES[name].channels, 9, 11))
+    assert hand.count(lowered, "qconv_pointwise") == 1
+    assert hand.count(lowered, "aten.conv") == 0
+
+
+@pytest.mark.parametrize("lower", FORMS)
+@pytest.mark.parametrize("clamp", CLAMPS)
+@pytest.mark.parametrize("zero_point", [0, 20])
+@pytest.mark.parametrize("high", [255, 127, 100])
+def test_clamp_and_requantize_equal_integers(
+    hand: SimpleNamespace, high: int, zero_point: int, clamp: str, lower: Callable[..., Any]
+) -> None:
+    # The kernel saturates to 0..255: a narrower range must be clamped by it, or the integers leave the range.
+    y_grid = hand.Grid(2.0**-4, zero_point, 0, high)
+    layer = make(hand, SHAPES["odd"], clamp=clamp, y_grid=y_grid)
+    lowered = check(hand, layer, lower, 4 * torch.randn(2, 7, 9, 9))
+    assert hand.count(lowered, "qconv_pointwise") == 1
+    # One quantize at the input and one dequantize at the output are left: nothing between them is float.
+    assert (hand.count(lowered, "quantize_per_tensor"), hand.count(lowered, "hardtanh")) == (2, 0)
+    assert hand.count(lowered, "aten.") == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "clamp", "attr"),
+    [(6 / 255, "relu6", "none"), (6 / 200, "relu6", "hardtanh"), (6 / 300, "relu6", "none"), (2.0**-5, "relu", "none")],
+)
+def test_clamps_vanish_into_saturation(hand: SimpleNamespace, scale: float, clamp: str, attr: str) -> None:
+    layer = make(hand, SHAPES["3x3"], clamp=clamp, y_grid=hand.Grid(scale))
+    x = 4 * torch.randn(1, 16, 8, 8)
+    lowered = lower_eager(hand.export(layer, x), "any")
+    (kernel,) = (node for node in lowered.graph.nodes if "qconv_pointwise" in str(node.target))
+    assert kernel.args[14] == attr
+    # These scales are no powers of two: the float32 product of scales may round a value over the middle of a step.
+    torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=scale * 1.001)
+
+
+@pytest.mark.parametrize("lower", FORMS)
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("clamp", ["none", "relu"])
+@pytest.mark.parametrize("high", [255, 127])
+def test_residual_sum_equals_integers(
+    hand: SimpleNamespace, high: int, clamp: str, swap: bool, lower: Callable[..., Any]
+) -> None:
+    grids = {"other_grid": hand.Grid(2.0**-3, 13), "y_grid": hand.Grid(2.0**-2, 7, 0, high)}
+    layer = make(hand, SHAPES["odd"], clamp=clamp, swap=swap, **grids)
+    lowered = check(hand, layer, lower, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(2, 13, 9, 9))
+    fused = int(lower is lower_eager and high == 255)
+    assert hand.count(lowered, "qconv_sum") == fused
+    assert hand.count(lowered, "qconv_pointwise") == 1 - fused
+    assert hand.count(lowered, "aten.add") == 1 - fused
+
+
+@pytest.mark.parametrize("lower", FORMS)
+def test_residual_sum_with_a_float_reader_equals_integers(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
+    layer = make(hand, SHAPES["odd"], other_grid=hand.Grid(2.0**-3, 13))
+    lowered = check(hand, layer, lower, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(2, 13, 9, 9))
+    assert hand.count(lowered, "qconv_pointwise") == 1
+
+
+class ReadAgain(nn.Module):
+    """The accumulator of the sum, the result of a convolution, is read again after it, through a view."""
+
+    def __init__(self, first: Layer, second: Layer) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x)
+        z = self.second.y_grid(self.second.convolve(y, self.second.weight(), self.second.bias) + y)
+        return z, y.transpose(2, 3)
+
+    def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first.reference(x)
+        second = self.second
+        z = second.y_grid.values(second.convolve(y, second.weight.values(), second.bias.double()) + y)
+        return z, y.transpose(2, 3)
+
+
+def test_an_accumulator_that_is_read_again_is_not_overwritten(hand: SimpleNamespace) -> None:
+    grid = hand.Grid(2.0**-3, 5)
+    model = ReadAgain(
+        make(hand, Shape(8, 8), y_grid=grid), make(hand, Shape(8, 8), x_grid=grid, y_grid=hand.Grid(2.0**-2, 60))
+    )
+    x = 4 * torch.randn(2, 8, 6, 6)
+    lowered = lower_eager(hand.export(model, x), "any")
+    assert hand.count(lowered, "qconv_sum") == 1
+    for found, expected in zip(lowered(x), model.reference(x), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=0)
+
+
+def test_a_sum_that_broadcasts_is_left_outside(hand: SimpleNamespace) -> None:
+    grids = {"other_grid": hand.Grid(2.0**-3, 13), "y_grid": hand.Grid(2.0**-2, 7)}
+    layer = make(hand, SHAPES["odd"], **grids)
+    lowered = check(hand, layer, lower_eager, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(1, 13, 1, 1))
+    assert (hand.count(lowered, "qconv_sum"), hand.count(lowered, "qconv_pointwise")) == (0, 1)
+
+
+@pytest.mark.parametrize("lower", FORMS)
+def test_any_layout_of_the_input_gives_the_same(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
+    layer = make(hand, SHAPES["odd"], y_grid=hand.Grid(2.0**-3, 9))
+    x = 4 * torch.randn(2, 7, 9, 9)
+    lowered = lower(hand.export(layer, x), "any")
+    strided = torch.randn(9, 18, 7, 4)[:, ::2, :, ::2].permute(3, 2, 0, 1)
+    for given in (x, x.to(memory_format=torch.channels_last), strided):
+        torch.testing.assert_close(lowered(given).double(), layer.reference(given), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lower", FORMS)
+def test_batches_other_than_the_example(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
+    layer = make(hand, SHAPES["odd"], y_grid=hand.Grid(2.0**-3, 9))
+    shapes = ({0: torch.export.Dim("batch", min=1, max=8)}, None)
+    lowered = lower(hand.export(layer, torch.randn(2, 7, 9, 9), dynamic_shapes=shapes), "any")
+    for batch in (1, 3, 8):
+        x = 4 * torch.randn(batch, 7, 9, 9)
+        torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=0)
+
+
+def test_signed_input_is_declined_with_a_reason(hand: SimpleNamespace) -> None:
+    layer = make(hand, SHAPES["odd"], x_grid=hand.Grid(2.0**-5, 0, -128, 127, torch.int8))
+    x = 4 * torch.randn(1, 7, 5, 5)
+    lowered = lower_eager(hand.export(layer, x), "any")
+    (reason,) = lowered.meta[LOWERING_KEY].declined.values()
+    assert "takes uint8" in reason.detail
+    torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=1e-4)
+
+
+def test_every_chain_of_the_row_is_tested_here() -> None:
+    (row,) = (row for row in TABLE.rows if row.name == "conv2d")
+    chains = {tuple(post_op.kernel for post_op in chain) for chain in row.chains}
+    assert chains == {("add", "relu"), ("add",), ("relu",), ("hardtanh",), ()}

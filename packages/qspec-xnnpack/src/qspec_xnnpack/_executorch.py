@@ -1,0 +1,242 @@
+"""The one module that touches ExecuTorch, imported inside its functions: quantizing and converting need only torch."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qspec_core.errors import BackendError, LoweringError
+
+__all__ = ["TESTED", "Compiled", "Refusal", "UntestedExecuTorchWarning", "compile_program", "load_program"]
+
+TESTED = ((1, 5), (1, 6))
+"""Versions of ExecuTorch that this package is tested on: from the first, up to but without the second."""
+CUSTOM_KEY = "qspec_row"
+"""Key under `meta["custom"]`, the one place that export and ExecuTorch's passes hand through, of a row's anchor."""
+_DELEGATE_CALL = "executorch_call_delegate"
+_WEIGHT_DEQUANTIZES = ("dequantize_per_channel", "dequantize_per_channel_group", "dequantize_affine")
+
+
+class UntestedExecuTorchWarning(UserWarning):
+    """The installed ExecuTorch is outside the range that this package is tested on."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An operator that was quantized and that the delegate does not run in integers.
+
+    Args:
+        anchor: name of the row's anchor in the converted graph; None for an operator of no row.
+        operator: the edge operator.
+        cause: why, in the delegate's own words where it gave some.
+        node: the edge program's node.
+    """
+
+    anchor: str | None
+    operator: str
+    cause: str
+    node: Node
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An edge program after partitioning.
+
+    Args:
+        manager: ExecuTorch's program manager.
+        delegates: number of calls into the delegate.
+        outside: operators that run outside it.
+        refusals: what was quantized and does not run in integers.
+    """
+
+    manager: Any  # executorch.exir.EdgeProgramManager, which this module must not import to be imported
+    delegates: int
+    outside: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+
+    def serialize(self) -> bytes:
+        """Content of the .pte file.
+
+        Raises: LoweringError: ExecuTorch has no kernel for an operator outside the delegate.
+        """
+        try:
+            with _quiet():
+                return bytes(self.manager.to_executorch().buffer)
+        except RuntimeError as error:
+            raise LoweringError(
+                "ExecuTorch cannot write the program",
+                found=str(error),
+                expected=f"portable kernels for the operators outside the delegate: {', '.join(self.outside)}",
+                remedy="leave out of quantization, or rewrite, the operators that ExecuTorch has no kernel for",
+            ) from error
+
+
+def compile_program(program: torch.export.ExportedProgram) -> Compiled:
+    """Lower an exported program to ExecuTorch's edge dialect and hand what it takes to XNNPACK's delegate.
+
+    Args:
+        program: quantized program; its rows' nodes carry their anchor's name under `CUSTOM_KEY`.
+    Raises: BackendError: ExecuTorch is not installed.
+    """
+    _require()
+    with _quiet(), _overheard() as causes:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        manager = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        module = manager.exported_program().graph_module
+        calls = [node for node in module.graph.nodes if node.op == "call_function"]
+        delegates = [node for node in calls if _name(node) == _DELEGATE_CALL]
+        outside = [node for node in calls if _name(node) not in (_DELEGATE_CALL, "getitem")]
+        refusals = [*_refused_outside(outside, causes), *_computed_in_float(module, delegates)]
+    return Compiled(manager, len(delegates), tuple(_name(node) for node in outside), tuple(refusals))
+
+
+def load_program(buffer: bytes) -> "_Method":
+    """Let ExecuTorch's runtime load a .pte program.
+
+    Raises:
+        BackendError: ExecuTorch is not installed.
+        LoweringError: the runtime refuses the program.
+    """
+    _require()
+    with _quiet():
+        from executorch.runtime import Runtime, Verification
+
+        program = Runtime.get().load_program(buffer, verification=Verification.Minimal)
+        try:
+            method = program.load_method("forward")
+        except RuntimeError as error:
+            raise LoweringError(
+                "ExecuTorch's runtime refuses the program",
+                found=str(error),
+                remedy="look at scales that are far apart: XNNPACK creates no kernel for them; exclude their layers",
+            ) from error
+    return _Method(buffer, program, method)
+
+
+class _Method:
+    """A loaded program; it keeps alive the buffer that the runtime reads from."""
+
+    def __init__(self, buffer: bytes, program: Any, method: Any) -> None:  # ExecuTorch's own classes
+        self._held = (buffer, program)
+        self._method = method
+
+    def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Execute on flat inputs; returns flat outputs, which are the caller's."""
+        outputs: Sequence[Any] = self._method.execute(inputs)
+        return outputs
+
+
+_warned = False
+
+
+def _require() -> None:
+    """Check that ExecuTorch is there; warn once if its version is not one that was tested."""
+    global _warned  # noqa: PLW0603  # "once" is a fact of the process
+    try:
+        with _quiet():
+            import executorch.exir
+            import executorch.runtime  # noqa: F401
+        version = metadata.version("executorch")
+    except ImportError as error:
+        raise BackendError(
+            "lowering to XNNPACK needs ExecuTorch, which is not installed",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"executorch {_range()}",
+            remedy='pip install "qspec-xnnpack[executorch]"',
+        ) from error
+    parts = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if not _warned and not TESTED[0] <= parts < TESTED[1]:
+        _warned = True
+        warnings.warn(
+            f"qspec-xnnpack is tested on executorch {_range()}, and {version} is installed",
+            UntestedExecuTorchWarning,
+            stacklevel=3,
+        )
+
+
+def _range() -> str:
+    low, high = (".".join(map(str, version)) for version in TESTED)
+    return f">={low},<{high}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what ExecuTorch, and what it imports, warns of: nothing there is the user's to change."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _Listener(logging.Handler):
+    """Collects why the partitioner's rules turned a node down."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.causes: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Read the node and the reason from the object that was logged; both are its public attributes."""
+        node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
+        if isinstance(node, Node) and reason:
+            self.causes.setdefault(node.name, str(reason))
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[Mapping[str, str]]:
+    """Cause of each node that the partitioner turned down, by the node's name."""
+    logger = logging.getLogger("executorch.backends.xnnpack.partition.config")
+    listener, level, propagate = _Listener(), logger.level, logger.propagate
+    logger.addHandler(listener)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield listener.causes
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _name(node: Node) -> str:
+    """`convolution` for the edge operator `aten.convolution.default`."""
+    schema = getattr(node.target, "_schema", None)  # edge operators have no public name for it
+    name = getattr(node.target, "__name__", str(node.target)) if schema is None else schema.name
+    return str(name).rpartition("::")[2]
+
+
+def _anchor(node: Node) -> str | None:
+    custom = node.meta.get("custom")
+    found = custom.get(CUSTOM_KEY) if isinstance(custom, dict) else None
+    return None if found is None else str(found)
+
+
+def _refused_outside(outside: Sequence[Node], causes: Mapping[str, str]) -> Iterator[Refusal]:
+    for node in outside:
+        cause = causes.get(node.name, "the partitioner left it outside the delegate")
+        if _anchor(node) is not None:
+            yield Refusal(_anchor(node), _name(node), cause, node)
+        elif _name(node) in _WEIGHT_DEQUANTIZES:
+            yield from (Refusal(None, _name(user), cause, user) for user in node.users if _anchor(user) is None)
+
+
+def _computed_in_float(module: GraphModule, delegates: Sequence[Node]) -> Iterator[Refusal]:
+    """Operators of rows inside a delegate whose quantizes and dequantizes stand on their own there: the delegate takes
+    them, and computes in float between them."""
+    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant, is_tagged_as_implicit_q_dq
+
+    for call in delegates:
+        lowered = getattr(module, str(call.args[0].target))  # type: ignore[union-attr]  # a get_attr of the submodule
+        for node in lowered.original_module.graph.nodes:
+            if node.op != "call_function" or _anchor(node) is None:
+                continue
+            around = [*filter(is_dequant, node.all_input_nodes), *filter(is_quant, node.users)]
+            if not all(is_tagged_as_implicit_q_dq(near) for near in around):
+                yield Refusal(_anchor(node), _name(node), "the delegate takes it and computes it in float", node)

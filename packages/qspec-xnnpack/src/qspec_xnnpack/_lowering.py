@@ -1,0 +1,105 @@
+"""From a converted graph to a .pte program: name the rows, hand the graph to ExecuTorch, check what it took."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from qspec_core.canonical import canonicalize
+from qspec_core.errors import GraphError, LoweringError, Where
+from qspec_core.graphs import copy_graph_module, gc_paused, require_exported, wrap_graph
+from qspec_core.lowering import Lowering, match_converted
+from qspec_core.patterns import Match
+from qspec_xnnpack._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
+from qspec_xnnpack._program import Delegation, XNNPACKProgram, signature_of
+from qspec_xnnpack._rows import TABLE
+
+__all__ = ["lower", "package"]
+
+
+def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str = "any") -> XNNPACKProgram:
+    """Compile a converted graph for XNNPACK and load it into ExecuTorch's runtime. The graph is not touched.
+
+    Args:
+        converted: a graph from `convert_pt2e`, or one loaded again from disk.
+        example_inputs: positional arguments; the program takes inputs of their shapes.
+        target: class of the deployment device; there is one.
+    Returns: a module that runs the program; `delegation` says what the delegate took.
+    Raises:
+        BackendError: ExecuTorch is not installed.
+        LoweringError: the delegate refuses what was quantized, or the runtime refuses the program.
+    """
+    require_exported(converted, "lower")
+    named, matches = _named(converted)
+    program = _export(named, example_inputs)
+    compiled = compile_program(program)
+    if compiled.refusals:
+        raise _refused(compiled.refusals, matches)
+    rows = {anchor: match.label for anchor, match in matches.items()}
+    delegation = Delegation(compiled.delegates, compiled.outside, rows)
+    signature = signature_of(program.call_spec.in_spec, program.call_spec.out_spec, example_inputs)
+    lowered = XNNPACKProgram(compiled.serialize(), signature, delegation, load_program)
+    lowered.load()
+    return lowered
+
+
+def package(converted: GraphModule, example_inputs: tuple[Any, ...], path: Path, target: str = "any") -> Path:
+    """Write a converted graph as a .pte file, which the runtime has loaded once. The graph is not touched.
+
+    Args:
+        converted: as in `lower`.
+        example_inputs: as in `lower`.
+        path: the file; one that is there is replaced.
+        target: as in `lower`.
+    Returns: the path.
+    Raises: as `lower`.
+    """
+    path = Path(path)
+    path.write_bytes(lower(converted, example_inputs, target).buffer)
+    return path
+
+
+def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
+    """A canonical copy whose rows' nodes carry their anchor's name. Constants that nothing reads stay behind: ExecuTorch
+    would write them into the file."""
+    with gc_paused():
+        module = copy_graph_module(converted)
+        canonicalize(module)
+        context = Lowering(module, "any")
+        # A match whose result no reader takes as integers was not quantized by its row.
+        matches = [match for match in match_converted(module, TABLE) if context.requantize(match.tail) is not None]
+        for match in matches:
+            for node in match.nodes:
+                node.meta["custom"] = {**(node.meta.get("custom") or {}), CUSTOM_KEY: match.anchor.name}
+        module.graph.eliminate_dead_code()
+        return wrap_graph(module, module.graph), {match.anchor.name: match for match in matches}
+
+
+def _export(module: GraphModule, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, example_inputs)
+    except Exception as error:  # torch.export raises dozens of types
+        raise GraphError(
+            "the converted graph does not take these example inputs",
+            found=f"{type(error).__name__}: {error}",
+            remedy="give the example inputs that the float model was exported with",
+        ) from error
+
+
+def _refused(refusals: Sequence[Refusal], matches: Mapping[str, Match]) -> LoweringError:
+    first = refusals[0]
+    match = matches.get(first.anchor) if first.anchor is not None else None
+    others = sorted({str(r.anchor or r.operator) for r in refusals[1:]} - {str(first.anchor or first.operator)})
+    what = f"row {match.label}" if match is not None else f"operator {first.operator}"
+    return LoweringError(
+        f"{what} was quantized, and XNNPACK's delegate does not run it in integers",
+        where=Where.of(match.anchor if match is not None else first.node),
+        found=f"{first.operator}: {first.cause}" + (f"; likewise {', '.join(others)}" if others else ""),
+        expected="one delegate that takes every quantized operator",
+        remedy="leave the module out: quantizer.set_module_name(<its path>, None)",
+    )

@@ -1,0 +1,130 @@
+"""The lowered module: a .pte program in memory, run by ExecuTorch's runtime."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qspec_core.errors import GraphError
+
+__all__ = ["Delegation", "XNNPACKProgram"]
+
+Execute = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Delegation:
+    """What the delegate took.
+
+    Args:
+        delegates: number of calls into the delegate.
+        outside: operators that run outside it, input quantize and output dequantize included.
+        rows: label of each row that runs in integers, by the name of its anchor in the converted graph.
+    """
+
+    delegates: int
+    outside: tuple[str, ...]
+    rows: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the program was compiled for.
+
+    Args:
+        in_spec: structure of `(args, kwargs)`, from the exported program.
+        out_spec: structure of the result.
+        inputs: shape and dtype of each tensor among the flat inputs; the value itself where it is no tensor.
+    """
+
+    in_spec: Any  # torch's pytree specs have no public name
+    out_spec: Any  # as above
+    inputs: tuple[Any, ...]  # as above
+
+
+class XNNPACKProgram(nn.Module):
+    """Runs a .pte program. It can be copied and pickled; the runtime loads the program anew in each copy.
+
+    Args:
+        buffer: the .pte file's content.
+        signature: what the program takes and returns.
+        delegation: what the delegate took.
+        load: makes the runtime load a buffer; returns what executes it.
+    """
+
+    def __init__(
+        self, buffer: bytes, signature: Signature, delegation: Delegation, load: Callable[[bytes], Execute]
+    ) -> None:
+        super().__init__()
+        self.buffer = buffer
+        self.signature = signature
+        self.delegation = delegation
+        self._load = load
+        self._execute: Execute | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program on inputs of the shapes that it was lowered for.
+
+        Raises: GraphError: an input has another structure, shape or dtype.
+        """
+        inputs = self._flat_inputs(args, kwargs)
+        outputs = self.load()(inputs)
+        return self.signature.out_spec.unflatten(list(outputs))
+
+    def load(self) -> Execute:
+        """Let the runtime load the program, if it has not yet; returns what executes flat inputs."""
+        if self._execute is None:
+            self._execute = self._load(self.buffer)
+        return self._execute
+
+    def extra_repr(self) -> str:
+        """Size and delegation, for printing."""
+        return f"{len(self.buffer)} bytes, {self.delegation.delegates} delegates, outside: {self.delegation.outside}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_execute": None}  # what the runtime holds lives in this process alone
+
+    def _flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        try:
+            flat = self.signature.in_spec.flatten_up_to((args, kwargs))
+        except ValueError as error:
+            raise _unlike("inputs of another structure", str(error), str(self.signature.in_spec)) from error
+        for index, (given, known) in enumerate(zip(flat, self.signature.inputs, strict=True)):
+            if isinstance(known, _TensorLike) != isinstance(given, Tensor) or (
+                isinstance(known, _TensorLike) and _TensorLike.of(given) != known
+            ):
+                found = _TensorLike.of(given) if isinstance(given, Tensor) else repr(given)
+                raise _unlike(f"an input {index} of another shape or dtype", found, known)
+        return [value.contiguous() if isinstance(value, Tensor) else value for value in flat]
+
+
+@dataclass(frozen=True)
+class _TensorLike:
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, value: Tensor) -> "_TensorLike":
+        return cls(tuple(value.shape), value.dtype)
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} {self.dtype}"
+
+
+def signature_of(in_spec: Any, out_spec: Any, example_inputs: tuple[Any, ...]) -> Signature:
+    """The signature of a program exported with these inputs."""
+    flat = in_spec.flatten_up_to((example_inputs, {}))
+    return Signature(
+        in_spec, out_spec, tuple(_TensorLike.of(value) if isinstance(value, Tensor) else value for value in flat)
+    )
+
+
+def _unlike(what: str, found: object, expected: object) -> GraphError:
+    return GraphError(
+        f"the lowered program was given {what}",
+        found=found,
+        expected=expected,
+        remedy="give inputs of the shapes lowered for, or lower again with example inputs of these shapes",
+    )
