@@ -7,13 +7,12 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core import ops
 from qspec_core.canonical import FOLDED_KEY
 from qspec_core.errors import GraphError, module_path
-from qspec_core.graphs import attribute
+from qspec_core.graphs import attribute, computes_float
 from qspec_core.patterns import Reason, ReasonCode, is_call
 from qspec_core.spec import Q_ANNOTATION_KEY
 
@@ -195,11 +194,7 @@ def _float_operators(module: GraphModule, prefix: str = "") -> Iterator[tuple[st
 
 
 def _is_float_operator(node: Node) -> bool:
-    if not is_call(node) or ops.is_quantize(node) or ops.is_dequantize(node):
-        return False
-    value = node.meta.get("val")
-    first = value[0] if isinstance(value, tuple | list) and value else value
-    return isinstance(first, Tensor) and first.is_floating_point()
+    return is_call(node) and not ops.is_quantize(node) and not ops.is_dequantize(node) and computes_float(node)
 
 
 def decide_quantized(node: Node, row: str) -> None:

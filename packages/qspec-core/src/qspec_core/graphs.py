@@ -19,6 +19,7 @@ __all__ = [
     "Constants",
     "add_constant",
     "attribute",
+    "computes_float",
     "constant_value",
     "copy_graph_module",
     "fresh_attribute_name",
@@ -92,6 +93,13 @@ def is_view(node: object) -> bool:
         node = node.args[0]
     called = called_operator(node)
     return called is not None and any(value.alias_info is not None for value in schema_of(called).returns)
+
+
+def computes_float(node: Node) -> bool:
+    """Whether a node's value is a floating-point tensor, or a tuple whose first item is one."""
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, tuple | list) and value else value
+    return isinstance(first, Tensor) and first.is_floating_point()
 
 
 def fresh_attribute_name(module: nn.Module, prefix: str) -> str:

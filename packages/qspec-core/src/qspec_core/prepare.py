@@ -10,7 +10,7 @@ from qspec_core.errors import GraphError, NothingQuantizedError, Where
 from qspec_core.graphs import attribute, copy_graph_module, fresh_attribute_name, gc_paused, require_exported
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 from qspec_core.patterns import argument, called_operator, is_call, written_arguments
-from qspec_core.quantizer import Quantizer, TableQuantizer
+from qspec_core.quantizer import Quantizer
 from qspec_core.sharing import Group, Resolution, resolve
 from qspec_core.spec import (
     DerivedQuantizationSpec,
@@ -62,7 +62,7 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
         quantizer.annotate(prepared)
         quantizer.validate(prepared)
         found = record_coverage(prepared, original, type(quantizer).__name__)
-        if isinstance(quantizer, TableQuantizer) and quantizer.has_configuration and not allow_empty:
+        if getattr(quantizer, "has_configuration", False) and not allow_empty:
             _require_some(found)
         observers = _observers(resolve(prepared.graph))
         quantizer.prepare_obs_or_fq_callback(prepared, observers)

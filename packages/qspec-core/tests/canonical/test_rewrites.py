@@ -153,6 +153,7 @@ def test_constant_pad_of_a_decomposed_graph_becomes_pad() -> None:
     assert argument(pad, "value") == 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch pads a copy for even kernels, and says so once
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (2, 1), (4, 3)])
@@ -167,6 +168,7 @@ def test_padding_by_a_word_becomes_numbers(rank: int, padding: str, kernel: int,
         assert pad.meta["val"].shape == (1, 2, *[11 + dilation * (kernel - 1)] * rank)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 def test_padding_by_a_word_with_one_even_and_one_uneven_side() -> None:
     module = same(nn.Conv2d(2, 3, (2, 3), padding="same"), torch.randn(1, 2, 7, 6))
     (pad,) = calls(module, aten.pad.default)

@@ -22,7 +22,7 @@ from qspec_core.observers import (
 )
 
 
-def learner(**kwargs: Any) -> LearnableFakeQuantize:
+def learner(**kwargs: Any) -> Any:
     return LearnableFakeQuantize(MovingAverageMinMaxObserver, **{"dtype": torch.quint8, **kwargs})
 
 
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_lsq(use_grad_scaling: bool) -> None:
     assert module.scale is not None
     assert module.zero_point is not None
     x = torch.tensor([-5.0, -0.51, 0.3, 1.23, 9.0], requires_grad=True)
-    upstream = np.float64([1.0, 2.0, -1.0, 3.0, 0.5])
+    upstream = np.array([1.0, 2.0, -1.0, 3.0, 0.5])
     y = module(x)
     y.backward(torch.from_numpy(upstream).float())
     scale, zero = module.scale.item(), round(module.zero_point.item())

@@ -38,18 +38,19 @@ def reference(x: np.ndarray, scale: Any, zero_point: Any, quant_min: int, quant_
     """float32 in, float32 out, as the operators compute: multiplied by the inverse of scale, in float32."""
     inverse = np.float32(1) / np.float32(scale)
     quantized = np.clip(np.rint(x * inverse) + zero_point, quant_min, quant_max)
-    return ((quantized - zero_point) * np.float32(scale)).astype(np.float32)
+    return np.asarray((quantized - zero_point) * np.float32(scale), dtype=np.float32)
 
 
 @given(VALUES)
 def test_output_is_quantize_then_dequantize(values: list[float]) -> None:
-    for kwargs in (
+    tables: tuple[dict[str, Any], ...] = (
         {"dtype": torch.uint8},
         {"dtype": torch.int8, "qscheme": torch.per_tensor_symmetric},
         {"dtype": torch.int8, "quant_min": -8, "quant_max": 7, "observer": MinMaxObserver},
         {"dtype": torch.quint8, "reduce_range": True},
-    ):
-        module = FakeQuantize(**kwargs)  # type: ignore[arg-type]  # a table of keywords
+    )
+    for kwargs in tables:
+        module = FakeQuantize(**kwargs)
         x = torch.tensor(values)
         y = module(x)
         scale, zero_point = module.calculate_qparams()

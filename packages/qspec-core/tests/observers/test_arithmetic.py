@@ -135,9 +135,9 @@ def test_float_zero_points() -> None:
     observer = PerChannelMinMaxObserver(dtype=torch.quint8, qscheme=torch.per_channel_affine_float_qparams)
     observer(x)
     scale, zero_point = observer.calculate_qparams()
-    expected = np.float32([4 / 255, 2 / 255, 1.0])  # a constant channel has no scale of its own
+    expected = np.array([4 / 255, 2 / 255, 1.0], dtype=np.float32)  # a constant channel has no scale of its own
     np.testing.assert_allclose(scale.numpy(), expected, rtol=1e-7)
-    np.testing.assert_allclose(zero_point.numpy(), -np.float32([-1.0, 2.0, 5.0]) / expected, rtol=1e-6)
+    np.testing.assert_allclose(zero_point.numpy(), -np.array([-1.0, 2.0, 5.0]) / expected, rtol=1e-6)
     assert zero_point.dtype == torch.float32
 
 

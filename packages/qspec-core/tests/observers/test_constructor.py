@@ -67,7 +67,7 @@ def test_callable_arguments_are_computed_at_each_construction() -> None:
         calls.append(1)
         return 0.25
 
-    constructor = MinMaxObserver.with_callable_args(eps=constant)
+    constructor: Any = MinMaxObserver.with_callable_args(eps=constant)
     assert [constructor().eps.item(), constructor().eps.item(), constructor(eps=0.5).eps.item()] == [0.25, 0.25, 0.5]
     assert len(calls) == 2
 
@@ -152,7 +152,7 @@ def test_foreign_constructors_get_what_their_signature_takes(constructor: Any) -
 
 
 def test_a_foreign_fake_quantize_hands_on_what_its_observer_takes() -> None:
-    assert accepted_keywords(ForeignFake) == {"observer", "dtype", "ch_axis"}
+    assert accepted_keywords(ForeignFake) == frozenset({"observer", "dtype", "ch_axis"})
     built: Any = build_observer(spec_of(ForeignFake))
     assert built.inner.arguments == (torch.int8, 5)
     of_ours = functools.partial(ForeignFake, observer=MinMaxObserver)

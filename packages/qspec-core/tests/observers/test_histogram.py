@@ -88,7 +88,7 @@ def sample(name: str) -> np.ndarray:
         "few": random.normal(size=12),
         "one": np.array([3.0]),
     }
-    return values[name].astype(np.float32)
+    return np.asarray(values[name], dtype=np.float32)
 
 
 NAMES = (

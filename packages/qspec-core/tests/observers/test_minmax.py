@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,9 +181,14 @@ def test_reset_forgets(cls: type[UniformQuantizationObserverBase]) -> None:
 def test_an_unchanged_constant_is_looked_at_once(
     cls: type[MinMaxObserver | PerChannelMinMaxObserver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls: list[int] = []
     aminmax = torch.aminmax
-    monkeypatch.setattr(torch, "aminmax", lambda *args, **kwargs: calls.append(1) or aminmax(*args, **kwargs))
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return aminmax(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "aminmax", counted)
     observer = cls()
     weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     observer(weight)
@@ -250,7 +256,7 @@ def test_dynamic_where_one_batch_counts() -> None:
 def test_keywords_of_others_are_ignored_and_typing_errors_are_not(cls: type[UniformQuantizationObserverBase]) -> None:
     assert cls(ch_axis=0).dtype == torch.quint8
     with pytest.raises(TypeError, match="quantmin"):
-        cls(quantmin=0)  # type: ignore[arg-type]  # on purpose
+        cls(quantmin=0)
 
 
 @every_observer

@@ -70,7 +70,7 @@ def test_placeholder_carries_a_description() -> None:
 
 
 def test_recorder_keeps_copies() -> None:
-    observer = RecordingObserver()
+    observer: Any = RecordingObserver()
     assert not observer.has_observed
     x = torch.ones(2)
     observer(x)
@@ -86,7 +86,7 @@ def product(sources: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_derived_parameters_are_those_of_the_function() -> None:
     activation, weight = MinMaxObserver(), PerChannelMinMaxObserver(qscheme=torch.per_channel_symmetric)
-    derived = DerivedObserverOrFakeQuantize(
+    derived: Any = DerivedObserverOrFakeQuantize(
         torch.int32, [activation, weight], product, qscheme=torch.per_channel_symmetric, ch_axis=0
     )
     assert not derived.has_observed

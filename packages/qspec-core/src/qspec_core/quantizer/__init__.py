@@ -1,6 +1,7 @@
 """Quantizers: what decides which points of a graph carry which spec."""
 
 from qspec_core.quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
+from qspec_core.quantizer._composable import ComposableQuantizer, OnConflict
 from qspec_core.quantizer._config import (
     QuantizationConfig,
     get_bias_qspec,
@@ -9,15 +10,20 @@ from qspec_core.quantizer._config import (
     get_weight_qspec,
     mode_of,
 )
+from qspec_core.quantizer._embedding import EmbeddingQuantizer, get_embedding_operators_config
 from qspec_core.quantizer._table import TableQuantizer
 
 __all__ = [
+    "ComposableQuantizer",
+    "EmbeddingQuantizer",
+    "OnConflict",
     "QuantizationConfig",
     "Quantizer",
     "TableQuantizer",
     "annotate_input_qspec_map",
     "annotate_output_qspec",
     "get_bias_qspec",
+    "get_embedding_operators_config",
     "get_input_act_qspec",
     "get_output_act_qspec",
     "get_weight_qspec",

@@ -13,6 +13,11 @@ __all__ = ["Quantizer", "annotate_input_qspec_map", "annotate_output_qspec"]
 class Quantizer(ABC):
     """Writes `QuantizationAnnotation`s into `node.meta`. A subclass may edit the graph it is given: prepare owns it."""
 
+    @property
+    def has_configuration(self) -> bool:
+        """Whether it asks for something to be quantized, so that matching nothing is an error."""
+        return False
+
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Rewrite the graph into the form that `annotate` expects; the values it computes stay the same."""
         return model

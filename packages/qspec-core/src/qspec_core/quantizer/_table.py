@@ -9,7 +9,7 @@ from qspec_core._torch import OpOverload, OpOverloadPacket
 from qspec_core.canonical import canonicalize
 from qspec_core.coverage import decide_quantized, decide_skipped
 from qspec_core.errors import AnnotationError
-from qspec_core.graphs import constant_value, is_float
+from qspec_core.graphs import computes_float, constant_value, is_float
 from qspec_core.patterns import (
     Flow,
     Match,
@@ -186,5 +186,5 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
         if operand.role is Role.WEIGHT and constant_value(model, match.operand(operand.name)) is None:
             return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"operand {operand.name} is computed, not a constant")
     if match.row.has_weight or mode is not Mode.WEIGHT_ONLY:
-        return None if is_float(match.anchor) else Reason(ReasonCode.NOT_FLOATING_POINT)
+        return None if computes_float(match.anchor) else Reason(ReasonCode.NOT_FLOATING_POINT)
     return Reason(ReasonCode.UNSUPPORTED_MODE, "there is no weight to quantize")
