@@ -80,7 +80,7 @@ def types(session: nox.Session) -> None:
     session.run("mypy", *sources, env={"MYPYPATH": ":".join(sources)})
     groups = [f"packages/qspec-{package}/tests" for package in PACKAGES]
     present = [folder for folder in (*groups, *SCRIPTS) if any((ROOT / folder).rglob("*.py"))]
-    for place in [*present, "noxfile.py"]:
+    for place in [*present, "conftest.py", "noxfile.py"]:
         session.run("mypy", place, env={"MYPYPATH": ":".join([*sources, place])})
 
 

@@ -28,8 +28,7 @@ def learner(**kwargs: Any) -> Any:
 
 def test_starts_with_the_observer_and_then_learns() -> None:
     module = learner()
-    assert module.scale is None
-    assert module.zero_point is None
+    assert (module.scale, module.zero_point) == (None, None)
     assert not module.has_observed
     module.where = Where("relu", None, None)
     assert module.where == module.activation_post_process.where
@@ -43,6 +42,7 @@ def test_starts_with_the_observer_and_then_learns() -> None:
     parameter = module.scale
     module(x * 2)
     assert module.scale is parameter  # an optimizer may hold it
+    assert torch.equal(parameter.detach(), module.activation_post_process.calculate_qparams()[0])
     module.apply(enable_range_learning)
     found = parameter.item()
     module(x * 100)

@@ -53,7 +53,7 @@ def test_order_and_cut_of_batches_play_no_part(batches: list[list[float]]) -> No
         assert all(torch.equal(value, state[name]) for name, value in states[0].items())
 
 
-@pytest.mark.parametrize("size", [1, 1000, (1 << 18) + 3])
+@pytest.mark.parametrize("size", [1, 1000, (1 << 20) + 3])
 @pytest.mark.parametrize("shift", [0.0, 2.5])
 def test_counts_equal_numpy(size: int, shift: float) -> None:
     x = torch.randn(size, generator=torch.Generator().manual_seed(size)) + shift

@@ -49,7 +49,7 @@ def test_order_of_batches_plays_no_part(batches: list[list[float]], random: "np.
 
 
 def test_moving_average_follows_its_formula() -> None:
-    batches = [np.float32([-1, 2, 5]), np.float32([-3, 1]), np.float32([0, 10])]
+    batches = [np.array(b, dtype=np.float32) for b in ([-1, 2, 5], [-3, 1], [0, 10])]
     observer = MovingAverageMinMaxObserver(averaging_constant=0.25)
     low, high = batches[0].min(), batches[0].max()
     observer(torch.from_numpy(batches[0]))

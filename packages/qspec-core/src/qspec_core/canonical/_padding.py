@@ -52,4 +52,4 @@ def _fold_even(module: GraphModule, node: Node) -> None:
         replace_argument(user, "input", argument(node, "self"))
         replace_argument(user, "padding", [a + b for a, b in zip(outer, inner, strict=True)])
     if not node.users:
-        fold_node(module, node, argument(node, "self"), "folded into the padding of its convolution")
+        fold_node(module, node, argument(node, "self"), "folded into the padding of its convolution", same_value=False)

@@ -6,23 +6,28 @@ from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload
 
-__all__ = ["FOLDED_KEY", "fold_node", "retarget"]
+__all__ = ["FOLDED_KEY", "STANDS_FOR_KEY", "fold_node", "retarget"]
 
 FOLDED_KEY = "qspec_folded"
 """Key in a module's `meta`: name of each operator that a pass removed, to what became of it."""
+STANDS_FOR_KEY = "qspec_stands_for"
+"""Key in a module's `meta`: name of each operator that a pass removed, to the node that has its value now."""
 
 
-def fold_node(module: GraphModule, old: Node, new: Node, note: str) -> None:
+def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_value: bool = True) -> None:
     """Let the readers of `old` read `new`, erase `old`, and record what became of it.
 
     Args:
         module: owned graph module, whose `meta` is its own too.
         old: node to erase.
-        new: node that stands for it.
+        new: node that its readers read now.
         note: what became of `old`.
+        same_value: `new` has the value that `old` had.
     """
     old.replace_all_uses_with(new)
     module.meta.setdefault(FOLDED_KEY, {})[old.name] = note
+    if same_value:
+        module.meta.setdefault(STANDS_FOR_KEY, {})[old.name] = new.name
     module.graph.erase_node(old)
 
 

@@ -129,6 +129,13 @@ class Selection:
                 raise _nothing(rule, nodes)
 
 
+def _near_by_last_part(wanted: str, known: set[str]) -> list[str]:
+    """Names whose last part is near that of `wanted`: a class given without its module, say."""
+    last = {name: name.rpartition(".")[2] for name in sorted(known)}
+    near = difflib.get_close_matches(wanted.rpartition(".")[2], last.values(), n=5)
+    return [name for name, part in last.items() if part in near][:5]
+
+
 def _nothing(rule: Rule, nodes: list[Node]) -> SelectorError:
     if rule.kind is RuleKind.OPERATOR_TYPE:
         wanted, known = str(rule.selector), {str(node.target) for node in nodes}
@@ -136,7 +143,7 @@ def _nothing(rule: Rule, nodes: list[Node]) -> SelectorError:
         wanted, known = _type_name(rule.selector), {name for node in nodes for _, name in _stack(node)}
     else:
         wanted, known = str(rule.selector), {path for node in nodes for path, _ in _stack(node) if path}
-    near = difflib.get_close_matches(wanted, sorted(known), n=5, cutoff=0.4)
+    near = difflib.get_close_matches(wanted, sorted(known), n=5, cutoff=0.4) or _near_by_last_part(wanted, known)
     label = rule.kind.name.lower().replace("_", " ")
     return SelectorError(
         f"the selector by {label} {wanted!r} matches nothing in the model",

@@ -1,0 +1,54 @@
+"""Clamps and saturation: what the kernel is told must give the integers of the graph, for every value."""
+
+import numpy as np
+from hypothesis import given, strategies as st
+
+from qspec_x86._bounds import Bounds, Output, output_of
+
+FLOATS = st.floats(-8, 8, allow_nan=False, width=32)
+
+
+@st.composite
+def bounds(draw: st.DrawFn) -> Bounds:
+    low, high = sorted((draw(FLOATS), draw(FLOATS)))
+    unbounded = draw(st.sampled_from(["neither", "low", "high", "both"]))
+    return Bounds(
+        -np.inf if unbounded in ("low", "both") else low, np.inf if unbounded in ("high", "both") else high
+    )
+
+
+class FakeQuantized:
+    """The fields of `qspec_core.lowering.Quantized` that are read here; the real one needs a graph."""
+
+    def __init__(self, scale: float, zero_point: int, low: int, high: int) -> None:
+        self.scale, self.zero_point, self.quant_min, self.quant_max = scale, zero_point, low, high
+
+
+def kernel(x: np.ndarray, output: Output) -> np.ndarray:
+    """What oneDNN does: its clamp in float, then a quantize that saturates to 0..255."""
+    if output.attr == "relu":
+        x = np.maximum(x, 0.0)
+    if output.attr == "hardtanh":
+        low, high = output.scalars
+        x = np.clip(x, low, high)
+    return np.clip(np.rint(x / output.scale) + output.zero_point, 0, 255)
+
+
+@given(bounds(), st.integers(-6, 1), st.integers(0, 255), st.integers(0, 254), st.integers(1, 255))
+def test_kernel_gives_the_integers_of_the_graph(
+    clamp: Bounds, exponent: int, zero_point: int, low: int, span: int
+) -> None:
+    high, scale = min(low + span, 255), 2.0**exponent
+    zero_point = min(max(zero_point, low), high)
+    output = output_of(clamp, FakeQuantized(scale, zero_point, low, high))  # type: ignore[arg-type]  # the same fields
+    x = np.linspace(-300 * scale, 300 * scale, 4801)
+    expected = np.clip(np.rint(np.clip(x, clamp.low, clamp.high) / scale) + zero_point, low, high)
+    np.testing.assert_array_equal(kernel(x, output), expected)
+
+
+@given(bounds(), bounds())
+def test_two_clamps_are_one(first: Bounds, second: Bounds) -> None:
+    x = np.linspace(-10, 10, 2001)
+    both = first.then(second)
+    expected = np.clip(np.clip(x, first.low, first.high), second.low, second.high)
+    np.testing.assert_array_equal(np.clip(x, both.low, both.high), expected)

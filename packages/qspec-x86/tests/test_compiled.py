@@ -1,0 +1,187 @@
+"""torch.compile of the eager form, and packages compiled ahead of time: one build of each, since each takes a minute."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import qspec_x86._backend as backend_module
+from qspec_core import LoweringError, convert_pt2e, prepare_pt2e
+from qspec_x86 import (
+    BACKEND,
+    NotCompiledWarning,
+    default_quantizer,
+    load_package,
+    lower,
+    lower_eager,
+    package,
+)
+
+
+class Small(nn.Module):
+    """A sum in a kernel, pooling, and linears: what each way of running finds hard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.hidden = nn.Linear(8 * 16, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = nn.functional.max_pool2d(torch.relu(self.second(x) + x), 2).flatten(1)
+        result: Tensor = self.head(torch.relu(self.hidden(x)))
+        return result
+
+
+class Made(NamedTuple):
+    converted: GraphModule
+    eager: GraphModule
+    path: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    torch.manual_seed(0)
+    example, sizes = torch.randn(3, 3, 8, 8), {0: torch.export.Dim("batch", min=1, max=8)}
+    exported = torch.export.export(Small().eval(), (example,), dynamic_shapes=(sizes,)).module()
+    assert isinstance(exported, GraphModule)
+    prepared = prepare_pt2e(exported, default_quantizer(target="any"))
+    with torch.no_grad():
+        prepared(torch.randn(8, 3, 8, 8))
+    converted = convert_pt2e(prepared)
+    path = package(converted, (example,), tmp_path_factory.mktemp("package") / "small.pt2", "any")
+    yield Made(converted, lower_eager(converted, "any"), path)
+
+
+def close_to_a_step(found: Tensor, expected: Tensor) -> None:
+    """The residual sum is one kernel in eager, float operators when compiled: ties may round to either side."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+    assert (found - expected).abs().mean() < 0.005 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_compiled_equals_eager(made: Made) -> None:
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Inductor's own, which differ between versions of torch
+        compiled = torch.compile(made.eager)
+        for batch in (3, 1, 5):
+            x = torch.randn(batch, 3, 8, 8)
+            close_to_a_step(compiled(x), made.eager(x))
+
+
+@torch.no_grad()
+def test_package_equals_eager_on_every_batch_and_layout(made: Made) -> None:
+    loaded = load_package(made.path)
+    for batch in (3, 1, 8):
+        x = torch.randn(batch, 3, 8, 8)
+        strided = torch.randn(batch, 8, 8, 6)[..., ::2].permute(0, 3, 2, 1)
+        for given in (x, x.to(memory_format=torch.channels_last), strided, x.clone().requires_grad_()):
+            close_to_a_step(loaded(given), made.eager(given))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(9, 3, 8, 8), torch.zeros(3, 3, 8, 7), torch.zeros(3, 3, 8, 8, dtype=torch.float64), torch.zeros(3, 8)],
+    ids=["batch", "width", "dtype", "rank"],
+)
+def test_package_refuses_what_it_was_not_compiled_for(made: Made, wrong: Tensor) -> None:
+    with pytest.raises(LoweringError) as caught:
+        load_package(made.path)(wrong)
+    assert "float32 (" in str(caught.value.expected)
+    assert "1 to 8" in str(caught.value.expected)
+
+
+def test_package_refuses_another_number_of_tensors(made: Made) -> None:
+    with pytest.raises(LoweringError, match="another number of tensors"):
+        load_package(made.path)(torch.zeros(3, 3, 8, 8), torch.zeros(1))
+
+
+_FRESH = """
+import sys, torch
+run = torch._inductor.aoti_load_package(sys.argv[1])
+x = torch.load(sys.argv[2])
+torch.save(run(x), sys.argv[3])
+assert not any(name.startswith("qspec") for name in sys.modules)
+"""
+
+
+def test_a_fresh_process_runs_the_package_without_qspec(made: Made, tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    torch.save(x, tmp_path / "x.pt")
+    arguments = [str(made.path), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run([sys.executable, "-I", "-c", _FRESH, *arguments], check=True, timeout=300)
+    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), load_package(made.path)(x), rtol=0, atol=0)
+
+
+def test_a_package_for_vnni_is_refused_where_sums_are_cut(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    import qspec_x86._aoti as aoti
+
+    runner, metadata = aoti.load_runner(made.path)
+    vnni = {key: value.replace('"target": "any"', '"target": "vnni"') for key, value in metadata.items()}
+
+    def load(path: Path) -> tuple[Callable[..., Any], dict[str, str]]:
+        return runner, vnni
+
+    def cuts() -> bool:
+        return True
+
+    monkeypatch.setattr(aoti, "load_runner", load)
+    monkeypatch.setattr(aoti, "saturates", cuts)
+    with pytest.raises(LoweringError) as caught:
+        load_package(made.path)
+    assert caught.value.found == "target 'vnni'"
+
+
+def test_packing_has_no_shape_of_ours_once_the_package_is_written(made: Made) -> None:
+    weight, one = torch.zeros(4, 4, 1, 1, dtype=torch.int8), torch.ones(4)
+    with torch._subclasses.FakeTensorMode() as mode, pytest.raises(Exception, match="qconv_prepack"):
+        arguments = (mode.from_tensor(weight), mode.from_tensor(one), 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
+        torch.ops.onednn.qconv_prepack(*arguments)
+
+
+@pytest.mark.parametrize("name", ["model.so", "model"])
+def test_a_package_has_its_ending(made: Made, tmp_path: Path, name: str) -> None:
+    with pytest.raises(LoweringError, match=r"must end in \.pt2"):
+        package(made.converted, (torch.randn(3, 3, 8, 8),), tmp_path / name)
+
+
+def test_example_inputs_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="does not fit"):
+        package(made.converted, (torch.randn(3, 4, 8, 8),), tmp_path / "model.pt2")
+    with pytest.raises(LoweringError, match="do not fit"):
+        package(made.converted, (), tmp_path / "model.pt2")
+
+
+def no_compiler() -> bool:
+    return False
+
+
+def test_without_a_compiler_the_eager_form_runs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "has_compiler", no_compiler)
+    x = torch.randn(3, 3, 8, 8)
+    with pytest.warns(NotCompiledWarning, match="no C\\+\\+ compiler"):
+        lowered = lower(made.converted, (x,), "any")
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(x), made.eager(x), rtol=0, atol=0)
+
+
+def test_a_graph_that_does_not_compile_runs_in_the_eager_form(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("the compiler said no")
+
+    monkeypatch.setattr(backend_module, "compile_module", fails)
+    x = torch.randn(3, 3, 8, 8)
+    with pytest.warns(NotCompiledWarning, match="the compiler said no"):
+        lowered = BACKEND.lower(made.converted, (x,), "any")
+    with torch.no_grad():
+        torch.testing.assert_close(lowered(x), made.eager(x), rtol=0, atol=0)

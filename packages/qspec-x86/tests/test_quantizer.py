@@ -1,0 +1,111 @@
+"""The quantizer and its configuration under the names that users know."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qspec_core import Mode, SelectorError, SpecError, coverage, prepare_pt2e
+from qspec_x86 import BACKEND, X86InductorQuantizer, default_quantizer, get_default_x86_inductor_quantization_config
+from qspec_x86._rows._narrow import NARROW
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.linear = nn.Linear(8 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(self.depthwise(torch.relu(self.conv(x))).flatten(1))
+        return result
+
+
+def layers(quantizer: X86InductorQuantizer) -> set[str]:
+    exported = torch.export.export(Two().eval(), (torch.randn(1, 3, 8, 8),)).module()
+    assert isinstance(exported, GraphModule)
+    found = coverage(prepare_pt2e(exported, quantizer, allow_empty=True))
+    return {entry.module_path for entry in found.quantized if entry.module_path in ("conv", "depthwise", "linear")}
+
+
+def test_selectors_under_their_known_names() -> None:
+    config = get_default_x86_inductor_quantization_config()
+    everything = {"conv", "depthwise", "linear"}
+    assert layers(X86InductorQuantizer().set_global(config)) == everything
+    assert layers(X86InductorQuantizer().set_module_name_qconfig("conv", config)) == {"conv"}
+    assert layers(X86InductorQuantizer().set_module_type_qconfig(nn.Linear, config)) == {"linear"}
+    by_function = X86InductorQuantizer().set_function_type_qconfig(nn.functional.conv2d, config)
+    assert layers(by_function) == {"conv", "depthwise"}
+    excluded = X86InductorQuantizer().set_global(config).set_module_name_qconfig("depthwise", None)
+    assert layers(excluded) == everything - {"depthwise"}
+    assert X86InductorQuantizer().set_global(config).get_global_quantization_config() is config
+    assert X86InductorQuantizer().get_global_quantization_config() is None
+
+
+def test_a_function_without_a_row_is_refused() -> None:
+    with pytest.raises(SelectorError) as caught:
+        X86InductorQuantizer().set_function_type_qconfig(torch.matmul, None)
+    assert caught.value.found == "matmul"
+
+
+@pytest.mark.parametrize("asked", ["is_qat", "is_dynamic"])
+def test_what_is_not_supported_yet_says_so(asked: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        get_default_x86_inductor_quantization_config(**{asked: True})
+    assert caught.value.found == f"{asked}=True"
+
+
+def test_the_known_ranges() -> None:
+    config = get_default_x86_inductor_quantization_config()
+    reduced = get_default_x86_inductor_quantization_config(reduce_range=True)
+    assert config.input_activation is not None
+    assert config.weight is not None
+    assert reduced.input_activation is not None
+    assert config.input_activation.range == (0, 255)
+    assert reduced.input_activation.range == (0, 127)
+    assert config.weight.range == (-128, 127)
+    assert config is get_default_x86_inductor_quantization_config()
+    for spec in (config.input_activation, config.weight):
+        observer = spec.observer_or_fake_quant_ctr(
+            dtype=spec.dtype, qscheme=spec.qscheme, quant_min=spec.quant_min, quant_max=spec.quant_max
+        )
+        assert float(observer.eps) == 2.0**-12
+
+
+@pytest.mark.parametrize(("target", "expected"), [("any", NARROW), ("vnni", (-128, 127))])
+def test_weights_are_as_wide_as_the_deployment_cpu_allows(target: str, expected: tuple[int, int]) -> None:
+    exported = torch.export.export(Two().eval(), (torch.randn(1, 3, 8, 8),)).module()
+    assert isinstance(exported, GraphModule)
+    prepared = prepare_pt2e(exported, default_quantizer(mode=Mode.STATIC, target=target))
+    ranges = {}
+    for node in prepared.graph.nodes:
+        if node.op == "get_attr" and "weight" in str(node.target):
+            observer = prepared.get_submodule(str(next(iter(node.users)).target))
+            ranges[str(node.target)] = (observer.quant_min, observer.quant_max)
+    assert ranges == {"conv.weight": expected, "depthwise.weight": (-128, 127), "linear.weight": expected}
+
+
+_FRESH = """
+import torch, torch._inductor.config as config
+before = config.shallow_copy_dict() if hasattr(config, "shallow_copy_dict") else dict(config._config)
+threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+import qspec_x86
+after = config.shallow_copy_dict() if hasattr(config, "shallow_copy_dict") else dict(config._config)
+assert before == after
+assert (threads, grad) == (torch.get_num_threads(), torch.is_grad_enabled())
+"""
+
+
+def test_importing_changes_nothing_of_torchs() -> None:
+    subprocess.run([sys.executable, "-c", _FRESH], check=True, timeout=300)
+
+
+def test_the_backend_names_its_parts() -> None:
+    assert BACKEND.name == "x86"
+    assert BACKEND.resolve_target(None) == "any"
+    assert BACKEND.modes == frozenset({Mode.STATIC})
+    assert BACKEND.suffix == ".pt2"

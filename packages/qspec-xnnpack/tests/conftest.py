@@ -1,0 +1,66 @@
+"""How tests quantize a module for XNNPACK, and how they read what ExecuTorch wrote."""
+
+import importlib.util
+import json
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qspec_core as qspec
+from qspec_core.lowering import quantized_value
+from qspec_xnnpack import BACKEND
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def quantized() -> Callable[..., qspec.Result]:
+    """Quantizes a module for XNNPACK, calibrated on the inputs themselves."""
+
+    def run(model: nn.Module, *inputs: Tensor, **options: object) -> qspec.Result:
+        return qspec.quantize(model, inputs, calibration=[inputs], **{"backend": BACKEND, **options})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def last_step() -> Callable[[torch.fx.GraphModule], float]:
+    """One quantized step of the last tensor that a converted graph quantizes."""
+
+    def read(converted: torch.fx.GraphModule) -> float:
+        found = [value for node in converted.graph.nodes if (value := quantized_value(node)) is not None]
+        scale = found[-1].scale
+        assert isinstance(scale, float)
+        return scale
+
+    return read
+
+
+@pytest.fixture
+def kernels(tmp_path: Path) -> Callable[[bytes], list[str]]:
+    """Names of the nodes that a .pte hands to XNNPACK, decoded by the flatbuffer compiler from ExecuTorch's schema. A
+    node `XNNConvert` quantizes or dequantizes, so that each one beyond the model's inputs and outputs feeds float."""
+    root = Path(next(iter(importlib.util.find_spec("executorch").submodule_search_locations)))  # type: ignore[union-attr]
+    schema = root / "backends/xnnpack/serialization/runtime_schema.fbs"
+
+    def read(buffer: bytes) -> list[str]:
+        names: list[str] = []
+        at = buffer.find(b"XH00")
+        while at >= 0:
+            start = at - 4
+            offset, size = struct.unpack_from("<II", buffer, start + 10)
+            (tmp_path / "graph.bin").write_bytes(buffer[start + offset : start + offset + size])
+            flags = ["--json", "--strict-json", "--raw-binary", "--defaults-json", "--allow-non-utf8"]
+            command = [str(root / "data/bin/flatc"), *flags, "-o", str(tmp_path), str(schema), "--"]
+            subprocess.run([*command, str(tmp_path / "graph.bin")], check=True, capture_output=True)
+            graph = json.loads((tmp_path / "graph.json").read_text())
+            names += [node["xnode_union_type"] for node in graph["xnodes"]]
+            at = buffer.find(b"XH00", at + 1)
+        return names
+
+    return read

@@ -1,0 +1,204 @@
+"""Every row through ExecuTorch's runtime: in integers, and within one output step of the converted graph."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qspec_core import Result
+from qspec_xnnpack._rows import TABLE
+
+Function = Callable[..., Tensor]
+
+
+class Case(NamedTuple):
+    row: str  # label that coverage must show
+    function: Function  # of as many tensors as there are shapes, then the layer if there is one
+    shapes: tuple[tuple[int, ...], ...] = ((1, 8, 9, 10),)
+    layer: tuple[type[nn.Module], tuple[object, ...], Mapping[str, object]] | None = None
+
+
+class Model(nn.Module):
+    """Applies a function to int8 tensors: a depthwise 1 by 1 convolution by 1 makes each of them, and alters nothing."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.function = case.function
+        self.layer = None if case.layer is None else case.layer[0](*case.layer[1], **case.layer[2])
+        channels = [] if case.layer is not None else [shape[1] for shape in case.shapes]
+        self.starts = nn.ModuleList(nn.Conv2d(c, c, 1, groups=c, bias=False) for c in channels)
+        for start in self.starts:
+            nn.init.ones_(start.weight)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        if self.layer is not None:
+            return self.function(*tensors, self.layer)
+        return self.function(*(start(x) for start, x in zip(self.starts, tensors, strict=True)))
+
+
+def layer(x: Tensor, made: nn.Module) -> Tensor:
+    return made(x)
+
+
+def layer_relu(x: Tensor, made: nn.Module) -> Tensor:
+    return F.relu(made(x))
+
+
+def layer_relu6(x: Tensor, made: nn.Module) -> Tensor:
+    return F.relu6(made(3 * x) if isinstance(made, nn.Identity) else made(x))
+
+
+def layer_hardtanh(x: Tensor, made: nn.Module) -> Tensor:
+    return F.hardtanh(made(x), -0.5, 0.75)
+
+
+def uneven_pad_layer(x: Tensor, made: nn.Module) -> Tensor:
+    return F.relu6(made(F.pad(x, (0, 1, 2, 1))))
+
+
+def add_relu(x: Tensor, y: Tensor) -> Tensor:
+    return F.relu(x + y)
+
+
+def add_relu6(x: Tensor, y: Tensor) -> Tensor:
+    return F.relu6(x + y)
+
+
+def mul_relu(x: Tensor, y: Tensor) -> Tensor:
+    return F.relu(x * y)
+
+
+def double(x: Tensor) -> Tensor:
+    return x + x
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean((-1, 2), keepdim=True)
+
+
+def average(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1)
+
+
+def maximum(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 2, 1)
+
+
+def maximum_ceil(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, (2, 3), ceil_mode=True)
+
+
+def cat(*tensors: Tensor) -> Tensor:
+    return torch.cat(tensors, 1)
+
+
+def view(x: Tensor) -> Tensor:
+    return x.view(8, -1)
+
+
+def reshape(x: Tensor) -> Tensor:
+    return x.reshape(-1, 10)
+
+
+def flatten(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def unsqueeze(x: Tensor) -> Tensor:
+    return x.unsqueeze(-1)
+
+
+def permute(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def transpose(x: Tensor) -> Tensor:
+    return x.transpose(1, -1)
+
+
+def tail(x: Tensor) -> Tensor:
+    return x[:, -3:]
+
+
+IMAGE = (1, 8, 9, 10)
+CONV = (nn.Conv2d, (8, 16, 3), {"padding": 1, "stride": 2})
+DEPTHWISE = (nn.Conv2d, (8, 8, 3), {"groups": 8, "bias": False, "dilation": 2})
+GROUPED = (nn.Conv2d, (8, 12, (3, 1)), {"groups": 4})
+LINEAR = (nn.Linear, (10, 7), {})
+CASES = {
+    "conv2d": Case("conv2d", layer, layer=CONV),
+    "conv2d same": Case("conv2d", layer, layer=(nn.Conv2d, (8, 4, 4), {"padding": "same"})),
+    "conv2d relu": Case("conv2d + relu", layer_relu, layer=CONV),
+    "conv2d relu6": Case("conv2d + hardtanh", layer_relu6, layer=CONV),
+    "conv2d hardtanh": Case("conv2d + hardtanh", layer_hardtanh, layer=CONV),
+    "depthwise": Case("conv2d + hardtanh", layer_relu6, layer=DEPTHWISE),
+    "depthwise multiplier": Case("conv2d", layer, layer=(nn.Conv2d, (8, 16, 3), {"groups": 8})),
+    "grouped": Case("conv2d", layer, layer=GROUPED),
+    "padded conv2d": Case("conv2d + hardtanh", uneven_pad_layer, layer=CONV),
+    "padded depthwise": Case("conv2d + hardtanh", uneven_pad_layer, layer=DEPTHWISE),
+    "linear": Case("linear", layer, ((5, 10),), LINEAR),
+    "linear of rank 3": Case("linear", layer, ((2, 3, 10),), LINEAR),
+    "linear relu": Case("linear + relu", layer_relu, ((5, 10),), LINEAR),
+    "linear hardtanh": Case("linear + hardtanh", layer_hardtanh, ((5, 10),), (nn.Linear, (10, 7), {"bias": False})),
+    "add": Case("add", torch.add, (IMAGE, IMAGE)),
+    "add broadcast": Case("add", torch.add, (IMAGE, (1, 8, 1, 1))),
+    "add to itself": Case("add", double),
+    "add relu": Case("add + relu", add_relu, (IMAGE, IMAGE)),
+    "sub": Case("sub", torch.sub, (IMAGE, IMAGE)),
+    "mul": Case("mul", torch.mul, (IMAGE, IMAGE)),
+    "mul broadcast": Case("mul", torch.mul, (IMAGE, (1, 8, 1, 1))),
+    "relu": Case("relu", mul_relu, (IMAGE, IMAGE)),
+    "hardtanh": Case("hardtanh", add_relu6, (IMAGE, IMAGE)),
+    "mean": Case("mean", mean),
+    "adaptive_avg_pool2d": Case("adaptive_avg_pool2d", average),
+    "max_pool2d": Case("max_pool2d", maximum),
+    "max_pool2d ceil": Case("max_pool2d", maximum_ceil),
+    "cat": Case("cat", cat, (IMAGE, (1, 4, 9, 10))),
+    "cat of six": Case("cat", cat, (IMAGE,) * 6),
+    "view": Case("view", view),
+    "reshape": Case("reshape", reshape),
+    "flatten": Case("flatten", flatten),
+    "unsqueeze": Case("unsqueeze", unsqueeze),
+    "permute": Case("permute", permute),
+    "transpose": Case("transpose", transpose),
+    "slice": Case("slice", tail),
+}
+
+
+def test_every_row_has_a_case() -> None:
+    covered = {case.row.partition(" + ")[0] for case in CASES.values()}
+    assert covered == {row.name for row in TABLE.rows}
+
+
+def test_every_chain_has_a_case() -> None:
+    chains = {" + ".join((row.name, *(op.kernel for op in chain))) for row in TABLE.rows for chain in row.chains}
+    assert {case.row for case in CASES.values()} == chains
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_row_runs_in_integers(
+    name: str,
+    quantized: Callable[..., Result],
+    last_step: Callable[[GraphModule], float],
+    kernels: Callable[[bytes], list[str]],
+) -> None:
+    torch.manual_seed(0)
+    case = CASES[name]
+    model, inputs = Model(case).eval(), tuple(torch.randn(shape) * 2 for shape in case.shapes)
+    result = quantized(model, *inputs)
+    assert case.row in result.lowered.delegation.rows.values()
+    assert result.coverage.skipped == ()
+
+    assert (result.lowered.delegation.delegates, result.lowered.delegation.outside) == (1, ())
+    assert kernels(result.lowered.buffer).count("XNNConvert") == len(inputs) + 1
+
+    with torch.no_grad():
+        wanted, given, real = result.converted(*inputs), result.lowered(*inputs), model(*inputs)
+    step = last_step(result.converted)
+    # One rounding of the result may fall to the other side; float32 arithmetic on either side moves it a little more.
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=step * 1.001)
+    assert 10 * torch.log10(real.square().sum() / (given - real).square().sum()) > 25

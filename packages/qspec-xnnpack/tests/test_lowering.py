@@ -1,0 +1,231 @@
+"""Lowering as a whole: what is refused, what is missing, what the program takes."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qspec_core as qspec
+from qspec_core import BackendError, GraphError, LoweringError, Result
+from qspec_core.patterns import Flow, PatternTable
+from qspec_xnnpack import BACKEND, UntestedExecuTorchWarning, XNNPACKQuantizer, _executorch, _lowering
+from qspec_xnnpack import get_symmetric_quantization_config
+from qspec_xnnpack._rows import TABLE
+
+
+class Block(nn.Module):
+    """An inverted residual block with an uneven pad, then a head: the operators of a mobile network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6())
+        self.project = nn.Conv2d(8, 8, 1)
+        self.drop = nn.Dropout(0.2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(F.pad(x, (0, 1, 0, 1)))
+        x = self.project(self.depthwise(x)) + x
+        return self.head(self.drop(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+
+
+X = torch.linspace(-2, 2, 3 * 16 * 16).reshape(1, 3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def result(quantized: Callable[..., Result]) -> Result:
+    torch.manual_seed(0)
+    return quantized(Block().eval(), X)
+
+
+def test_block_is_one_delegate_in_integers(
+    result: Result, last_step: Callable[[torch.fx.GraphModule], float], kernels: Callable[[bytes], list[str]]
+) -> None:
+    program = result.lowered
+    assert (program.delegation.delegates, program.delegation.outside) == (1, ())  # type: ignore[union-attr]
+    assert kernels(program.buffer).count("XNNConvert") == 2  # type: ignore[arg-type]
+    # Each of the five layers before the head may round one value to its other side.
+    with torch.no_grad():
+        torch.testing.assert_close(program(X), result.converted(X), rtol=0, atol=3 * last_step(result.converted))
+
+
+def test_outputs_of_two_calls_are_apart(result: Result) -> None:
+    first = result.lowered(X)
+    kept = first.clone()
+    result.lowered(-X)
+    assert torch.equal(first, kept)
+
+
+def test_channels_last_input_gives_the_same(result: Result) -> None:
+    assert torch.equal(result.lowered(X.to(memory_format=torch.channels_last)), result.lowered(X))
+
+
+def test_lowering_leaves_the_converted_graph_alone(result: Result) -> None:
+    graph = str(result.converted.graph)
+    metas = [dict(node.meta) for node in result.converted.graph.nodes]
+    BACKEND.lower(result.converted, (X,), "any")
+    assert str(result.converted.graph) == graph
+    assert [node.meta.keys() for node in result.converted.graph.nodes] == [meta.keys() for meta in metas]
+    assert not any("qspec_row" in (node.meta.get("custom") or {}) for node in result.converted.graph.nodes)
+
+
+def test_program_copies_and_pickles(result: Result) -> None:
+    wanted = result.lowered(X)
+    assert torch.equal(copy.deepcopy(result.lowered)(X), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(result.lowered))(X), wanted)
+
+
+@pytest.mark.parametrize(
+    "inputs", [(X[..., :8],), (X.double(),), (X[0],), (), (X, X), (1.0,)], ids=["shape", "dtype", "rank", "0", "2", "number"]
+)
+def test_unfit_input_raises(result: Result, inputs: tuple[object, ...]) -> None:
+    with pytest.raises(GraphError) as caught:
+        result.lowered(*inputs)
+    assert "lower again" in caught.value.remedy
+
+
+def test_package_runs_where_only_the_runtime_is(result: Result, tmp_path: Path) -> None:
+    path = result.package(tmp_path / "block.pte")
+    torch.save(X, tmp_path / "x.pt")
+    code = (
+        "import sys, torch; from executorch.runtime import Runtime\n"
+        "program = Runtime.get().load_program(sys.argv[1]); method = program.load_method('forward')\n"
+        "torch.save(method.execute((torch.load(sys.argv[2]),))[0], sys.argv[3]); assert 'qspec_core' not in sys.modules"
+    )
+    paths = [str(path), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "y.pt"), result.lowered(X))
+
+
+def test_no_constant_is_written_twice(quantized: Callable[..., Result]) -> None:
+    """A layer of n weights takes about n bytes: neither float weights nor folded batch norms are left beside them."""
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(3, 256, 1), nn.Conv2d(256, 256, 3, bias=False), nn.BatchNorm2d(256)).eval()
+    result = quantized(wide, X[..., :4, :4])
+    weights = 256 * 3 + 256 * 256 * 9
+    assert weights < len(result.lowered.buffer) < 1.1 * weights  # type: ignore[arg-type]
+
+
+def with_row(table: PatternTable, name: str, **changes: object) -> PatternTable:
+    return replace(table, rows=tuple(replace(r, **changes) if r.name == name else r for r in table.rows))  # type: ignore[arg-type]
+
+
+class Sliced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)[:, ::2]
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return F.relu(y * y)
+
+
+def quantized_by(table: PatternTable, model: nn.Module) -> Result:
+    quantizer = qspec.TableQuantizer(table).set_global(get_symmetric_quantization_config())
+    return qspec.quantize(model, (X,), calibration=[(X,)], backend=BACKEND, quantizer=quantizer)
+
+
+def test_refused_operator_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = with_row(TABLE, "slice", checks=())
+    result = quantized_by(table, Sliced())
+    monkeypatch.setattr(_lowering, "TABLE", table)
+    with pytest.raises(LoweringError) as caught:
+        result.lowered  # noqa: B018  # made when asked for
+    assert caught.value.where.node == "slice_1"
+    assert "slice" in caught.value.problem
+    assert "slice_copy" in str(caught.value.found)
+
+
+def test_operator_computed_in_float_inside_the_delegate_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    chains = next(row.chains for row in TABLE.rows if row.name == "add")
+    table = with_row(TABLE, "mul", chains=chains)
+    result = quantized_by(table, Product())
+    monkeypatch.setattr(_lowering, "TABLE", table)
+    with pytest.raises(LoweringError) as caught:
+        result.lowered  # noqa: B018  # made when asked for
+    assert "mul + relu" in caught.value.problem
+    assert "in float" in str(caught.value.found)
+
+
+def test_layer_without_quantized_output_is_an_error(quantized: Callable[..., Result]) -> None:
+    """What another quantizer may write: the partitioner takes a static convolution only in front of a quantize."""
+    config = replace(get_symmetric_quantization_config(is_per_channel=True), output_activation=None)
+    result = quantized(nn.Conv2d(3, 4, 1).eval(), X, quantizer=XNNPACKQuantizer().set_global(config))
+    with pytest.raises(LoweringError) as caught:
+        result.lowered  # noqa: B018  # made when asked for
+    assert "convolution" in caught.value.problem
+
+
+def test_missing_executorch_names_the_extra(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "executorch"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    with pytest.raises(BackendError) as caught:
+        BACKEND.lower(result.converted, (X,), "any")
+    assert caught.value.remedy == 'pip install "qspec-xnnpack[executorch]"'
+
+
+def test_untested_version_warns_once(result: Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_executorch.metadata, "version", str_version)
+    monkeypatch.setattr(_executorch, "_warned", False)
+    with pytest.warns(UntestedExecuTorchWarning, match=r"9\.9"):
+        _executorch.load_program(result.lowered.buffer)  # type: ignore[arg-type]
+    _executorch.load_program(result.lowered.buffer)  # type: ignore[arg-type]
+
+
+def str_version(name: str) -> str:
+    assert name == "executorch"
+    return "9.9.0"
+
+
+def test_runtime_that_refuses_a_program_is_an_error(quantized: Callable[..., Result]) -> None:
+    """A scale of the output far below that of the products: XNNPACK creates no kernel."""
+    config = get_symmetric_quantization_config()
+    assert config.output_activation is not None
+    tiny = qspec.MinMaxObserver.with_args(eps=1e-9)
+    spec = replace(config.output_activation, observer_or_fake_quant_ctr=tiny)
+    conv = nn.Conv2d(3, 4, 1, bias=False)
+    with torch.no_grad():
+        conv.weight[:, 0], conv.weight[:, 1:] = 1e3, -5e2
+    dead = nn.Sequential(conv, nn.ReLU())
+    nn.init.constant_(conv.weight, -1e3)
+    quantizer = XNNPACKQuantizer().set_global(replace(config, input_activation=spec, output_activation=spec))
+    result = quantized(dead.eval(), X.abs(), quantizer=quantizer)
+    with pytest.raises(LoweringError) as caught:
+        result.lowered  # noqa: B018  # made when asked for
+    assert "runtime refuses" in caught.value.problem
+
+
+def test_import_does_not_load_executorch() -> None:
+    code = "import sys, qspec_xnnpack; sys.exit(any(m.partition('.')[0] == 'executorch' for m in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_example_inputs_that_do_not_fit_raise(result: Result) -> None:
+    with pytest.raises(GraphError) as caught:
+        BACKEND.lower(result.converted, (X, X), "any")
+    assert "exported with" in caught.value.remedy
+
+
+def test_rows_of_a_delegate_share_or_join(result: Result) -> None:
+    flows = {row.name: row.flow for row in TABLE.rows}
+    assert flows["hardtanh"] is Flow.JOINS
+    assert set(result.lowered.delegation.rows.values()) >= {"conv2d + hardtanh", "add", "linear"}  # type: ignore[union-attr]

@@ -1,0 +1,133 @@
+"""The quantizer's configuration, and what coverage says of what it leaves in float."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qspec_core as qspec
+from qspec_core import QuantizationConfig, SpecError
+from qspec_core.lowering import quantized_value
+from qspec_core.patterns import Flow
+from qspec_xnnpack import BACKEND, XNNPACKQuantizer, get_symmetric_quantization_config
+from qspec_xnnpack._rows import TABLE
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.conv(x))
+        return self.head(torch.sigmoid(y.mean((2, 3))))
+
+
+def exported(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
+    return torch.export.export(model.eval(), (x,)).module()  # type: ignore[return-value]  # a graph module in fact
+
+
+X = torch.linspace(-3, 3, 3 * 8 * 8).reshape(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("is_per_channel", [False, True])
+def test_configuration_has_the_kernels_form(is_per_channel: bool) -> None:
+    config = get_symmetric_quantization_config(is_per_channel=is_per_channel)
+    activation, weight = config.input_activation, config.weight
+    assert activation is not None
+    assert weight is not None
+    assert (activation.dtype, activation.range, activation.qscheme) == (torch.int8, (-128, 127), torch.per_tensor_affine)
+    assert (weight.dtype, weight.range) == (torch.int8, (-127, 127))
+    assert weight.qscheme is (torch.per_channel_symmetric if is_per_channel else torch.per_tensor_symmetric)
+    assert weight.ch_axis == (0 if is_per_channel else None)
+    assert config.output_activation == activation
+    assert config.bias is None
+    assert get_symmetric_quantization_config(is_per_channel=is_per_channel) is config
+
+
+def test_dynamic_configuration_leaves_outputs_in_float() -> None:
+    config = get_symmetric_quantization_config(is_dynamic=True)
+    assert config.input_activation is not None
+    assert config.input_activation.is_dynamic
+    assert config.output_activation is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [({"is_qat": True}, "is_qat=True"), ({"act_qmin": 5, "act_qmax": 5}, None), ({"weight_qmin": -200}, None)],
+)
+def test_bad_configuration_raises(arguments: dict[str, int], found: str | None) -> None:
+    with pytest.raises(SpecError) as caught:
+        get_symmetric_quantization_config(**arguments)  # type: ignore[arg-type]  # a bool is an int
+    assert found is None or caught.value.found == found
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("role", ["input_activation", "output_activation", "weight"])
+def test_unsupported_dtype_raises(role: str) -> None:
+    good = get_symmetric_quantization_config()
+    wide = replace(getattr(good, role), dtype=torch.int16, quant_min=-(2**15), quant_max=2**15 - 1)
+    bad: QuantizationConfig = replace(good, **{role: wide})
+    with pytest.raises(SpecError) as caught:
+        XNNPACKQuantizer().set_module_name("conv", bad)
+    assert role.replace("_", " ") in caught.value.problem
+    assert "torch.int16" in str(caught.value.found)
+
+
+def test_relu6_has_the_clamped_range() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6())
+    nn.init.constant_(model[0].weight, 2.0)  # type: ignore[arg-type]  # a convolution's weight; sums reach past 6
+    result = qspec.quantize(model, (X,), calibration=[(X,)], backend=BACKEND)
+    values = [v for node in result.converted.graph.nodes if (v := quantized_value(node)) is not None]
+    assert values[-1].scale == pytest.approx(6 / 255, rel=1e-6)
+    assert values[-1].zero_point == -128
+
+
+def test_float_only_operators_are_skipped_with_the_reason() -> None:
+    result = qspec.quantize(Small(), (X,), calibration=[(X,)], backend=BACKEND)
+    skipped = {entry.operator: entry for entry in result.coverage.skipped}
+    assert skipped["aten.sigmoid.default"].code == "no integer kernel"
+    assert "float kernel" in skipped["aten.sigmoid.default"].detail
+    assert "keepdim" in skipped["aten.mean.dim"].detail
+
+
+@pytest.mark.parametrize("name", ["conv2d", "linear"])
+def test_without_its_row_an_operator_is_skipped(name: str) -> None:
+    full = qspec.quantize(Small(), (X,), calibration=[(X,)], backend=BACKEND)
+    table = replace(TABLE, rows=tuple(row for row in TABLE.rows if row.name != name))
+    quantizer = qspec.TableQuantizer(table).set_global(get_symmetric_quantization_config())
+    less = qspec.quantize(Small(), (X,), calibration=[(X,)], backend=BACKEND, quantizer=quantizer)
+    assert len(less.coverage.quantized) < len(full.coverage.quantized)
+    entry = next(entry for entry in less.coverage.skipped if name in entry.operator)
+    assert entry.code == "no row"
+
+
+def test_element_wise_rows_join_and_never_start() -> None:
+    starts = {row.name for row in TABLE.rows if row.flow is Flow.STARTS}
+    assert starts == {"conv2d", "linear"}
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x)) + self.second(x)
+
+
+def test_sum_with_a_float_operand_stays_in_float() -> None:
+    result = qspec.quantize(Residual(), (X,), calibration=[(X,)], backend=BACKEND)
+    entry = next(entry for entry in result.coverage.skipped if entry.operator == "aten.add.Tensor")
+    assert entry.code == "input not quantized"
+
+
+def test_user_module_is_left_alone() -> None:
+    module = exported(Small(), X)
+    before = module.graph.print_tabular if False else str(module.graph)
+    qspec.prepare_pt2e(module, XNNPACKQuantizer().set_global(get_symmetric_quantization_config()))
+    assert str(module.graph) == before
