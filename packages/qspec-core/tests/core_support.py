@@ -162,11 +162,10 @@ def simulate(x: Tensor, scale: Tensor | float, zero_point: Tensor | int, low: in
 
 
 def affine_parameters(x: Tensor, low: int = 0, high: int = 255) -> tuple[float, int]:
-    """Scale and zero point of the range of `x`, widened to hold 0."""
-    smallest, largest = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    scale = torch.tensor((largest - smallest) / (high - low), dtype=torch.float32)
-    zero_point = low - round(smallest / float(scale))
-    return float(scale), max(low, min(high, zero_point))
+    """Scale and zero point of the range of `x`, widened to hold 0; in float32, as devices hold scales."""
+    smallest, largest = x.detach().min().clamp(max=0.0), x.detach().max().clamp(min=0.0)
+    scale = (largest - smallest) / (high - low)
+    return scale.item(), int((low - torch.round(smallest / scale)).clamp(low, high).item())
 
 
 def symmetric_scales(value: Tensor) -> Tensor:

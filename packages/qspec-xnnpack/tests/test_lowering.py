@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import qspec_core as qspec
 from qspec_core import BackendError, GraphError, LoweringError, Result
-from qspec_core.patterns import Flow, PatternTable
+from qspec_core.patterns import PatternTable
 from qspec_xnnpack import BACKEND, UntestedExecuTorchWarning, XNNPACKQuantizer, _executorch, _lowering
 from qspec_xnnpack import get_symmetric_quantization_config
 from qspec_xnnpack._rows import TABLE
@@ -203,8 +203,6 @@ def test_runtime_that_refuses_a_program_is_an_error(quantized: Callable[..., Res
     tiny = qspec.MinMaxObserver.with_args(eps=1e-9)
     spec = replace(config.output_activation, observer_or_fake_quant_ctr=tiny)
     conv = nn.Conv2d(3, 4, 1, bias=False)
-    with torch.no_grad():
-        conv.weight[:, 0], conv.weight[:, 1:] = 1e3, -5e2
     dead = nn.Sequential(conv, nn.ReLU())
     nn.init.constant_(conv.weight, -1e3)
     quantizer = XNNPACKQuantizer().set_global(replace(config, input_activation=spec, output_activation=spec))
@@ -223,9 +221,3 @@ def test_example_inputs_that_do_not_fit_raise(result: Result) -> None:
     with pytest.raises(GraphError) as caught:
         BACKEND.lower(result.converted, (X, X), "any")
     assert "exported with" in caught.value.remedy
-
-
-def test_rows_of_a_delegate_share_or_join(result: Result) -> None:
-    flows = {row.name: row.flow for row in TABLE.rows}
-    assert flows["hardtanh"] is Flow.JOINS
-    assert set(result.lowered.delegation.rows.values()) >= {"conv2d + hardtanh", "add", "linear"}  # type: ignore[union-attr]

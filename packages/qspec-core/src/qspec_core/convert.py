@@ -19,6 +19,7 @@ from qspec_core.errors import GraphError, Where, module_path
 from qspec_core.graphs import Constants, constant_value, gc_paused, require_exported, wrap_graph
 from qspec_core.observers import ObserverNeverRanWarning
 from qspec_core.prepare import observer_nodes
+from qspec_core.spec import Q_ANNOTATION_KEY
 
 __all__ = ["convert_pt2e"]
 
@@ -168,7 +169,8 @@ class _Rebuild:
                 if node.users:
                     self._quantize(node, observers[node])
             else:
-                self._nodes[node] = self._graph.node_copy(node, self._read)
+                copied = self._nodes[node] = self._graph.node_copy(node, self._read)
+                copied.meta.pop(Q_ANNOTATION_KEY, None)  # its nodes would keep the float model alive
         move_codegen(self._prepared.graph, self._graph)
         for constant in self._graph.find_nodes(op="get_attr"):
             if not constant.users:  # a float weight whose integers took its place

@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Node
 from qspec_core.canonical import fold_batch_norms
 from qspec_core.coverage import Coverage, operators, record_coverage
 from qspec_core.errors import GraphError, NothingQuantizedError, Where
+from qspec_core.foreign import adopt_annotations
 from qspec_core.graphs import attribute, copy_graph_module, fresh_attribute_name, gc_paused, require_exported
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 from qspec_core.patterns import argument, called_operator, is_call, written_arguments
@@ -60,6 +61,7 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
         fold_batch_norms(prepared)
         prepared = quantizer.transform_for_annotation(prepared)
         quantizer.annotate(prepared)
+        adopt_annotations(prepared)
         quantizer.validate(prepared)
         found = record_coverage(prepared, original, type(quantizer).__name__)
         if getattr(quantizer, "has_configuration", False) and not allow_empty:

@@ -243,7 +243,10 @@ def test_integers_and_computed_weights_are_reasons() -> None:
         return F.linear(m.a(x), w) + (x > 0).long() + (x.long() + x.long())  # type: ignore[no-any-return]  # as above
 
     found = Annotated(forward, torch.randn(2, 4), torch.randn(4, 4), a=nn.Linear(4, 4))
-    assert found.status(aten.linear.default) == ["linear", "unsupported argument: operand weight is computed, not a constant"]
+    assert found.status(aten.linear.default) == [
+        "linear",
+        "unsupported argument: operand weight is computed, not a constant",
+    ]
     reasons = found.status(aten.add.Tensor)
     assert len(reasons) == 2  # the third sum is of integers, so it is no floating-point operator
     assert reasons[0] == "not floating point: operand other"

@@ -1,0 +1,131 @@
+"""Time of prepare and convert: qspec beside torchao, one process each, in turns.
+
+    python benchmarks/flow.py [--quick] [--rounds N] [--json FILE]
+
+Ratios within one run count; seconds are printed for orientation. The minimum over the rounds decides.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+from contest import Contender, Contest, pin_to_cores, write_json
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["main"]
+
+SIDES = ("qspec", "torchao")
+FULL, QUICK = (400, 1600), (50, 200)
+PASSES = ("prepare", "convert")
+GROWTH = 4.6  # allowed growth of a pass for 4 times the layers
+REQUIRED = {"chain": 20.0, "mobilenet_v2": 20.0, "lite0": 10.0}  # how many times faster than the other side
+TITLES = {
+    "mobilenet_v2": "MobileNetV2, x86",
+    "lite0": "EfficientNet-Lite0, XNNPACK (torchao with ExecuTorch's quantizer)",
+}
+
+
+def main() -> None:
+    """Measure all models and print the table."""
+    arguments = _arguments()
+    pin_to_cores(1)
+    console = Console(width=None if Console().is_terminal else 140)
+    short, long = QUICK if arguments.quick else FULL
+    groups = ((f"chain:{short}", f"chain:{long}"), ("mobilenet_v2",), ("lite0",))
+    found: dict[str, Any] = {}
+    with console.status("start") as status:
+        for models in groups:
+            status.update(f"{', '.join(models)}: {arguments.rounds} rounds")
+            found |= measure(models, arguments.rounds)
+    console.print(table_of(found))
+    console.print(growth_table(found, f"chain:{short}", f"chain:{long}"))
+    for name, sides in found.items():
+        for side, entry in sides.items():
+            if entry["problem"]:
+                console.print(f"{name}, {side}: {entry['problem']}", markup=False, highlight=False)
+    write_json(arguments.json, found)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help=f"chains of {QUICK} layers in place of {FULL}")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
+    parser.add_argument("--json", type=Path, default=None, help="write what was measured")
+    return parser.parse_args()
+
+
+def measure(models: tuple[str, ...], rounds: int) -> dict[str, Any]:
+    """Prepare and convert some models, each side in its own process, all in turns."""
+    threads = {"OMP_NUM_THREADS": "1"}
+    worker = str(Path(__file__).parent / "flow_worker.py")
+    with Contest(threads) as contest:
+        pairs = {
+            (model, side): contest.add(f"{model} {side}", worker, side, model)
+            for model, side in itertools.product(models, SIDES)
+        }
+        for contender in contest.contenders:
+            contender.attempt(do="build")
+        contest.turns(rounds, do="run")
+        return {model: {side: _entry(pairs[model, side]) for side in SIDES} for model in models}
+
+
+def _entry(contender: Contender) -> dict[str, Any]:
+    times = {name: min(contender.times[name]) for name in PASSES if contender.times.get(name)}
+    layers: Any = contender.times.get("layers", [None])[0]
+    return {**times, "layers": layers, "problem": contender.problem, "all": contender.times}
+
+
+def _total(entry: dict[str, Any]) -> float | None:
+    return sum(entry[name] for name in PASSES) if all(name in entry for name in PASSES) else None
+
+
+def table_of(found: dict[str, Any]) -> Table:
+    """One line per model: both sides and how many times faster qspec is."""
+    table = Table(title="prepare + convert, seconds, minimum")
+    table.add_column("model")
+    for side in SIDES:
+        table.add_column(f"{side}\nprepare + convert", justify="right")
+        table.add_column(f"{side}\nlayers", justify="right")
+    table.add_column("times faster", justify="right")
+    table.add_column("required", justify="right")
+    for name, sides in found.items():
+        cells = [cell for side in SIDES for cell in (_seconds(sides[side]), _layers(sides[side]))]
+        ours, theirs = (_total(sides[side]) for side in SIDES)
+        ratio = "–" if ours is None or theirs is None else f"{theirs / ours:.1f}"
+        table.add_row(_title(name), *cells, ratio, f"{REQUIRED[name.partition(':')[0]]:.0f}")
+    return table
+
+
+def growth_table(found: dict[str, Any], short: str, long: str) -> Table:
+    """How each pass grows with the length of the chain."""
+    table = Table(title=f"growth from {short.partition(':')[2]} to {long.partition(':')[2]} layers, 4 times as many")
+    for column in ("pass", *SIDES, "allowed"):
+        table.add_column(column, justify="left" if column == "pass" else "right")
+    for name in PASSES:
+        cells = []
+        for side in SIDES:
+            few, many = (found[model][side].get(name) for model in (short, long))
+            cells.append("–" if not few or not many else f"{many / few:.1f}")
+        table.add_row(name, *cells, f"{GROWTH}")
+    return table
+
+
+def _title(name: str) -> str:
+    kind, _, layers = name.partition(":")
+    return f"chain of {layers} linear + relu, x86" if kind == "chain" else TITLES[name]
+
+
+def _seconds(entry: dict[str, Any]) -> str:
+    if _total(entry) is None:
+        return "failed"
+    return f"{entry['prepare']:.2f} + {entry['convert']:.2f}"
+
+
+def _layers(entry: dict[str, Any]) -> str:
+    return "–" if entry["layers"] is None else f"{entry['layers'][0]} of {entry['layers'][1]}"
+
+
+if __name__ == "__main__":
+    main()

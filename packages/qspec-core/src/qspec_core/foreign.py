@@ -1,0 +1,77 @@
+"""Annotations of other stacks, read by shape: a quantizer written for another PT2E flow works as it is."""
+
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from qspec_core.errors import AnnotationError
+from qspec_core.spec import (
+    Q_ANNOTATION_KEY,
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
+
+__all__ = ["adopt_annotations"]
+
+_OWN = (QuantizationSpec, FixedQParamsQuantizationSpec, SharedQuantizationSpec, DerivedQuantizationSpec)
+_RANGED = ("dtype", "quant_min", "quant_max", "qscheme", "is_dynamic")
+
+
+def adopt_annotations(module: GraphModule) -> None:
+    """Replace annotations of other classes, on a graph that qspec owns, by qspec's own with the same content.
+
+    A spec is recognised by its fields: `edge_or_node` shares, `derive_qparams_fn` derives, `scale` is fixed,
+    `observer_or_fake_quant_ctr` observes. Its constructor is kept, whosever it is.
+
+    Raises: AnnotationError: an annotation holds something with the fields of no spec.
+    Cost: O(nodes + edges).
+    """
+    for node in module.graph.nodes:
+        found = node.meta.get(Q_ANNOTATION_KEY)
+        if found is None or _is_own(found):
+            continue
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+            {source: _spec(node, spec) for source, spec in (found.input_qspec_map or {}).items()},
+            _spec(node, found.output_qspec),
+            bool(getattr(found, "allow_implicit_sharing", True)),
+            dict(getattr(found, "custom", {}) or {}),
+            _annotated=True,
+        )
+
+
+def _is_own(annotation: object) -> bool:
+    if not isinstance(annotation, QuantizationAnnotation):
+        return False
+    specs = (*annotation.input_qspec_map.values(), annotation.output_qspec)
+    return all(spec is None or isinstance(spec, _OWN) for spec in specs)
+
+
+def _fields(spec: object, *names: str) -> dict[str, Any]:  # each field has a type of its own
+    return {name: getattr(spec, name) for name in names if getattr(spec, name, None) is not None}
+
+
+def _spec(node: Node, spec: object) -> QuantizationSpecBase | None:
+    """The same spec in qspec's class. A per-channel scheme without an axis means axis 0 elsewhere."""
+    if spec is None or isinstance(spec, _OWN):
+        return spec
+    if hasattr(spec, "edge_or_node"):
+        return SharedQuantizationSpec(spec.edge_or_node)
+    axis = {"ch_axis": 0} if "per_channel" in str(getattr(spec, "qscheme", None)) else {}
+    if hasattr(spec, "derive_qparams_fn"):
+        fields = axis | _fields(spec, "derived_from", "derive_qparams_fn", "ch_axis", *_RANGED)
+        return DerivedQuantizationSpec(**fields)
+    if hasattr(spec, "zero_point") and hasattr(spec, "scale"):
+        return FixedQParamsQuantizationSpec(**_fields(spec, "scale", "zero_point", *_RANGED))
+    if hasattr(spec, "observer_or_fake_quant_ctr"):
+        return QuantizationSpec(**axis | _fields(spec, "observer_or_fake_quant_ctr", "ch_axis", *_RANGED))
+    raise AnnotationError(
+        "an annotation holds something that is not a quantization spec",
+        where=node,
+        found=repr(spec),
+        expected="QuantizationSpec, FixedQParams-, Shared- or DerivedQuantizationSpec, or a class with their fields",
+        remedy="annotate with one of the four specs, or with None for an edge that stays in float",
+    )
