@@ -10,15 +10,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["ROOT", "Contender", "Contest", "Failed", "pin_to_cores", "write_json"]
+from rich.console import Console
+from rich.status import Status
+
+__all__ = ["ROOT", "Contender", "Contest", "Failed", "Steps", "pin_to_cores", "write_json"]
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # so that scripts here import `examples`, whose model, pictures and measures they share
 SETTLE_S = 0.2  # between turns: the thread pool that just ran spins on for a while
 
 
@@ -119,6 +123,20 @@ class Contender:
             self._process.wait()
 
 
+class Steps:
+    """Says what is being done: beside a spinner, or line by line where the output is no terminal."""
+
+    def __init__(self, console: Console, status: Status) -> None:
+        self._console, self._status, self._start = console, status, time.perf_counter()
+
+    def say(self, step: str) -> None:
+        """Show a step as it begins."""
+        if self._console.is_terminal:
+            self._status.update(step)
+        else:
+            self._console.print(f"{time.perf_counter() - self._start:6.0f} s  {step}", highlight=False)
+
+
 class Contest:
     """All contenders of one run, and the folder that they share.
 
@@ -142,10 +160,11 @@ class Contest:
         self.contenders.append(found)
         return found
 
-    def turns(self, rounds: int, **message: Any) -> None:  # as `Contender.ask`
+    def turns(self, rounds: int, say: Callable[[str], None], **message: Any) -> None:  # as `Contender.ask`
         """Ask every contender in turn, `rounds` times, and keep the times that each answers, by name."""
-        for _ in range(rounds):
+        for index in range(rounds):
             for contender in self.contenders:
+                say(f"round {index + 1} of {rounds}: {contender.name}")
                 answer = contender.attempt(**message)
                 for key, found in (answer or {}).items():
                     contender.times.setdefault(key, []).extend(found)

@@ -7,10 +7,11 @@ Ratios within one run count; seconds are printed for orientation. The minimum ov
 
 import argparse
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contest import Contender, Contest, pin_to_cores, write_json
+from contest import Contender, Contest, Steps, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -30,15 +31,13 @@ TITLES = {
 def main() -> None:
     """Measure all models and print the table."""
     arguments = _arguments()
-    pin_to_cores(1)
     console = Console(width=None if Console().is_terminal else 140)
     short, long = QUICK if arguments.quick else FULL
     groups = ((f"chain:{short}", f"chain:{long}"), ("mobilenet_v2",), ("lite0",))
     found: dict[str, Any] = {}
     with console.status("start") as status:
         for models in groups:
-            status.update(f"{', '.join(models)}: {arguments.rounds} rounds")
-            found |= measure(models, arguments.rounds)
+            found |= measure(models, arguments.rounds, Steps(console, status).say)
     console.print(table_of(found))
     console.print(growth_table(found, f"chain:{short}", f"chain:{long}"))
     for name, sides in found.items():
@@ -56,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(models: tuple[str, ...], rounds: int) -> dict[str, Any]:
+def measure(models: tuple[str, ...], rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Prepare and convert some models, each side in its own process, all in turns."""
     threads = {"OMP_NUM_THREADS": "1"}
     worker = str(Path(__file__).parent / "flow_worker.py")
@@ -66,8 +65,9 @@ def measure(models: tuple[str, ...], rounds: int) -> dict[str, Any]:
             for model, side in itertools.product(models, SIDES)
         }
         for contender in contest.contenders:
+            say(f"{contender.name}: export")
             contender.attempt(do="build")
-        contest.turns(rounds, do="run")
+        contest.turns(rounds, say, do="run")
         return {model: {side: _entry(pairs[model, side]) for side in SIDES} for model in models}
 
 

@@ -28,7 +28,9 @@ import qspec_core as qspec
 
 ROUNDS, EACH = 12, 5
 MIB = 2**20
-REQUIRES = {"xnnpack": ("executorch", "pip install qspec-xnnpack[executorch]")}  # to lower; quantizing needs torch alone
+REQUIRES = {
+    "xnnpack": ("executorch", "pip install qspec-xnnpack[executorch]")
+}  # to lower; quantizing needs torch alone
 Model = Callable[[Tensor], Tensor]
 
 
@@ -55,6 +57,7 @@ class Quickstart:
     crops: list[Tensor]
     progress: Progress
     folder: Path
+    start: float
 
     @property
     def example(self) -> tuple[Tensor]:
@@ -62,7 +65,9 @@ class Quickstart:
         return (self.crops[0],)
 
     def say(self, step: str) -> None:
-        """Show what is being done."""
+        """Show what is being done: in the bar, or line by line where the output is no terminal."""
+        if not self.progress.console.is_terminal:
+            self.progress.console.print(f"{time.perf_counter() - self.start:6.0f} s  {step}", highlight=False)
         self.progress.update(self.progress.task_ids[0], description=step, completed=0, total=None)
 
     def logits(self, model: Model, step: str) -> Tensor:
@@ -216,7 +221,7 @@ def main() -> None:
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console, transient=True) as progress:
         progress.add_task("load", total=None)
-        work = Quickstart(lite0(), evaluation_crops(), progress, Path(folder))
+        work = Quickstart(lite0(), evaluation_crops(), progress, Path(folder), start)
         lines = work.float_lines()
         lines.append(work.quantized_line("x86", "native"))
         if not has_vnni():

@@ -1,13 +1,17 @@
 """A small device for the tests of core, and references in plain torch that import nothing of what they check."""
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qspec_core import QuantizationConfig, QuantizationSpec, TableQuantizer, convert_pt2e, prepare_pt2e
+from qspec_core import Backend, QuantizationConfig, QuantizationSpec, TableQuantizer, convert_pt2e, prepare_pt2e
 from qspec_core.canonical import canonicalize, fold_batch_norms
 from qspec_core.graphs import copy_graph_module
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
@@ -206,3 +210,53 @@ class Frozen:
             assert all(node.meta[key] is value for key, value in meta.items()), node.name
         assert module.meta == self.meta
         assert [name for name, _ in module.named_modules()] == self.children
+
+
+def toy_backend(**fields: Any) -> Backend:  # Any: whichever fields a test replaces
+    """A backend over the small device's rows, which lowers to the converted module itself."""
+    given: dict[str, Any] = {
+        "name": "toy",
+        "description": "for tests",
+        "table": table(),
+        "quantizer": toy_quantizer,
+        "lower": toy_lower,
+        "package": toy_package,
+        "targets": ("any", "fast"),
+        "modes": frozenset({Mode.STATIC, Mode.DYNAMIC}),
+    }
+    return Backend(**given | fields)
+
+
+def toy_quantizer(*, mode: Mode, target: str) -> TableQuantizer:
+    return quantizer({Mode.STATIC: CONFIG, Mode.DYNAMIC: DYNAMIC, Mode.WEIGHT_ONLY: WEIGHT_ONLY}[mode])
+
+
+def toy_lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str) -> nn.Module:
+    converted.meta["lowered for"] = target
+    return converted
+
+
+def toy_package(converted: GraphModule, example_inputs: tuple[Any, ...], path: Path, target: str) -> Path:
+    torch.save(converted.state_dict(), path)
+    return path
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str, Any]) -> list[str]:
+    """Stand in for the installed entry points: (group, name, what it loads). Returns the names loaded, as they are."""
+    loaded: list[str] = []
+
+    class Point(EntryPoint):
+        def load(self) -> Any:
+            loaded.append(self.name)
+            found = next(value for group, name, value in points if (group, name) == (self.group, self.name))
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+    made = []
+    for group, name, _ in points:
+        point = Point(name, "module:attribute", group)
+        vars(point)["dist"] = SimpleNamespace(name=f"qspec-{name}", version="1.2")
+        made.append(point)
+    monkeypatch.setattr("qspec_core.backend.entry_points", lambda **wanted: EntryPoints(made).select(**wanted))
+    return loaded

@@ -1,7 +1,8 @@
 """Clamps and saturation: what the kernel is told must give the integers of the graph, for every value."""
 
 import numpy as np
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qspec_x86._bounds import Bounds, Output, output_of
 
@@ -12,9 +13,7 @@ FLOATS = st.floats(-8, 8, allow_nan=False, width=32)
 def bounds(draw: st.DrawFn) -> Bounds:
     low, high = sorted((draw(FLOATS), draw(FLOATS)))
     unbounded = draw(st.sampled_from(["neither", "low", "high", "both"]))
-    return Bounds(
-        -np.inf if unbounded in ("low", "both") else low, np.inf if unbounded in ("high", "both") else high
-    )
+    return Bounds(-np.inf if unbounded in ("low", "both") else low, np.inf if unbounded in ("high", "both") else high)
 
 
 class FakeQuantized:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import qspec_core as qspec
 from qspec_core.lowering import quantized_value
-from qspec_xnnpack import BACKEND
+from qspec_xnnpack import BACKEND, XNNPACKProgram
 
 torch.set_num_threads(1)
 
@@ -22,10 +22,21 @@ torch.set_num_threads(1)
 def quantized() -> Callable[..., qspec.Result]:
     """Quantizes a module for XNNPACK, calibrated on the inputs themselves."""
 
-    def run(model: nn.Module, *inputs: Tensor, **options: object) -> qspec.Result:
-        return qspec.quantize(model, inputs, calibration=[inputs], **{"backend": BACKEND, **options})
+    def run(model: nn.Module, *inputs: Tensor, quantizer: qspec.Quantizer | None = None) -> qspec.Result:
+        return qspec.quantize(model, inputs, calibration=[inputs], backend=BACKEND, quantizer=quantizer)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def lowered() -> Callable[[qspec.Result], XNNPACKProgram]:
+    """The program that a result runs, by its own type."""
+
+    def read(result: qspec.Result) -> XNNPACKProgram:
+        assert isinstance(result.lowered, XNNPACKProgram)
+        return result.lowered
+
+    return read
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +56,9 @@ def last_step() -> Callable[[torch.fx.GraphModule], float]:
 def kernels(tmp_path: Path) -> Callable[[bytes], list[str]]:
     """Names of the nodes that a .pte hands to XNNPACK, decoded by the flatbuffer compiler from ExecuTorch's schema. A
     node `XNNConvert` quantizes or dequantizes, so that each one beyond the model's inputs and outputs feeds float."""
-    root = Path(next(iter(importlib.util.find_spec("executorch").submodule_search_locations)))  # type: ignore[union-attr]
+    found = importlib.util.find_spec("executorch")
+    assert found is not None
+    root = Path((found.submodule_search_locations or [""])[0])
     schema = root / "backends/xnnpack/serialization/runtime_schema.fbs"
 
     def read(buffer: bytes) -> list[str]:
@@ -58,7 +71,8 @@ def kernels(tmp_path: Path) -> Callable[[bytes], list[str]]:
             flags = ["--json", "--strict-json", "--raw-binary", "--defaults-json", "--allow-non-utf8"]
             command = [str(root / "data/bin/flatc"), *flags, "-o", str(tmp_path), str(schema), "--"]
             subprocess.run([*command, str(tmp_path / "graph.bin")], check=True, capture_output=True)
-            graph = json.loads((tmp_path / "graph.json").read_text())
+            # flatc writes the open end of a relu as a bare word that is not JSON.
+            graph = json.loads((tmp_path / "graph.json").read_text().replace(": inf", ": Infinity"))
             names += [node["xnode_union_type"] for node in graph["xnodes"]]
             at = buffer.find(b"XH00", at + 1)
         return names

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qspec_core as qspec
-from qspec_core import QuantizationConfig, SpecError
+from qspec_core import QuantizationConfig, SpecError, ops
 from qspec_core.lowering import quantized_value
 from qspec_core.patterns import Flow
 from qspec_xnnpack import BACKEND, XNNPACKQuantizer, get_symmetric_quantization_config
@@ -22,12 +22,12 @@ class Small(nn.Module):
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu6(self.conv(x))
-        return self.head(torch.sigmoid(y.mean((2, 3))))
+        y = torch.sigmoid(F.relu6(self.conv(x)).mean((2, 3)))
+        return F.linear(y, self.head.weight, self.head.bias)
 
 
 def exported(model: nn.Module, x: Tensor) -> torch.fx.GraphModule:
-    return torch.export.export(model.eval(), (x,)).module()  # type: ignore[return-value]  # a graph module in fact
+    return torch.export.export(model.eval(), (x,)).module()
 
 
 X = torch.linspace(-3, 3, 3 * 8 * 8).reshape(1, 3, 8, 8)
@@ -39,7 +39,11 @@ def test_configuration_has_the_kernels_form(is_per_channel: bool) -> None:
     activation, weight = config.input_activation, config.weight
     assert activation is not None
     assert weight is not None
-    assert (activation.dtype, activation.range, activation.qscheme) == (torch.int8, (-128, 127), torch.per_tensor_affine)
+    assert (activation.dtype, activation.range, activation.qscheme) == (
+        torch.int8,
+        (-128, 127),
+        torch.per_tensor_affine,
+    )
     assert (weight.dtype, weight.range) == (torch.int8, (-127, 127))
     assert weight.qscheme is (torch.per_channel_symmetric if is_per_channel else torch.per_tensor_symmetric)
     assert weight.ch_axis == (0 if is_per_channel else None)
@@ -61,7 +65,7 @@ def test_dynamic_configuration_leaves_outputs_in_float() -> None:
 )
 def test_bad_configuration_raises(arguments: dict[str, int], found: str | None) -> None:
     with pytest.raises(SpecError) as caught:
-        get_symmetric_quantization_config(**arguments)  # type: ignore[arg-type]  # a bool is an int
+        get_symmetric_quantization_config(**arguments)
     assert found is None or caught.value.found == found
     assert caught.value.remedy
 
@@ -79,10 +83,12 @@ def test_unsupported_dtype_raises(role: str) -> None:
 
 def test_relu6_has_the_clamped_range() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6())
-    nn.init.constant_(model[0].weight, 2.0)  # type: ignore[arg-type]  # a convolution's weight; sums reach past 6
-    result = qspec.quantize(model, (X,), calibration=[(X,)], backend=BACKEND)
+    conv = nn.Conv2d(3, 4, 3)
+    nn.init.constant_(conv.weight, 2.0)  # sums reach past 6
+    result = qspec.quantize(nn.Sequential(conv, nn.ReLU6()), (X,), calibration=[(X,)], backend=BACKEND)
     values = [v for node in result.converted.graph.nodes if (v := quantized_value(node)) is not None]
+    # The input and the result: a quantize between convolution and clamp would have the range of the unclamped sums.
+    assert sum(ops.is_quantize(node) for node in result.converted.graph.nodes) == 2
     assert values[-1].scale == pytest.approx(6 / 255, rel=1e-6)
     assert values[-1].zero_point == -128
 
@@ -117,7 +123,7 @@ class Residual(nn.Module):
         self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.first(x)) + self.second(x)
+        return torch.add(torch.tanh(self.first(x)), self.second(x))
 
 
 def test_sum_with_a_float_operand_stays_in_float() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qspec_core import Result, quantize
@@ -64,10 +65,10 @@ def read_batches(path: Path) -> Batches:
 
     Numbers as inputs give tuples of positional arguments, names give dictionaries of keyword arguments.
 
-    Raises: CalibrationError: a name has another form, or a batch mixes numbers and names.
+    Raises: CalibrationError: the file has another format, a name another form, or a batch mixes numbers and names.
     """
     grouped: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in load_file(path).items():
+    for name, tensor in _load(path).items():
         batch, dot, key = name.partition(".")
         if not dot or not batch.isdigit() or not key:
             raise _unreadable(path, name)
@@ -81,6 +82,17 @@ def read_batches(path: Path) -> Batches:
         else:
             raise _unreadable(path, ", ".join(tensors))
     return batches
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CalibrationError(
+            f"{path} is not a file that safetensors reads",
+            found=f"{type(error).__name__}: {error}",
+            remedy="write it with safetensors.torch.save_file({'0.0': x0, '1.0': x1, ...}, path)",
+        ) from error
 
 
 def _unreadable(path: Path, name: str) -> CalibrationError:

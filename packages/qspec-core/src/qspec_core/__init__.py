@@ -19,6 +19,11 @@ from qspec_core.errors import (
     TrainingModeError,
     Where,
 )
+from qspec_core.modes import (
+    allow_exported_model_train_eval,
+    move_exported_model_to_eval,
+    move_exported_model_to_train,
+)
 from qspec_core.observers import (
     DerivedObserverOrFakeQuantize,
     FixedQParamsObserver,
@@ -117,6 +122,7 @@ __all__ = [
     "TrainingModeError",
     "UniformQuantizationObserverBase",
     "Where",
+    "allow_exported_model_train_eval",
     "annotate_input_qspec_map",
     "annotate_output_qspec",
     "backends",
@@ -129,6 +135,8 @@ __all__ = [
     "get_input_act_qspec",
     "get_output_act_qspec",
     "get_weight_qspec",
+    "move_exported_model_to_eval",
+    "move_exported_model_to_train",
     "prepare_pt2e",
     "quantize",
     "resolve",

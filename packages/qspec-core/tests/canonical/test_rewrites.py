@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from core_support import Frozen, Net, aten, calls, canonical, export, targets
 from torch import Tensor, nn
 
+from qspec_core.graphs import constant_value
 from qspec_core.patterns import argument
 
 Function = Callable[..., Any]  # a forward of each test's own
@@ -234,16 +235,11 @@ def test_products_with_a_constant_become_linear(function: Function) -> None:
         w = nn.Parameter(torch.randn(shape))
         module = same(Net(lambda self, x: function(x, self.w, self.b), w=w, b=nn.Parameter(torch.randn(5))), x)
         assert targets(module) == ["aten.linear.default"]
-        held = module.get_parameter(name) if (name := _weight_name(module)) in dict(module.named_parameters()) else None
-        held = module.get_buffer(name) if held is None else held
+        held = constant_value(module, argument(calls(module)[0], "weight"))
+        assert held is not None
         assert held.data_ptr() == w.data_ptr()  # a view: no weight is copied
         return
     pytest.fail("no shape fits")
-
-
-def _weight_name(module: torch.fx.GraphModule) -> str:
-    (node,) = calls(module, aten.linear.default)
-    return str(argument(node, "weight").target)
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3, 6)], ids=str)

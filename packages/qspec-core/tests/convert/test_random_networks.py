@@ -1,9 +1,10 @@
-"""Random small networks: the error of the quantized one stays under what its step sizes allow, derived layer by layer.
+"""Random small networks: the error of the quantized one stays under what its step sizes allow, layer by layer.
 
-Quantizing x with step s over a range that holds the float value moves it by at most s: half a step of rounding, and half
-a step more where the rounded zero point cuts the range. Clamping to that range never moves a disturbed value away from
-the float one. So an error bound e becomes e + s at a quantized tensor, |W| (e + s) + (s_w / 2) (|x| + e + s) behind a
-layer with weights of step s_w per output channel, stays as it is under relu and max pooling, and adds up in sums.
+Quantizing x with step s over a range that holds the float value moves it by at most s: half a step of rounding, and
+half a step more where the rounded zero point cuts the range. Clamping to that range never moves a disturbed value away
+from the float one. So an error bound e becomes e + s at a quantized tensor, |W| (e + s) + (s_w / 2) (|x| + e + s)
+behind a layer with weights of step s_w per output channel, stays as it is under relu and max pooling, and adds up in
+sums.
 """
 
 from collections.abc import Callable

@@ -47,9 +47,10 @@ def lower_linear(match: Match, context: Lowering) -> Reason | None:
     if context.options.get("decline"):
         return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "told to")
     tail, before = match.tail, match.tail
+    assert isinstance(x.scale, float)
     scale = context.tensor(w.scale).double() * x.scale
-    centred = context.call(before, aten.sub.Tensor, x.integers, x.zero_point, like=match.anchor)
-    wide = context.call(before, aten.to.dtype, centred, torch.float64)
+    exact = context.call(before, aten.to.dtype, x.integers, torch.float64)
+    wide = context.call(before, aten.sub.Tensor, exact, x.zero_point)
     weight = context.constant("packed", context.tensor(w.integers).double() * scale[:, None], before)
     bias = context.constant("bias", context.tensor(match.operand("bias")).double(), before)
     total = context.call(before, aten.linear.default, wide, weight, bias)

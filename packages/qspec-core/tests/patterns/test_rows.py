@@ -35,7 +35,7 @@ def test_row_knows_its_activations_and_whether_it_is_a_layer() -> None:
     assert [operand.name for operand in ADD_ROW.activations] == ["self", "other"]
     assert [operand.role for operand in CAT.activations] == [Role.ACTIVATIONS]
     assert (CONV2D.has_weight, PAD.has_weight) == (True, False)
-    assert DELEGATED == Delegated()
+    assert Delegated() == DELEGATED
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])

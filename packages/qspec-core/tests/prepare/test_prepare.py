@@ -128,9 +128,9 @@ def test_points_of_one_group_share_one_observer() -> None:
     layers = {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3), "c": nn.Linear(6, 2)}
     prepared = prepare_pt2e(export(Net(forward, **layers), torch.randn(2, 4)), quantizer())
     (cat,) = calls(prepared, aten.cat.default)
-    a, b = cat.args[0]  # type: ignore[misc]  # the list of its inputs
+    a, b = cat.all_input_nodes
     (after,) = cat.users
-    modules = [prepared.get_submodule(str(node.target)) for node in (a, b, after)]  # type: ignore[union-attr]  # nodes
+    modules = [prepared.get_submodule(str(node.target)) for node in (a, b, after)]
     assert modules[0] is modules[1] is modules[2]
     x = torch.randn(2, 4)
     prepared(x)
@@ -362,9 +362,10 @@ def test_values_that_are_not_finite_name_the_node(exported: GraphModule) -> None
 
 
 def test_weight_observer_names_its_weight() -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
+    linear = nn.Linear(2, 2)
+    model = nn.Sequential(linear)
     with torch.no_grad():
-        model[0].weight[0, 0] = float("nan")  # type: ignore[index,union-attr]  # a parameter
+        linear.weight[0, 0] = float("nan")
     prepared = prepare_pt2e(export(model, torch.randn(1, 2)), quantizer())
     with pytest.raises(CalibrationError) as caught:
         prepared(torch.randn(1, 2))

@@ -240,7 +240,7 @@ def test_dynamic_layers_start_no_island() -> None:
 
 def test_integers_and_computed_weights_are_reasons() -> None:
     def forward(m: Any, x: Tensor, w: Tensor) -> Tensor:
-        return F.linear(m.a(x), w) + (x > 0).long() + (x.long() + x.long())  # type: ignore[no-any-return]  # as above
+        return F.linear(m.a(x), w) + (x > 0).long() + (x.long() + x.long())
 
     found = Annotated(forward, torch.randn(2, 4), torch.randn(4, 4), a=nn.Linear(4, 4))
     assert found.status(aten.linear.default) == [

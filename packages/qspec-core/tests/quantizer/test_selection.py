@@ -242,3 +242,12 @@ def test_network_without_the_selected_operator_is_left_alone() -> None:
     prepared = prepare_pt2e(exported, TableQuantizer(table()))
     assert resolve(prepared.graph).groups == ()
     assert not any(Q_ANNOTATION_KEY in node.meta for node in prepared.graph.nodes)
+
+
+def test_rules_can_be_read_back() -> None:
+    q = TableQuantizer(table())
+    assert (q.has_configuration, q._selection.global_config) == (False, None)
+    q.set_global(A).set_module_name("head", None).set_global(B)
+    assert q.has_configuration
+    assert q._selection.global_config is B
+    assert [rule.selector for rule in q._selection.rules] == ["head", ""]

@@ -31,7 +31,7 @@ class LoweringReport:
         target: class of the deployment CPU: "any" or "vnni".
         lowered: label of each match that runs in a kernel, by the name of its anchor.
         declined: why a match stays as it was, by the name of its anchor.
-        narrowed: anchors whose 8-bit weights were brought to 7 bits, since the CPU may sum in 16.
+        narrowed: anchors whose weights were given coarser scales, since the CPU may sum two products in 16 bits.
     """
 
     target: str

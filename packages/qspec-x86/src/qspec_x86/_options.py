@@ -26,7 +26,7 @@ class Options:
     Args:
         form: form of the lowered graph.
         full_range: the deployment CPU sums in 32 bits, so that weights may use all 8 bits.
-        narrowed: filled while lowering: names of the anchors whose weights were brought to 7 bits.
+        narrowed: filled while lowering: names of the anchors whose weights were given coarser scales.
     """
 
     form: Form

@@ -62,7 +62,11 @@ class Input:
         """
         if isinstance(value, Tensor) and self.accepts(value):
             return value.contiguous(memory_format=self.memory_format)
-        found = f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value)
+        found = (
+            f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else type(value)
+        )
         raise LoweringError(
             f"input {self.name!r} does not fit the compiled package",
             found=found,

@@ -11,10 +11,15 @@ from torch import Tensor
 from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
-__all__ = ["compile_package", "load_runner", "symbol_range", "tree_leaves", "tree_map", "tree_structure", "tree_unflatten"]
-
-# Inductor copies the zero points of a convolution in a way that torch itself warns of; seen in 2.13.0 and 2.14.1.
-_HARMLESS = "To copy construct from a tensor"
+__all__ = [
+    "compile_package",
+    "load_runner",
+    "symbol_range",
+    "tree_leaves",
+    "tree_map",
+    "tree_structure",
+    "tree_unflatten",
+]
 
 
 def _packed_like(
@@ -52,7 +57,8 @@ def compile_package(
     Freezing folds the packing nodes into packed constants; it is off, silently, while gradients are recorded.
     """
     with torch.no_grad(), _packing_known(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_HARMLESS)
+        # Torch's own, of its deprecated parts and its conversions: they differ between versions, and what fails raises.
+        warnings.simplefilter("ignore")
         program = torch.export.export(module, example_inputs, dynamic_shapes=dynamic_shapes)
         configs = {"freezing": True, "aot_inductor.metadata": dict(metadata)}
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)

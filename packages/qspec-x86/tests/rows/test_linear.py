@@ -23,7 +23,9 @@ CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.clone, "relu": to
 class Layer(nn.Module):
     """quantize -> linear [-> clamp] [-> quantize]."""
 
-    def __init__(self, weight: Any, x_grid: Any, clamp: str = "none", y_grid: Any = None, *, has_bias: bool = True) -> None:
+    def __init__(
+        self, weight: Any, x_grid: Any, clamp: str = "none", y_grid: Any = None, *, has_bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight, self.clamp, self.x_grid, self.y_grid = weight, clamp, x_grid, y_grid
         outputs = weight.integers.shape[0]

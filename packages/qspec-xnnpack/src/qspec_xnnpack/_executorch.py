@@ -139,9 +139,10 @@ _warned = False
 
 def _require() -> None:
     """Check that ExecuTorch is there; warn once if its version is not one that was tested."""
-    global _warned  # noqa: PLW0603  # "once" is a fact of the process
+    global _warned  # "once" is a fact of the process
     try:
-        with _quiet():
+        with _quiet(), _muted():
+            import executorch.backends.xnnpack.partition.xnnpack_partitioner
             import executorch.exir
             import executorch.runtime  # noqa: F401
         version = metadata.version("executorch")
@@ -173,6 +174,17 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def _muted() -> Iterator[None]:
+    """Hold back log lines up to warnings: importing ExecuTorch logs which libraries of torchao it could not load."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Listener(logging.Handler):

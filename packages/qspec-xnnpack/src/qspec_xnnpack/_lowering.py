@@ -63,8 +63,8 @@ def package(converted: GraphModule, example_inputs: tuple[Any, ...], path: Path,
 
 
 def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
-    """A canonical copy whose rows' nodes carry their anchor's name. Constants that nothing reads stay behind: ExecuTorch
-    would write them into the file."""
+    """A canonical copy whose rows' nodes carry their anchor's name, and its rows by that name. Constants that nothing
+    reads are left behind: ExecuTorch would write them into the file."""
     with gc_paused():
         module = copy_graph_module(converted)
         canonicalize(module)
@@ -82,13 +82,25 @@ def _export(module: GraphModule, example_inputs: tuple[Any, ...]) -> torch.expor
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, example_inputs)
+            return torch.export.export(module, _contiguous(example_inputs))
     except Exception as error:  # torch.export raises dozens of types
         raise GraphError(
             "the converted graph does not take these example inputs",
             found=f"{type(error).__name__}: {error}",
             remedy="give the example inputs that the float model was exported with",
         ) from error
+
+
+def _contiguous(value: Any) -> Any:  # a model's arguments may be of any type
+    """The same arguments in the one memory format in which the program takes them: the delegate permutes by itself,
+    and refuses what export writes for the others."""
+    if isinstance(value, torch.Tensor):
+        return value.contiguous()
+    if type(value) in (tuple, list):
+        return type(value)(map(_contiguous, value))
+    if type(value) is dict:
+        return {key: _contiguous(item) for key, item in value.items()}
+    return value
 
 
 def _refused(refusals: Sequence[Refusal], matches: Mapping[str, Match]) -> LoweringError:

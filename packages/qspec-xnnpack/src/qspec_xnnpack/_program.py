@@ -83,6 +83,9 @@ class XNNPACKProgram(nn.Module):
         """Size and delegation, for printing."""
         return f"{len(self.buffer)} bytes, {self.delegation.delegates} delegates, outside: {self.delegation.outside}"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "XNNPACKProgram":
+        return XNNPACKProgram(self.buffer, self.signature, self.delegation, self._load)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_execute": None}  # what the runtime holds lives in this process alone
 
@@ -92,33 +95,31 @@ class XNNPACKProgram(nn.Module):
         except ValueError as error:
             raise _unlike("inputs of another structure", str(error), str(self.signature.in_spec)) from error
         for index, (given, known) in enumerate(zip(flat, self.signature.inputs, strict=True)):
-            if isinstance(known, _TensorLike) != isinstance(given, Tensor) or (
-                isinstance(known, _TensorLike) and _TensorLike.of(given) != known
-            ):
-                found = _TensorLike.of(given) if isinstance(given, Tensor) else repr(given)
-                raise _unlike(f"an input {index} of another shape or dtype", found, known)
+            if _likeness(given) != known:
+                raise _unlike(f"another input {index}", _likeness(given), known)
         return [value.contiguous() if isinstance(value, Tensor) else value for value in flat]
 
 
 @dataclass(frozen=True)
 class _TensorLike:
+    """What a program fixes of a tensor."""
+
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-    @classmethod
-    def of(cls, value: Tensor) -> "_TensorLike":
-        return cls(tuple(value.shape), value.dtype)
 
     def __str__(self) -> str:
         return f"{list(self.shape)} {self.dtype}"
 
 
+def _likeness(value: Any) -> Any:  # whatever a model takes
+    """Shape and dtype of a tensor; anything else itself, since export makes a constant of it."""
+    return _TensorLike(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
 def signature_of(in_spec: Any, out_spec: Any, example_inputs: tuple[Any, ...]) -> Signature:
     """The signature of a program exported with these inputs."""
     flat = in_spec.flatten_up_to((example_inputs, {}))
-    return Signature(
-        in_spec, out_spec, tuple(_TensorLike.of(value) if isinstance(value, Tensor) else value for value in flat)
-    )
+    return Signature(in_spec, out_spec, tuple(map(_likeness, flat)))
 
 
 def _unlike(what: str, found: object, expected: object) -> GraphError:

@@ -19,8 +19,8 @@ from qspec_xnnpack._rows import TABLE
 
 __all__ = ["XNNPACKQuantizer", "default_quantizer", "get_symmetric_quantization_config"]
 
-# Smallest activation scale. Behind a dead channel it would be tiny, and XNNPACK creates no convolution or linear layer
-# whose input scale times weight scale over output scale reaches 256. Weights need no floor, and small ones suffer by it.
+# Smallest activation scale. That of a dead output would be tiny, and XNNPACK creates no convolution or linear layer
+# whose input scale times weight scale over output scale reaches 256. Weights need no floor; small ones suffer by it.
 _ACTIVATION_EPS = 2**-12
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,7 +156,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if math.ldexp(high - low, -exponent) < 1.0 or self.quant_max - self.quant_min >= _FINE * self.bins:
             return low, high
         search = RangeSearch(
-            self.histogram.cpu().numpy().astype(np.float64),
+            self.histogram.to("cpu", torch.float64),
             first,
             math.ldexp(low, -exponent),
             math.ldexp(high, -exponent),
@@ -165,7 +164,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
             int(self.quant_max),
             zero_point,
         )
-        best_low, best_high = search.best()
+        with torch.inference_mode():
+            best_low, best_high = search.best()
         return math.ldexp(best_low, exponent), math.ldexp(best_high, exponent)
 
     def reset_histogram(self) -> None:

@@ -10,6 +10,7 @@ from torch.fx import Node
 from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
 from qspec_core.patterns import Match, Reason, ReasonCode, argument
 from qspec_x86._bounds import Bounds, bounds_of, is_clamp, output_of
+from qspec_x86._depthwise import is_depthwise
 from qspec_x86._kernels import Geometry, insert_qconv, insert_qconv_sum
 from qspec_x86._options import Form, options_of
 from qspec_x86._weights import Weight, narrow_weight, read_weight
@@ -41,8 +42,8 @@ def _unfit_activation(quantized: Quantized) -> Reason | None:
     return None
 
 
-def _read_layer(match: Match, lowering: Lowering, *, is_depthwise: bool) -> _Layer | Reason:
-    """The operands of a match; the weight brought to 7 bits where the deployment CPU may sum in 16."""
+def _read_layer(match: Match, lowering: Lowering) -> _Layer | Reason:
+    """The operands of a match; the weight given a coarser scale where the deployment CPU may sum in 16 bits."""
     x = quantized_operand(match, "input")
     reason = _unfit_activation(x)
     if reason is not None:
@@ -51,7 +52,7 @@ def _read_layer(match: Match, lowering: Lowering, *, is_depthwise: bool) -> _Lay
     if isinstance(weight, Reason):
         return weight
     options = options_of(lowering)
-    if not options.full_range and not is_depthwise:
+    if not options.full_range and not is_depthwise(match.anchor):
         narrowed = narrow_weight(weight, x.quant_max)
         if narrowed is not None:
             options.narrowed.append(match.anchor.name)
@@ -93,12 +94,12 @@ def lower_conv2d(match: Match, lowering: Lowering) -> Reason | None:
     The portable form leaves the sum to the compiler, which fuses it at no cost; the eager form puts it into the kernel.
     """
     anchor = match.anchor
-    groups = argument(anchor, "groups")
-    weight_shape = match.operand("weight").meta["val"].shape
-    layer = _read_layer(match, lowering, is_depthwise=groups > 1 and weight_shape[1] == 1)
+    layer = _read_layer(match, lowering)
     if isinstance(layer, Reason):
         return layer
-    geometry = Geometry(*(_pair(argument(anchor, name)) for name in ("stride", "padding", "dilation")), groups)
+    geometry = Geometry(
+        *(_pair(argument(anchor, name)) for name in ("stride", "padding", "dilation")), argument(anchor, "groups")
+    )
     operands = (layer.x.integers, layer.x, layer.weight, layer.bias, geometry)
     if all(map(is_clamp, match.links)):
         quantized = _requantize(lowering, match.tail)
@@ -121,7 +122,7 @@ def lower_linear(match: Match, lowering: Lowering) -> Reason | None:
     """Lower a linear layer with its clamp, as a 1x1 convolution over (1, features, rows, 1), which is channels-last as it
     stands.
     """
-    layer = _read_layer(match, lowering, is_depthwise=False)
+    layer = _read_layer(match, lowering)
     if isinstance(layer, Reason):
         return layer
     tail, quantized = match.tail, _requantize(lowering, match.tail)

@@ -9,7 +9,6 @@ from qspec_core.patterns import (
     Mode,
     PreOp,
     Reason,
-    ReasonCode,
     Row,
     activation,
     argument,
@@ -40,7 +39,7 @@ def _batched(node: Node) -> Reason | None:
     shape = shape_of(node)
     if shape is None or len(shape) == _SPATIAL + 2:
         return None
-    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"the input has no batch dimension, the output has rank {len(shape)}")
+    return refused(f"the input has no batch dimension, the output has rank {len(shape)}")
 
 
 CONV2D = Row(

@@ -1,0 +1,110 @@
+"""Contenders outside torch: ONNX Runtime and OpenVINO, in float and in int8."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from contender import Built, Model, Setting
+from torch import Tensor
+
+__all__ = ["onnxruntime_f32", "onnxruntime_int8", "openvino_f32", "openvino_int8"]
+
+ONNX_LAYERS = ("Conv", "Gemm", "MatMul")
+OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
+
+
+def onnxruntime_f32(setting: Setting) -> Built:
+    """The exported float model."""
+    return Built(_onnx_session(setting.onnx(), setting.threads), size=_size(setting.onnx()))
+
+
+def onnxruntime_int8(setting: Setting) -> Built:
+    """Static quantization, uint8 activations and int8 weights per channel, as its documentation advises for this CPU."""
+    import onnx
+    from onnxruntime import quantization as q
+
+    class Reader(q.CalibrationDataReader):
+        """Hands out the calibration crops."""
+
+        def __init__(self) -> None:
+            self._crops: Iterator[Tensor] = iter(setting.calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            """The next feed, or None at the end."""
+            crop = next(self._crops, None)
+            return None if crop is None else {"x": crop.numpy()}
+
+    ready, path = setting.folder / "lite0-ready.onnx", setting.folder / "lite0-int8.onnx"
+    q.quant_pre_process(str(setting.onnx()), str(ready))
+    q.quantize_static(
+        str(ready),
+        str(path),
+        Reader(),
+        quant_format=q.QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=not setting.vnni,
+        activation_type=q.QuantType.QUInt8,
+        weight_type=q.QuantType.QInt8,
+    )
+    graph = onnx.load(str(path)).graph
+    dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    layers = [node for node in graph.node if node.op_type in ONNX_LAYERS]
+    quantized = [node for node in layers if set(node.input[:2]) <= dequantized]
+    return Built(_onnx_session(path, setting.threads), f"{len(quantized)} of {len(layers)}", _size(path))
+
+
+def _onnx_session(path: Path, threads: int) -> Model:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(crop: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"x": crop.numpy()})[0])
+
+    return run
+
+
+def openvino_f32(setting: Setting) -> Built:
+    """The exported float model."""
+    import openvino
+
+    return Built(_openvino_model(openvino.Core().read_model(setting.onnx()), setting.threads))
+
+
+def openvino_int8(setting: Setting) -> Built:
+    """NNCF's post-training quantization with its defaults for CPUs."""
+    import nncf
+    import openvino
+
+    batches = [crop.numpy() for crop in setting.calibration]
+    model = openvino.Core().read_model(setting.onnx())
+    quantized = nncf.quantize(
+        model, nncf.Dataset(batches), subset_size=len(batches), target_device=nncf.TargetDevice.CPU
+    )
+    path = setting.folder / "lite0-openvino.xml"
+    openvino.save_model(quantized, path)
+    layers = [node for node in quantized.get_ordered_ops() if node.get_type_name() in OPENVINO_LAYERS]
+    done = [node for node in layers if node.input_value(0).get_node().get_type_name() == "FakeQuantize"]
+    size = _size(path) + _size(path.with_suffix(".bin"))
+    return Built(_openvino_model(quantized, setting.threads), f"{len(done)} of {len(layers)}", size)
+
+
+def _openvino_model(model: Any, threads: int) -> Model:
+    import openvino
+
+    hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    compiled = openvino.Core().compile_model(model, "CPU", hints)
+    request = compiled.create_infer_request()
+
+    def run(crop: Tensor) -> Tensor:
+        return torch.from_numpy(request.infer({0: crop.numpy()})[0].copy())
+
+    return run
+
+
+def _size(path: Path) -> int:
+    data = path.with_name(f"{path.name}.data")  # where an ONNX file keeps large weights
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)

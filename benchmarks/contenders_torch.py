@@ -1,0 +1,88 @@
+"""Contenders that run in torch: float, qspec's x86 backend in its three forms, torchao's x86 flow."""
+
+import warnings
+
+import torch
+from contender import Built, Setting, count_layers
+
+import qspec_core as qspec
+
+__all__ = [
+    "float_eager",
+    "float_inductor",
+    "qspec_compiled",
+    "qspec_eager",
+    "qspec_lowered",
+    "qspec_vnni",
+    "torchao_x86",
+]
+
+
+def float_eager(setting: Setting) -> Built:
+    """The model as it is."""
+    return Built(setting.model)
+
+
+def float_inductor(setting: Setting) -> Built:
+    """The model under torch.compile with its weights frozen."""
+    return Built(torch.compile(setting.model, options={"freezing": True}))
+
+
+def _quantized(setting: Setting, target: str = "native") -> qspec.Result:
+    batches = [(crop,) for crop in setting.calibration]
+    return qspec.quantize(setting.model, setting.example, calibration=batches, backend="x86", target=target)
+
+
+def _layers(result: qspec.Result) -> str:
+    return f"{len(result.coverage.quantized_layers)} of {len(result.coverage.layers)}"
+
+
+def qspec_lowered(setting: Setting) -> Built:
+    """`result.lowered`: what users get."""
+    result = _quantized(setting)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lowered = result.lowered
+    notes = tuple(str(entry.message) for entry in caught if entry.category.__module__.startswith("qspec"))
+    size = result.package(setting.folder / "qspec.pt2").stat().st_size
+    return Built(lowered, _layers(result), size, result.converted, notes=notes)
+
+
+def qspec_eager(setting: Setting) -> Built:
+    """The eager form."""
+    from qspec_x86 import lower_eager
+
+    result = _quantized(setting)
+    return Built(lower_eager(result.converted, "native"), _layers(result))
+
+
+def qspec_compiled(setting: Setting) -> Built:
+    """The eager form under torch.compile."""
+    from qspec_x86 import lower_eager
+
+    result = _quantized(setting)
+    return Built(torch.compile(lower_eager(result.converted, "native")), _layers(result))
+
+
+def qspec_vnni(setting: Setting) -> Built:
+    """What a CPU with VNNI would compute, as plain torch computes it: for agreement, not for time."""
+    result = _quantized(setting, "vnni")
+    return Built(result.converted, _layers(result), converted=result.converted, notes=("plain torch: not for time",))
+
+
+def torchao_x86(setting: Setting) -> Built:
+    """torchao's quantizer, lowering and torch.compile, with the range that this CPU needs."""
+    from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    with torch.no_grad():
+        module = torch.export.export(setting.model, setting.example).module()
+        config = x86.get_default_x86_inductor_quantization_config(reduce_range=not setting.vnni)
+        prepared = prepare_pt2e(module, x86.X86InductorQuantizer().set_global(config))
+        for crop in setting.calibration:
+            prepared(crop)
+        converted = convert_pt2e(prepared)
+        layers = count_layers(converted)
+        lowered = lower_pt2e_quantized_to_x86(converted, setting.example)
+        return Built(torch.compile(lowered, options={"freezing": True}), layers)

@@ -1,0 +1,101 @@
+"""One contender of `x86.py` in a process of its own.
+
+python benchmarks/x86_worker.py NAME FOLDER THREADS, with NAME a key of `CONTENDERS`.
+"""
+
+import importlib
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from contender import Built, Model, Setting
+from serving import serve
+from torch import Tensor
+
+from examples.pictures import sqnr, top1_agreement
+
+__all__ = ["CONTENDERS", "main"]
+
+CONTENDERS = {
+    "float eager": "contenders_torch:float_eager",
+    "float Inductor": "contenders_torch:float_inductor",
+    "qspec x86 lowered": "contenders_torch:qspec_lowered",
+    "qspec x86 compiled": "contenders_torch:qspec_compiled",
+    "qspec x86 eager": "contenders_torch:qspec_eager",
+    "qspec x86 for VNNI": "contenders_torch:qspec_vnni",
+    "torchao x86": "contenders_torch:torchao_x86",
+    "ONNX Runtime f32": "contenders_peers:onnxruntime_f32",
+    "ONNX Runtime int8": "contenders_peers:onnxruntime_int8",
+    "OpenVINO f32": "contenders_peers:openvino_f32",
+    "OpenVINO int8": "contenders_peers:openvino_int8",
+    "ExecuTorch f32": "contenders_xnnpack:executorch_f32",
+    "ExecuTorch int8": "contenders_xnnpack:executorch_int8",
+    "qspec XNNPACK": "contenders_xnnpack:qspec_xnnpack",
+}
+"""Where each is built, `module:function`: only the module of the contender at hand is imported."""
+
+
+class Worker:
+    """Builds its contender, says how it agrees with float, and runs it."""
+
+    def __init__(self, name: str, setting: Setting) -> None:
+        self._name, self._setting = name, setting
+        self._built: Built | None = None
+        self._crops = itertools.cycle(setting.evaluation)
+
+    def build(self) -> dict[str, Any]:
+        """Build it; answer with everything but times."""
+        start = time.perf_counter()
+        module, _, function = CONTENDERS[self._name].partition(":")
+        make: Callable[[Setting], Built] = getattr(importlib.import_module(module), function)
+        built = self._built = make(self._setting)
+        reference = self._logits(self._setting.model)
+        lowered = self._logits(built.run)
+        answer = {
+            "layers": built.layers,
+            "size": built.size,
+            "outside": built.outside,
+            "notes": built.notes,
+            "lowered": _agreement(reference, lowered),
+            "seconds": time.perf_counter() - start,
+        }
+        if built.converted is not None:
+            answer["converted"] = _agreement(reference, self._logits(built.converted))
+        return answer
+
+    def run(self, iterations: int) -> dict[str, Any]:
+        """Run it a few times; answer with the milliseconds of each, but for the first."""
+        if self._built is None:
+            raise RuntimeError("run before build")
+        times = []
+        with torch.no_grad():
+            for crop in itertools.islice(self._crops, iterations + 1):
+                start = time.perf_counter()
+                self._built.run(crop)
+                times.append((time.perf_counter() - start) * 1e3)
+        return {"ms": times[1:]}
+
+    def _logits(self, model: Model) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([model(crop) for crop in self._setting.evaluation])
+
+
+def _agreement(reference: Tensor, found: Tensor) -> dict[str, Any]:
+    exact = torch.equal(reference, found)
+    return {"sqnr": None if exact else sqnr(reference, found), "top1": top1_agreement(reference, found)}
+
+
+def main() -> None:
+    """Serve `build` and `run`."""
+    name, folder, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    worker = Worker(name, Setting(Path(folder), int(threads)))
+    serve({"build": worker.build, "run": worker.run})
+
+
+if __name__ == "__main__":
+    main()
