@@ -6,11 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule
-
 from examples.pictures import calibration_crops, evaluation_crops, lite0
 from examples.timing import has_vnni
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 __all__ = ["Built", "Model", "Setting", "count_layers", "mib"]
 
@@ -91,4 +90,4 @@ def count_layers(converted: GraphModule) -> str:
 
 def mib(size: int | None) -> str:
     """Bytes as MiB with two digits."""
-    return "–" if size is None else f"{size / 2**20:.2f}"
+    return "-" if size is None else f"{size / 2**20:.2f}"

@@ -1,6 +1,6 @@
 """Contenders outside torch: ONNX Runtime and OpenVINO, in float and in int8."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,29 @@ def onnxruntime_f32(setting: Setting) -> Built:
     return Built(_onnx_session(setting.onnx(), setting.threads), size=_size(setting.onnx()))
 
 
+class _Reader:
+    """Hands out the calibration crops, in the form that ONNX Runtime reads them."""
+
+    def __init__(self, crops: Sequence[Tensor]) -> None:
+        self._crops = iter(crops)
+
+    def get_next(self) -> dict[str, Any] | None:  # a NumPy array by the input's name
+        """The next feed, or None at the end."""
+        crop = next(self._crops, None)
+        return None if crop is None else {"x": crop.numpy()}
+
+
 def onnxruntime_int8(setting: Setting) -> Built:
-    """Static quantization, uint8 activations and int8 weights per channel, as its documentation advises for this CPU."""
+    """Static quantization, uint8 activations and int8 weights per channel, as its documentation advises here."""
     import onnx
     from onnxruntime import quantization as q
-
-    class Reader(q.CalibrationDataReader):
-        """Hands out the calibration crops."""
-
-        def __init__(self) -> None:
-            self._crops: Iterator[Tensor] = iter(setting.calibration)
-
-        def get_next(self) -> dict[str, Any] | None:
-            """The next feed, or None at the end."""
-            crop = next(self._crops, None)
-            return None if crop is None else {"x": crop.numpy()}
 
     ready, path = setting.folder / "lite0-ready.onnx", setting.folder / "lite0-int8.onnx"
     q.quant_pre_process(str(setting.onnx()), str(ready))
     q.quantize_static(
         str(ready),
         str(path),
-        Reader(),
+        _Reader(setting.calibration),
         quant_format=q.QuantFormat.QDQ,
         per_channel=True,
         reduce_range=not setting.vnni,

@@ -80,7 +80,7 @@ class Contender:
         return answer
 
     def attempt(self, **message: Any) -> dict[str, Any] | None:  # as `ask`
-        """`ask`, or None with the problem kept and the process ended. A contender with a problem is asked nothing more."""
+        """`ask`, or None with the problem kept and the process ended; nothing more is asked of it then."""
         if self.problem:
             return None
         try:

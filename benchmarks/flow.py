@@ -93,7 +93,7 @@ def table_of(found: dict[str, Any]) -> Table:
     for name, sides in found.items():
         cells = [cell for side in SIDES for cell in (_seconds(sides[side]), _layers(sides[side]))]
         ours, theirs = (_total(sides[side]) for side in SIDES)
-        ratio = "–" if ours is None or theirs is None else f"{theirs / ours:.1f}"
+        ratio = "-" if ours is None or theirs is None else f"{theirs / ours:.1f}"
         table.add_row(_title(name), *cells, ratio, f"{REQUIRED[name.partition(':')[0]]:.0f}")
     return table
 
@@ -107,7 +107,7 @@ def growth_table(found: dict[str, Any], short: str, long: str) -> Table:
         cells = []
         for side in SIDES:
             few, many = (found[model][side].get(name) for model in (short, long))
-            cells.append("–" if not few or not many else f"{many / few:.1f}")
+            cells.append("-" if not few or not many else f"{many / few:.1f}")
         table.add_row(name, *cells, f"{GROWTH}")
     return table
 
@@ -124,7 +124,7 @@ def _seconds(entry: dict[str, Any]) -> str:
 
 
 def _layers(entry: dict[str, Any]) -> str:
-    return "–" if entry["layers"] is None else f"{entry['layers'][0]} of {entry['layers'][1]}"
+    return "-" if entry["layers"] is None else f"{entry['layers'][0]} of {entry['layers'][1]}"
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/x86.py [--only NAME ...] [--rounds N] [--iterations N] [--threads N] [--json FILE]
 
-Batch 1, one process per contender, in turns. All calibrate on the same 32 crops and are compared with float on the same 64
-crops of other pictures. The minimum decides; the median is printed beside it. Only ratios within one run count.
+Batch 1, one process per contender, in turns. All calibrate on the same 32 crops and are compared with float on the same
+64 crops of other pictures. The minimum decides; the median is printed beside it. Only ratios within one run count.
 """
 
 import argparse
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from contest import Contender, Contest, Steps, pin_to_cores, write_json
+from examples.timing import Latency, cpu_line, has_vnni
 from rich.console import Console
 from rich.table import Table
 from x86_worker import CONTENDERS
-
-from examples.timing import Latency, cpu_line, has_vnni
 
 __all__ = ["main"]
 
@@ -92,13 +91,13 @@ def table_of(found: dict[str, Any]) -> Table:
         latency = _latency(entry)
         table.add_row(
             name,
-            entry.get("layers") or "–",
+            entry.get("layers") or "-",
             *_agreement(entry.get("converted")),
             *_agreement(entry.get("lowered")),
-            "–" if size is None else f"{size / MIB:.2f}",
-            "–" if outside is None else str(len(outside)),
-            *(("–", "–") if latency is None else (f"{latency.minimum:.2f}", f"{latency.median:.2f}")),
-            "–" if latency is None or base is None else f"{latency.minimum / base.minimum:.2f}x",
+            "-" if size is None else f"{size / MIB:.2f}",
+            "-" if outside is None else str(len(outside)),
+            *(("-", "-") if latency is None else (f"{latency.minimum:.2f}", f"{latency.median:.2f}")),
+            "-" if latency is None or base is None else f"{latency.minimum / base.minimum:.2f}x",
         )
     return table
 
@@ -109,7 +108,7 @@ def _latency(entry: dict[str, Any]) -> Latency | None:
 
 def _agreement(found: dict[str, Any] | None) -> tuple[str, str]:
     if found is None:
-        return "–", "–"
+        return "-", "-"
     return "exact" if found["sqnr"] is None else f"{found['sqnr']:.1f}", str(found["top1"])
 
 

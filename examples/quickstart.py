@@ -2,8 +2,8 @@
 
     python examples/quickstart.py
 
-Prints what was quantized, how well it agrees with float, how large it is and how fast. Whatever is not installed here, a
-backend, ExecuTorch, a C++ compiler, is named and left out.
+Prints what was quantized, how well it agrees with float, how large it is and how fast. Whatever is not installed here,
+a backend, ExecuTorch, a C++ compiler, is named and left out.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ class Line:
     """One line of the table. What stays None was not to be had, and a note says why."""
 
     name: str
-    layers: str = "–"
+    layers: str = "-"
     converted: Tensor | None = None
     lowered: Tensor | None = None
     saved: int | None = None
@@ -181,18 +181,18 @@ def table_of(lines: list[Line]) -> Table:
     table.add_column("latency ms\nmin / median", justify="right")
     table.add_column("speed over\nfloat compiled", justify="right")
     for line in lines:
-        sizes = ["–" if size is None else f"{size / MIB:.2f}" for size in (line.saved, line.packaged)]
+        sizes = ["-" if size is None else f"{size / MIB:.2f}" for size in (line.saved, line.packaged)]
         agreement = [*_agreement(reference, line.converted), *_agreement(reference, line.lowered)]
-        timed = "–" if line.latency is None else f"{line.latency.minimum:.2f} / {line.latency.median:.2f}"
+        timed = "-" if line.latency is None else f"{line.latency.minimum:.2f} / {line.latency.median:.2f}"
         known = line.latency is not None and compiled is not None
-        ratio = f"{compiled.minimum / line.latency.minimum:.2f}x" if known else "–"  # type: ignore[union-attr]  # known
+        ratio = f"{compiled.minimum / line.latency.minimum:.2f}x" if known else "-"  # type: ignore[union-attr]  # known
         table.add_row(line.name, line.layers, *agreement, *sizes, timed, ratio)
     return table
 
 
 def _agreement(reference: Tensor | None, found: Tensor | None) -> tuple[str, str]:
     if reference is None or found is None:
-        return "–", "–"
+        return "-", "-"
     if torch.equal(reference, found):
         return "exact", f"{len(found)} of {len(found)}"
     return f"{sqnr(reference, found):.1f}", f"{top1_agreement(reference, found)} of {len(found)}"
@@ -200,7 +200,7 @@ def _agreement(reference: Tensor | None, found: Tensor | None) -> tuple[str, str
 
 def print_notes(console: Console, lines: list[Line]) -> None:
     """Below the table: every operator left in float with its reason, and whatever else was left out."""
-    quantized = [line for line in lines if line.layers != "–"]
+    quantized = [line for line in lines if line.layers != "-"]
     for line in lines:
         if line.notes:
             console.print(f"\n[bold]{line.name}[/]")

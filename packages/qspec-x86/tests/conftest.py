@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ class Weight(nn.Module):
         return self.integers.double() * self.scales.double().reshape(shape)
 
 
-def export(module: nn.Module, *example: Tensor, dynamic_shapes: object = None) -> GraphModule:
+def export(module: nn.Module, *example: Tensor, dynamic_shapes: Any = None) -> GraphModule:
     """Export a module that is written in the operators of a converted graph."""
     assert qspec_core.ops.QUANTIZE is decomposed.quantize_per_tensor.default
     with torch.no_grad():

@@ -30,7 +30,7 @@ def kernel(x: np.ndarray, output: Output) -> np.ndarray:
     if output.attr == "hardtanh":
         low, high = output.scalars
         x = np.clip(x, low, high)
-    return np.clip(np.rint(x / output.scale) + output.zero_point, 0, 255)
+    return np.asarray(np.clip(np.rint(x / output.scale) + output.zero_point, 0, 255))
 
 
 @given(bounds(), st.integers(-6, 1), st.integers(0, 255), st.integers(0, 254), st.integers(1, 255))

@@ -1,9 +1,9 @@
-"""torch.compile of the eager form, and packages compiled ahead of time: one build of each, since each takes a minute."""
+"""torch.compile of the eager form, and packages compiled ahead of time: one build of each, as each takes a minute."""
 
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+import qspec_x86._aoti as aoti
 import qspec_x86._backend as backend_module
 from qspec_core import LoweringError, convert_pt2e, prepare_pt2e
 from qspec_x86 import (
@@ -23,6 +24,7 @@ from qspec_x86 import (
     lower_eager,
     package,
 )
+from qspec_x86._torch import load_runner
 
 
 class Small(nn.Module):
@@ -49,7 +51,7 @@ class Made(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     torch.manual_seed(0)
     example, sizes = torch.randn(3, 3, 8, 8), {0: torch.export.Dim("batch", min=1, max=8)}
     exported = torch.export.export(Small().eval(), (example,), dynamic_shapes=(sizes,)).module()
@@ -59,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         prepared(torch.randn(8, 3, 8, 8))
     converted = convert_pt2e(prepared)
     path = package(converted, (example,), tmp_path_factory.mktemp("package") / "small.pt2", "any")
-    yield Made(converted, lower_eager(converted, "any"), path)
+    return Made(converted, lower_eager(converted, "any"), path)
 
 
 def close_to_a_step(found: Tensor, expected: Tensor) -> None:
@@ -124,9 +126,7 @@ def test_a_fresh_process_runs_the_package_without_qspec(made: Made, tmp_path: Pa
 
 
 def test_a_package_for_vnni_is_refused_where_sums_are_cut(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    import qspec_x86._aoti as aoti
-
-    runner, metadata = aoti.load_runner(made.path)
+    runner, metadata = load_runner(made.path)
     vnni = {key: value.replace('"target": "any"', '"target": "vnni"') for key, value in metadata.items()}
 
     def load(path: Path) -> tuple[Callable[..., Any], dict[str, str]]:
@@ -143,10 +143,12 @@ def test_a_package_for_vnni_is_refused_where_sums_are_cut(made: Made, monkeypatc
 
 
 def test_packing_has_no_shape_of_ours_once_the_package_is_written(made: Made) -> None:
-    weight, one = torch.zeros(4, 4, 1, 1, dtype=torch.int8), torch.ones(4)
-    with torch._subclasses.FakeTensorMode() as mode, pytest.raises(Exception, match="qconv_prepack"):
-        arguments = (mode.from_tensor(weight), mode.from_tensor(one), 1.0, 0, [1, 1], [0, 0], [1, 1], 1, None)
-        torch.ops.onednn.qconv_prepack(*arguments)
+    geometry = ([1, 1], [0, 0], [1, 1], 1, None)
+    with torch._subclasses.FakeTensorMode() as mode:
+        weight = mode.from_tensor(torch.zeros(4, 4, 1, 1, dtype=torch.int8))
+        scales = mode.from_tensor(torch.ones(4))
+        with pytest.raises(RuntimeError, match="qconv_prepack"):
+            torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 0, *geometry)
 
 
 @pytest.mark.parametrize("name", ["model.so", "model"])

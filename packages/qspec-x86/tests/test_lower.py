@@ -88,7 +88,8 @@ def test_the_known_configuration_lowered_under_the_known_name(example: Tensor, r
     model = Residual()
     converted = convert(TableQuantizer(TABLE).set_global(config), model, example)
     lowered = lower_pt2e_quantized_to_x86(converted, (example,))
-    # Weights of 8 bits against inputs of 0..127 fit 16 bits; against 0..255 they are brought to 7 bits, and that is said.
+    # Weights of 8 bits against inputs of 0..127 fit 16 bits; against 0..255 they are brought to 7 bits, and that is
+    # said.
     assert bool(lowered.meta[LOWERING_KEY].narrowed) is not reduce_range
     with torch.no_grad():
         assert sqnr(model(example), lowered(example)) > 18

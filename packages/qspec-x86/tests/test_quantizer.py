@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import Mode, SelectorError, SpecError, convert_pt2e, coverage, prepare_pt2e
+from qspec_core import (
+    Mode,
+    QuantizationConfig,
+    QuantizationSpec,
+    SelectorError,
+    SpecError,
+    convert_pt2e,
+    coverage,
+    prepare_pt2e,
+)
+from qspec_core.observers import build_observer
 from qspec_x86 import BACKEND, X86InductorQuantizer, default_quantizer, get_default_x86_inductor_quantization_config
 
 
@@ -58,21 +68,17 @@ def test_what_is_not_supported_yet_says_so(asked: str) -> None:
     assert caught.value.found == f"{asked}=True"
 
 
+def specs(config: QuantizationConfig) -> list[QuantizationSpec]:
+    return [spec for spec in (config.input_activation, config.output_activation, config.weight) if spec is not None]
+
+
 def test_the_known_ranges() -> None:
     config = get_default_x86_inductor_quantization_config()
     reduced = get_default_x86_inductor_quantization_config(reduce_range=True)
-    assert config.input_activation is not None
-    assert config.weight is not None
-    assert reduced.input_activation is not None
-    assert config.input_activation.range == (0, 255)
-    assert reduced.input_activation.range == (0, 127)
-    assert config.weight.range == (-128, 127)
+    assert [spec.range for spec in specs(config)] == [(0, 255), (0, 255), (-128, 127)]
+    assert [spec.range for spec in specs(reduced)] == [(0, 127), (0, 127), (-128, 127)]
+    assert [float(build_observer(spec).get_buffer("eps")) for spec in specs(config)] == [2.0**-12] * 3
     assert config is get_default_x86_inductor_quantization_config()
-    for spec in (config.input_activation, config.weight):
-        observer = spec.observer_or_fake_quant_ctr(
-            dtype=spec.dtype, qscheme=spec.qscheme, quant_min=spec.quant_min, quant_max=spec.quant_max
-        )
-        assert float(observer.eps) == 2.0**-12
 
 
 @pytest.mark.parametrize("target", ["any", "vnni"])

@@ -1,6 +1,7 @@
 """Weights for CPUs that sum two products in 16 bits: the rule holds for every pair, and costs half a step at most."""
 
 import itertools
+from typing import Any
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -56,7 +57,8 @@ FLOAT_WEIGHTS = arrays.arrays(
 
 @given(FLOAT_WEIGHTS)
 def test_the_observer_gives_scales_under_which_no_pair_overflows(values: np.ndarray) -> None:
-    keywords = {"dtype": torch.int8, "qscheme": torch.per_channel_symmetric, "quant_min": -128, "quant_max": 127}
+    keywords: dict[str, Any] = {"dtype": torch.int8, "qscheme": torch.per_channel_symmetric}
+    keywords |= {"quant_min": -128, "quant_max": 127}
     plain, observer = PerChannelMinMaxObserver(**keywords), PairSumObserver(PerChannelMinMaxObserver, **keywords)
     plain(torch.from_numpy(values))
     assert observer(torch.from_numpy(values)) is not None

@@ -88,12 +88,15 @@ def _plan(model: GraphModule) -> dict[int, _Parameters]:
     """Parameters of every observer, by its identity. All that can raise or warn about observers happens here."""
     plan: dict[int, _Parameters] = {}
     idle: list[str] = []
-    for node, observer in observer_nodes(model):
+    nodes = observer_nodes(model)
+    unseen = {id(observer) for _, observer in nodes if not _has_observed(observer)}
+    for node, observer in nodes:  # before any parameters are asked for: one observer may serve several constants
+        value = constant_value(model, node.args[0])
+        if value is not None and id(observer) in unseen:
+            observer(value)
+    for node, observer in nodes:
         if id(observer) in plan:
             continue
-        value = constant_value(model, node.args[0])
-        if value is not None and not _has_observed(observer):
-            observer(value)
         if not _has_observed(observer):
             idle.append(_label(Where.of(node)))
         with warnings.catch_warnings():

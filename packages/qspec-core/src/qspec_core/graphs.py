@@ -112,7 +112,7 @@ def fresh_attribute_name(module: nn.Module, prefix: str) -> str:
     return f"{prefix}{index}"
 
 
-def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node) -> Node:
+def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node, *, fake: Tensor | None = None) -> Node:
     """Store a tensor (as a parameter if it is one, else a buffer) and insert a node that reads it.
 
     Args:
@@ -120,6 +120,7 @@ def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node) 
         prefix: start of the attribute's name; a number is added.
         value: the tensor; stored, not copied.
         before: node in front of which the new one goes.
+        fake: a fake tensor of the same shape and dtype, where one is at hand; making one costs 0.3 ms.
     Returns: the `get_attr` node.
     """
     name = fresh_attribute_name(module, prefix)
@@ -129,8 +130,11 @@ def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node) 
         module.register_buffer(name, value)
     with module.graph.inserting_before(before):
         node = module.graph.get_attr(name)
-    example = next((n.meta["val"] for n in module.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
-    node.meta["val"] = FakeTensors(example).like(value)
+    if fake is None or fake.shape != value.shape or fake.dtype != value.dtype:
+        example = next((n.meta["val"] for n in module.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
+        node.meta["val"] = FakeTensors(example).like(value)
+    else:
+        node.meta["val"] = fake
     return node
 
 

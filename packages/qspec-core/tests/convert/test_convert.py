@@ -35,6 +35,7 @@ from qspec_core import (
     QuantizationAnnotation,
     QuantizationSpec,
     Quantizer,
+    SharedQuantizationSpec,
     convert_pt2e,
     prepare_pt2e,
 )
@@ -44,6 +45,8 @@ from qspec_core.spec import Q_ANNOTATION_KEY
 
 DQ, DQ_CHANNEL = decomposed.dequantize_per_tensor.default, decomposed.dequantize_per_channel.default
 Q, Q_CHANNEL = decomposed.quantize_per_tensor.default, decomposed.quantize_per_channel.default
+
+PER_TENSOR = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_symmetric)
 
 
 def at_activation(x: Tensor) -> Tensor:
@@ -148,6 +151,29 @@ def test_weights_need_no_calibration() -> None:
     with torch.no_grad():
         assert torch.equal(converted(x), F.linear(x, at_weight(linear.weight), linear.bias))
     assert targets(converted) == [str(DQ_CHANNEL), "aten.linear.default"]
+
+
+def test_weights_that_share_parameters_are_all_observed_without_calibration() -> None:
+    class Shared(Quantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            (a, b) = calls(model, aten.linear.default)
+            first, second = a.all_input_nodes[1], b.all_input_nodes[1]
+            a.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({first: PER_TENSOR})
+            b.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({second: SharedQuantizationSpec((first, a))})
+            return model
+
+        def validate(self, model: GraphModule) -> None:
+            """Accept everything."""
+
+    small, large = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        large.weight.mul_(50)
+    x = torch.randn(8, 4)
+    converted = convert_pt2e(prepare_pt2e(export(nn.Sequential(small, large), x), Shared()))
+    with torch.no_grad():
+        scale = torch.cat([small.weight, large.weight]).abs().max() / 127.5
+        weights = [simulate(layer.weight, scale.item(), 0, -128, 127) for layer in (small, large)]
+        assert torch.equal(converted(x), F.linear(F.linear(x, weights[0]), weights[1]))
 
 
 def test_dynamic_parameters_follow_each_input() -> None:

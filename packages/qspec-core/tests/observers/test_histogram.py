@@ -137,6 +137,11 @@ def test_range_is_within_one_percent_of_the_best(
     # Points evenly spread in each bin stand for the values in it.
     mids = ((np.arange(first, first + bins)[:, None] + (np.arange(points) + 0.5) / points) * width).ravel()
     weights = np.repeat(observer.histogram.numpy().astype(np.float64), points)
+    for limit in {float(x.min()), float(x.max())} - {0.0}:  # values on a limit count as where they are
+        number = np.count_nonzero(x == limit)
+        if number > x.size / 1024:
+            weights[(math.floor(limit / width) - first) * points :][:points] -= number
+            mids, weights = np.append(mids, limit), np.append(weights, number * points)
     mids, weights = mids[weights > 0], weights[weights > 0]
     low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     lows = np.array([low, *[k * width for k in range(first, 1) if k * width > low]])
@@ -151,6 +156,48 @@ def test_range_is_within_one_percent_of_the_best(
     error = simulated_error(mids, weights, np.array([found[0]]), np.array([found[1]]), scheme)[0]
     # The search knows the spread in a bin exactly, the reference at 12 points: 1 / 12**2 of the error in a bin apart.
     assert error <= best * 1.01 + width**2 / 12 / points**2
+
+
+CLAMPED = {
+    "hardtanh": (1.0, -1.0, 1.0),
+    "relu6": (8.0, 0.0, 6.0),
+    "uneven": (1.0, -0.9, 1.3),
+    "rare": (1.0, -2.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", CLAMPED)
+@pytest.mark.parametrize("scheme", ["uint8", "int8 symmetric"])
+def test_values_on_a_limit_are_met(name: str, scheme: str) -> None:
+    """Against every scale in steps of 1/1000 and every zero point near: error on the data, not on the histogram."""
+    deviation, smallest, largest = CLAMPED[name]
+    x = np.clip(np.random.default_rng(3).normal(size=100_000) * deviation, smallest, largest).astype(np.float32)
+    options, quant_min, quant_max, zero = SCHEMES[scheme]
+    observer = HistogramObserver(**options)  # type: ignore[arg-type]  # a table of keywords
+    observer(torch.from_numpy(x))
+
+    def error(scale: float, zero_point: int) -> float:
+        quantized = np.clip(np.rint(x / scale) + zero_point, quant_min, quant_max)
+        return float(np.mean((x.astype(np.float64) - (quantized - zero_point) * scale) ** 2))
+
+    whole = (largest - smallest) / 255 if zero is None else max(-smallest, largest) / 127.5
+    near = round(quant_min - smallest / whole)
+    zero_points = sorted({min(max(near + i, 0), 255) for i in (-1, 0, 1)}) if zero is None else [0]
+    best = min(error(whole * share, z) for share in np.linspace(0.95, 1.02, 71) for z in zero_points)
+    scale, zero_point = (value.item() for value in observer.calculate_qparams())
+    assert error(scale, int(zero_point)) <= best * 1.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@given(batches=st.lists(st.lists(st.integers(-5, 5), max_size=8), min_size=1, max_size=5))
+def test_limits_are_counted(dtype: torch.dtype, batches: list[list[int]]) -> None:
+    values = [value for batch in batches for value in batch]
+    observer = HistogramObserver()
+    for batch in batches:
+        observer(torch.tensor(batch, dtype=torch.float32).to(dtype))
+    low, high = min(values, default=0), max(values, default=0)
+    expected = [values.count(low) if low < 0 else 0, values.count(high) if high > 0 else 0]
+    assert observer.limit_counts.tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["normal", "relu", "heavy"])
@@ -223,4 +270,5 @@ def test_reset_histogram_empties_it() -> None:
     observer(torch.tensor([5.0]))
     observer.reset_histogram()
     assert int(observer.histogram.sum()) == 0
+    assert observer.limit_counts.tolist() == [0, 0]
     assert not observer.has_observed

@@ -81,8 +81,8 @@ def package(
         converted: from `convert_pt2e`. It is not changed.
         example_inputs: positional arguments of one call, laid out in memory as those to come.
         path: file to write; its name ends in `.pt2`.
-        target: class of the deployment CPU: "any", "vnni" or "native". The compiled code is for the instruction set of this
-            machine all the same.
+        target: class of the deployment CPU: "any", "vnni" or "native". The compiled code is for the instruction set of
+            this machine all the same.
     Returns: the path.
     Raises: LoweringError: the example inputs do not fit the graph, the file's name, or there is no C++ compiler.
     """
@@ -110,7 +110,7 @@ def package(
 
 
 def _dynamic_shapes(signature: Signature) -> list[dict[int, Dim]]:
-    """For each input, the dimensions that vary. Sizes of one name are one `Dim`, as they were when the model was exported."""
+    """For each input, the dimensions that vary. Sizes of one name are one `Dim`, as they were in the exported model."""
     dims: dict[str, Dim] = {}
     shapes: list[dict[int, Dim]] = []
     for entry in signature.inputs:
@@ -139,7 +139,7 @@ def load_package(path: str | Path) -> X86Package:
     signature = Signature.from_json(text)
     if signature.target == "vnni" and saturates():
         raise LoweringError(
-            "the package was made for CPUs with VNNI, and this one sums int8 products in 16 bits: results would be wrong",
+            "the package was made for CPUs with VNNI; this one sums products in 16 bits and would be wrong",
             found="target 'vnni'",
             expected="target 'any' on this CPU",
             remedy="package the model again with target='any'",

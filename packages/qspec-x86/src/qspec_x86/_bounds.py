@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from qspec_core.lowering import Quantized
 from qspec_core.patterns import Link, argument
+from qspec_x86._parameters import plain_parameters
 
 __all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "is_clamp", "output_of"]
 
@@ -80,8 +81,8 @@ class Output:
 def output_of(bounds: Bounds, quantized: Quantized | None) -> Output:
     """Fold the clamp into saturation where rounding gives the same integers; else name it to the kernel.
 
-    A uint8 result saturates to 0..255. ReLU6 needs nothing when 0.0 is the integer 0 and 6.0 rounds to 255. A graph that quantizes to
-    less than 0..255 needs a clamp for that alone, since the kernel does not know the narrower range.
+    A uint8 result saturates to 0..255. ReLU6 needs nothing when 0.0 is the integer 0 and 6.0 rounds to 255. A graph
+    that quantizes to less than 0..255 needs a clamp for that alone, since the kernel does not know the narrower range.
 
     Args:
         bounds: the clamp before the quantize.
@@ -89,7 +90,7 @@ def output_of(bounds: Bounds, quantized: Quantized | None) -> Output:
     """
     if quantized is None:
         return _named(bounds, Output())
-    scale, zero_point = float(quantized.scale), int(quantized.zero_point or 0)  # type: ignore[arg-type]  # static: numbers
+    scale, zero_point = plain_parameters(quantized)
     written = Bounds((quantized.quant_min - zero_point) * scale, (quantized.quant_max - zero_point) * scale)
     inner = bounds.then(written)
     low = -inf if round(inner.low / scale) + zero_point <= KERNEL_MIN else inner.low

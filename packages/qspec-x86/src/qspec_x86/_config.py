@@ -26,8 +26,8 @@ def get_default_x86_inductor_quantization_config(
 ) -> QuantizationConfig:
     """The configuration under its known name, with the ranges that users know.
 
-    Activations are uint8 and affine, their range found by a histogram; weights int8 and symmetric, one scale for each output
-    channel. Neither scale falls under 2**-12.
+    Activations are uint8 and affine, their range found by a histogram; weights int8 and symmetric, one scale for each
+    output channel. Neither scale falls under 2**-12.
 
     Args:
         is_qat: for training; not supported yet.
@@ -56,8 +56,8 @@ def get_default_x86_inductor_quantization_config(
 
 @cache
 def minmax_config() -> QuantizationConfig:
-    """The default of `qspec_core.quantize`: ranges by minimum and maximum, which measured as good as histograms and are found
-    in one pass; scales as small as the data asks for.
+    """The default of `qspec_core.quantize`: ranges by minimum and maximum, which measured as good as histograms and are
+    found in one pass; scales as small as the data asks for.
     """
     activation = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
     return QuantizationConfig(activation, activation, _weight(None), None)

@@ -1,4 +1,4 @@
-"""Which convolutions are depthwise: their kernels sum in 32 bits on every CPU, so that their weights may use all 8 bits."""
+"""Which convolutions are depthwise: their kernels sum in 32 bits on every CPU, so their weights may use all 8 bits."""
 
 import torch
 from torch.fx import Node

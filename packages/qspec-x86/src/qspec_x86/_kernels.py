@@ -1,7 +1,8 @@
-"""The one integer kernel that pays through torch on every x86 CPU: oneDNN's u8 by s8 convolution, with and without a sum.
+"""The one integer kernel that pays through torch on every x86 CPU: oneDNN's u8 by s8 convolution, with and without a
+sum.
 
-A linear layer goes through it too, as a 1x1 convolution over its rows: `onednn.qlinear_pointwise` took 1.3 to 6 times as long
-on AVX2, and torch.compile takes it only while freezing is switched on for the whole process.
+A linear layer goes through it too, as a 1x1 convolution over its rows: `onednn.qlinear_pointwise` took 1.3 to 6 times
+as long on AVX2, and torch.compile takes it only while freezing is switched on for the whole process.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch.fx import Node
 
 from qspec_core.lowering import Lowering, Quantized
 from qspec_x86._bounds import Output
+from qspec_x86._parameters import plain_parameters
 from qspec_x86._weights import Weight
 
 __all__ = ["PREPACK", "QCONV", "Geometry", "insert_qconv", "insert_qconv_sum", "qconv_sum"]
@@ -54,7 +56,7 @@ def _packed(
 
     The exact shape and zero point matter: packed for others, the weight is reordered on every call.
     """
-    scale, zero_point = float(quantized.scale), int(quantized.zero_point or 0)  # type: ignore[arg-type]  # static: numbers
+    scale, zero_point = plain_parameters(quantized)
     integers = lowering.constant("_x86_weight", weight.integers, before)
     scales = lowering.constant("_x86_scale", weight.scale, before)
     zeros = lowering.constant("_x86_zero", torch.zeros(weight.scale.numel(), dtype=torch.int64), before)
@@ -108,7 +110,7 @@ def insert_qconv_sum(
     Returns: the node of the sum.
     """
     operands = _packed(lowering, before, x, quantized, weight, geometry)
-    summed = (other.integers, float(other.scale), int(other.zero_point or 0))  # type: ignore[arg-type]  # static: numbers
+    summed = (other.integers, *plain_parameters(other))
     may_overwrite = other.integers.target in (QCONV, qconv_sum) and len(other.integers.users) == 1
     result = (output.scale, output.zero_point, output.attr == "relu", *summed, may_overwrite)
     return lowering.call(before, qconv_sum, *operands, bias, *geometry.arguments, *result)
@@ -136,10 +138,12 @@ def qconv_sum(
 ) -> Tensor:
     """Convolution plus a uint8 tensor, clamped at zero if `relu`, in uint8.
 
-    The kernel adds onto the other tensor and returns its storage, so it is given a copy unless nobody else reads it. While
-    torch.compile traces, the sum is written in float operators instead: they fuse, and a mutating kernel would not compile.
+    The kernel adds onto the other tensor and returns its storage, so it is given a copy unless nobody else reads it.
+    While torch.compile traces, the sum is written in float operators instead: they fuse, and a mutating kernel would
+    not compile.
 
-    Args: those of `onednn.qconv_pointwise`; `other`, uint8, of the result's shape; `may_overwrite`, nobody else reads `other`.
+    Args: those of `onednn.qconv_pointwise`; `other`, uint8, of the result's shape; `may_overwrite`, nobody else reads
+        `other`.
     Returns: uint8, the convolution's shape, with `scale` and `zero_point`.
     """
     geometry = (stride, padding, dilation, groups)

@@ -56,13 +56,14 @@ def lower_portable(converted: GraphModule, target: str = "any") -> GraphModule:
 
 
 def lower_eager(converted: GraphModule, target: str = "any") -> GraphModule:
-    """Lower to a graph module that runs as it is and under `torch.compile`: weights packed now, residual sums in kernels.
+    """Lower to a graph module that runs as it is and under `torch.compile`: weights packed now, residual sums in
+    kernels.
 
     Args:
         converted: from `convert_pt2e`. It is not changed.
         target: class of the deployment CPU: "any", "vnni" or "native".
-    Returns: a graph module; `meta["qspec_x86_lowering"]` holds its `LoweringReport`. Its packed weights are in the format of
-        this CPU, and are not part of its state dictionary.
+    Returns: a graph module; `meta["qspec_x86_lowering"]` holds its `LoweringReport`. Its packed weights are in the
+        format of this CPU, and are not part of its state dictionary.
     Raises: BackendError: there is no such target.
     Cost: O(nodes + edges + weights).
     """
@@ -89,7 +90,7 @@ def _pack_weights(module: GraphModule) -> None:
         for node in list(graph.nodes):
             if not is_call(node, PREPACK):
                 continue
-            packed = node.target(*(_constant(module, value) for value in node.args))
+            packed = PREPACK(*(_constant(module, value) for value in node.args))
             name = fresh_attribute_name(module, "_x86_packed")
             module.register_buffer(name, packed, persistent=False)
             with graph.inserting_before(node):

@@ -30,20 +30,19 @@ def pair_sums(weight: Tensor) -> Tensor:
 
 
 class PairSumObserver(ObserverBase):
-    """Another observer's scale, made coarser in the channels where two products could leave 16 bits, and only as far as that
-    asks for.
+    """Another observer's scale, made coarser in the channels where two products could leave 16 bits, and only as far as
+    that asks for.
 
-    Of 8-bit weights against inputs of 0..255, any two of one sign in a channel may make 128 together. That costs 0 to 1 bit;
-    narrowing all weights to -64..63 costs 1 everywhere. EfficientNet-Lite0, 64 crops, in dB: 8 bits 15.5, this 15.0, 7 bits 13.2.
+    Of 8-bit weights against inputs of 0..255, any two of one sign in a channel may make 128 together. That costs 0 to 1
+    bit; narrowing all weights to -64..63 costs 1 everywhere. EfficientNet-Lite0, 64 crops, in dB: 8 bits 15.5, this
+    15.0, 7 bits 13.2.
 
     Args:
         observer: constructor of the observer whose scale it is.
         keywords: that constructor's.
-    Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VPMADDUBSW: products of u8 by s8, summed in pairs into
-        s16 with saturation.
+    Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VPMADDUBSW: products of u8 by s8, summed in
+        pairs into s16 with saturation.
     """
-
-    pairs: Tensor
 
     def __init__(
         self,
@@ -56,22 +55,25 @@ class PairSumObserver(ObserverBase):
         self.activation_post_process = inner
         for name in ("qscheme", "quant_min", "quant_max"):
             setattr(self, name, getattr(inner, name, None))
-        self.register_buffer("pairs", torch.zeros(1))
+        # In a tuple, since a module would make a parameter of its own of a bare one.
+        self._weight: tuple[Tensor, ...] = ()
 
     @property
     def has_observed(self) -> bool:
-        """Whether the observer inside has seen data."""
-        return bool(getattr(self.activation_post_process, "has_observed", True))
+        """Whether a weight came."""
+        return bool(self._weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Observe a weight, (outputs, ...); return it."""
+        """Observe a weight, (outputs, ...); return it. Its pairs are summed once, when parameters are asked for."""
         self.activation_post_process(x)
-        self.pairs = pair_sums(x.detach().to(torch.float32))
+        self._weight = (x,)
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, as the observer inside returns them."""
         scale, zero_point = self.activation_post_process.calculate_qparams()
+        if not self._weight:
+            return scale, zero_point
         # Rounding adds half a step to either weight of a pair, so that the quotients may make one less.
-        needed = self.pairs / (PAIR_LIMIT - 1)
+        needed = pair_sums(self._weight[0].detach().to(torch.float32)) / (PAIR_LIMIT - 1)
         return torch.maximum(scale, needed.max() if scale.numel() == 1 else needed), zero_point

@@ -32,8 +32,8 @@ class X86InductorQuantizer(TableQuantizer):
     """Annotates what runs in int8 kernels of oneDNN.
 
     Args:
-        narrow: choose scales of weights for CPUs without VNNI, where two products must fit 16 bits. Weights quantized without
-            are brought there on lowering, at some loss.
+        narrow: choose scales of weights for CPUs without VNNI, where two products must fit 16 bits. Weights quantized
+            without are brought there on lowering, at some loss.
     """
 
     def __init__(self, *, narrow: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a compiled package takes. Its code checks nothing: another shape, stride or dtype gives wrong numbers, silently."""
+"""What a compiled package takes. Its code checks nothing: another shape, stride or dtype gives wrong numbers."""
 
 import json
 from dataclasses import asdict, dataclass

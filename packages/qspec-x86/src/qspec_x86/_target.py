@@ -1,7 +1,7 @@
 """Classes of deployment CPU, and what each lets a weight hold.
 
-oneDNN multiplies u8 by s8. With VNNI or AMX the products are summed in 32 bits. Without, two products at a time are summed in
-16 bits and cut to 32767, silently: weights of 127 against inputs of 255 give half the exact sum.
+oneDNN multiplies u8 by s8. With VNNI or AMX the products are summed in 32 bits. Without, two products at a time are
+summed in 16 bits and cut to 32767, silently: weights of 127 against inputs of 255 give half the exact sum.
 """
 
 import torch
@@ -11,7 +11,7 @@ from qspec_core.errors import BackendError
 __all__ = ["TARGETS", "resolve_target", "saturates"]
 
 TARGETS = ("any", "vnni", "native")
-"""Targets, the default first. "any": right on every x86 CPU. "vnni": the CPU has VNNI or AMX. "native": the CPU at hand."""
+"""Targets, the default first. "any": right on every x86 CPU. "vnni": has VNNI or AMX. "native": the CPU at hand."""
 
 _onednn = torch.ops.onednn
 

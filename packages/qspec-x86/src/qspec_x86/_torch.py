@@ -1,4 +1,4 @@
-"""The only place that touches private parts of torch. Each use names what it is for; tested on torch 2.13.0 and 2.14.1."""
+"""The only place that touches private parts of torch. Each use names what it is for; tested on torch 2.13.0."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,8 +73,8 @@ def load_runner(path: Path) -> tuple[Callable[..., Any], Mapping[str, str]]:
 def symbol_range(size: torch.SymInt) -> tuple[str, int, int | None] | None:
     """Name and inclusive limits of a symbolic size that is a symbol of its own; None if it is computed from others.
 
-    A lower limit of 2 is what export assumes while it traces, so as not to take a size for a broadcast one; its graphs hold
-    for 1 as well, by its contract.
+    A lower limit of 2 is what export assumes while it traces, so as not to take a size for a broadcast one; its graphs
+    hold for 1 as well, by its contract.
     """
     node = size.node
     if not node.expr.is_Symbol:

@@ -63,18 +63,19 @@ def _numbers(value: float | Node, lowering: Lowering) -> Tensor | None:
 
 
 def narrow_weight(weight: Weight, input_max: int) -> Weight | None:
-    """The weight with a coarser scale in the channels whose sums of two products could leave 16 bits; None if none could.
+    """The weight with a coarser scale in the channels whose sums of two products could leave 16 bits; None if none
+    could.
 
-    With inputs of 0..255, two weights of one sign may make 128 together. A channel is brought there by the factor that it
-    needs, at most 2, and given the scale that fits its integers best. Quantizing the float weights with `PairSumObserver` loses
-    less, since nothing is rounded twice.
+    With inputs of 0..255, two weights of one sign may make 128 together. A channel is brought there by the factor that
+    it needs, at most 2, and given the scale that fits its integers best. Quantizing the float weights with
+    `PairSumObserver` loses less, since nothing is rounded twice.
 
     Args:
         weight: as it was quantized.
         input_max: largest integer of the input.
     Cost: O(weights).
-    Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VPMADDUBSW: products of u8 by s8, summed in pairs into
-        s16 with saturation.
+    Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VPMADDUBSW: products of u8 by s8, summed in
+        pairs into s16 with saturation.
     """
     limit = _INT16_MAX // input_max
     sums = pair_sums(weight.integers.to(torch.int32))
@@ -85,6 +86,7 @@ def narrow_weight(weight: Weight, input_max: int) -> Weight | None:
     rows = weight.integers.reshape(len(fits), -1).to(torch.float32)
     factor = torch.where(fits, 1.0, sums / (limit - 1))
     rounded = torch.round(rows / factor[:, None])
-    # By least squares: where most weights lie in the middle of two steps, rounding makes them all larger, or all smaller.
+    # By least squares: where most weights lie in the middle of two steps, rounding makes them all larger, or all
+    # smaller.
     exact = (rows * rounded).sum(dim=1) / (rounded * rounded).sum(dim=1)
     return Weight(rounded.to(torch.int8).reshape(weight.integers.shape), weight.scale * torch.where(fits, 1.0, exact))

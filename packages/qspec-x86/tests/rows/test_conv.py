@@ -1,6 +1,7 @@
 """The convolution row against integer arithmetic in plain torch, exact since every scale is a power of two.
 
-The kernel adds the zero point before it rounds, so of a value in the middle of two steps an odd zero point makes the other
+The kernel adds the zero point before it rounds, so of a value in the middle of two steps an odd zero point makes the
+other
 neighbour: output zero points are even here, but for the one test of that.
 """
 

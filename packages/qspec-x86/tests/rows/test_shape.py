@@ -39,7 +39,8 @@ def flatten(x: Tensor) -> Tensor:
 
 
 def unflatten(x: Tensor) -> Tensor:
-    return x.unflatten(1, (2, 3))
+    result: Tensor = torch.unflatten(x, 1, (2, 3))
+    return result
 
 
 def view(x: Tensor) -> Tensor:

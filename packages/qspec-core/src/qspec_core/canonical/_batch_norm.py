@@ -54,8 +54,9 @@ def fold_batch_norms(module: GraphModule) -> None:
             continue
         new_weight = _scaled(layer, weight_value, affine.factor)
         offset = affine.offset if bias_value is None else affine.offset + bias_value.double() * affine.factor
-        _set_constant(module, layer, "weight", weight, new_weight, readers)
-        _set_constant(module, layer, "bias", bias, offset.to(weight_value.dtype), readers)
+        _set_constant(module, layer, "weight", weight, new_weight, readers, weight.meta.get("val"))
+        fake_bias = argument(norm, "running_mean").meta.get("val")
+        _set_constant(module, layer, "bias", bias, offset.to(weight_value.dtype), readers, fake_bias)
         _remove(module, norm, layer)
 
 
@@ -106,7 +107,13 @@ def _scaled(layer: Node, weight: Tensor, factor: Tensor) -> Tensor:
 
 
 def _set_constant(
-    module: GraphModule, layer: Node, name: str, old: Node | None, value: Tensor, readers: dict[str, int]
+    module: GraphModule,
+    layer: Node,
+    name: str,
+    old: Node | None,
+    value: Tensor,
+    readers: dict[str, int],
+    fake: Tensor | None,
 ) -> None:
     """Give the layer a constant: under the old name where the layer is its only reader, else under a new one."""
     if old is not None and readers[str(old.target)] == 1:
@@ -116,12 +123,8 @@ def _set_constant(
         setattr(owner, field, nn.Parameter(value, requires_grad=False) if keeps_kind else value)
         return
     weight = argument(layer, "weight")
-    prefix = (
-        f"{str(weight.target).replace('.', '_')}_{name}"
-        if name == "bias"
-        else f"{str(weight.target).replace('.', '_')}_folded"
-    )
-    replace_argument(layer, name, add_constant(module, prefix, value, before=layer))
+    prefix = f"{str(weight.target).replace('.', '_')}_{'bias' if name == 'bias' else 'folded'}"
+    replace_argument(layer, name, add_constant(module, prefix, value, before=layer, fake=fake))
 
 
 def _remove(module: GraphModule, norm: Node, layer: Node) -> None:

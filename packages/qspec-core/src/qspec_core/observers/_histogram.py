@@ -17,6 +17,8 @@ __all__ = ["HistogramObserver"]
 _SMALLEST_EXPONENT = -120
 """Bins are no narrower than 2**-120, so that their inverse is a float32."""
 
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
 _FINE = 8
 """Steps per bin from which on the whole range is the best."""
 
@@ -55,6 +57,18 @@ def _count(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
     return counts
 
 
+def _count_equal(x: Tensor, value: float) -> int:
+    """How many values are exactly `value`, which is the smallest or the largest of them."""
+    flat = x.reshape(-1)
+    away = torch.empty(min(_CHUNK, flat.numel()), dtype=torch.float32, device=x.device)
+    different = 0.0
+    for chunk in torch.split(flat, _CHUNK):
+        # Twice as fast as a comparison, and exact: a difference is 0 for equal values alone, a chunk below 2**24.
+        part = torch.sub(chunk, value, out=away[: chunk.numel()])
+        different += abs(part.sign_().sum().item())
+    return flat.numel() - int(different)
+
+
 class HistogramObserver(UniformQuantizationObserverBase):
     """Range with the smallest squared quantization error on a histogram of all values seen; per tensor.
 
@@ -62,7 +76,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
     the same for every order and every cut of the data into batches. For float8, the whole range is taken.
 
     Buffers: `histogram`, int64, (bins,); `bin_layout`, int64, (2,): exponent of the width, number of the first bin;
-    `min_val`, `max_val`, scalars.
+    `min_val`, `max_val`, scalars; `limit_counts`, int64, (2,): how many values are exactly `min_val` (where that is
+    negative) and `max_val` (where that is positive): many in the output of a hardtanh.
 
     Args:
         bins: bins of the histogram, 2 or more; at least half as many cover the range.
@@ -71,6 +86,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
 
     histogram: Tensor
     bin_layout: Tensor
+    limit_counts: Tensor
     _schemes = PER_TENSOR
 
     def __init__(
@@ -98,6 +114,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         device = self.eps.device
         self.register_buffer("histogram", torch.zeros(bins, dtype=torch.int64, device=device))
         self.register_buffer("bin_layout", torch.tensor([_SMALLEST_EXPONENT, 0], device=device))
+        self.register_buffer("limit_counts", torch.zeros(2, dtype=torch.int64, device=device))
         self.register_buffer("min_val", torch.tensor(math.inf, **self._factory))
         self.register_buffer("max_val", torch.tensor(-math.inf, **self._factory))
 
@@ -108,12 +125,23 @@ class HistogramObserver(UniformQuantizationObserverBase):
         data = x.detach()
         if data.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             data = data.to(torch.float32)
-        low, high = finite_limits(data, self.where)
-        self.min_val.copy_(torch.minimum(self.min_val, low.to(self.min_val)))
-        self.max_val.copy_(torch.maximum(self.max_val, high.to(self.max_val)))
-        exponent, first = self._grow(low.float().item(), high.float().item())
+        low, high = (limit.item() for limit in finite_limits(data, self.where))
+        self._count_limits(data, low, high)
+        self.min_val.clamp_(max=low)
+        self.max_val.clamp_(min=high)
+        exponent, first = self._grow(low, high)
         self.histogram += _count(data, exponent, first, self.bins).to(self.histogram.device)
         return x
+
+    def _count_limits(self, data: Tensor, low: float, high: float) -> None:
+        """Count the values on the limits, in batches that reach them. Whether values on 0 are told apart changes
+        nothing: 0 is exact in every range.
+        """
+        least, most = self.min_val.item(), self.max_val.item()
+        if low < 0.0 and low <= least:
+            self.limit_counts[0] = _count_equal(data, low) + (self.limit_counts[0] if low == least else 0)
+        if high > 0.0 and high >= most:
+            self.limit_counts[1] = _count_equal(data, high) + (self.limit_counts[1] if high == most else 0)
 
     def _grow(self, low: float, high: float) -> tuple[int, int]:
         """Make the bins cover one more range; return their layout. Counts move by whole bins."""
@@ -142,6 +170,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if not self.has_observed or self.dtype in FLOAT8:
             return super().calculate_qparams()
         low, high = self._best_range()
+        # A range may be a step wider than the data, hence than float32.
+        low, high = max(low, -_FLOAT32_MAX), min(high, _FLOAT32_MAX)
         return self._calculate_qparams(torch.full_like(self.min_val, low), torch.full_like(self.max_val, high))
 
     def _best_range(self) -> tuple[float, float]:
@@ -163,6 +193,11 @@ class HistogramObserver(UniformQuantizationObserverBase):
             int(self.quant_min),
             int(self.quant_max),
             zero_point,
+            [
+                (math.ldexp(limit.item(), -exponent), float(number))
+                for limit, number in zip((self.min_val, self.max_val), self.limit_counts.tolist(), strict=True)
+                if number
+            ],
         )
         with torch.inference_mode():
             best_low, best_high = search.best()
@@ -176,4 +211,5 @@ class HistogramObserver(UniformQuantizationObserverBase):
         """Forget what was observed."""
         super().reset_min_max_vals()
         self.histogram.zero_()
+        self.limit_counts.zero_()
         self.bin_layout.copy_(torch.tensor([_SMALLEST_EXPONENT, 0]))

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.fx import Node
 
 from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
-from qspec_core.patterns import Match, Reason, ReasonCode, argument
+from qspec_core.patterns import Match, Reason, argument
 from qspec_x86._bounds import Bounds, bounds_of, is_clamp, output_of
 from qspec_x86._depthwise import is_depthwise
 from qspec_x86._kernels import Geometry, insert_qconv, insert_qconv_sum
 from qspec_x86._options import Form, options_of
+from qspec_x86._parameters import unfit_activation
 from qspec_x86._weights import Weight, narrow_weight, read_weight
 
 __all__ = ["lower_conv2d", "lower_linear"]
@@ -30,22 +31,10 @@ class _Layer:
     bias: Node | None
 
 
-def _declined(detail: str) -> Reason:
-    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
-
-
-def _unfit_activation(quantized: Quantized) -> Reason | None:
-    if quantized.is_dynamic or quantized.ch_axis is not None:
-        return _declined("an activation has parameters that are no plain numbers")
-    if quantized.dtype is not torch.uint8:
-        return _declined(f"an activation is {quantized.dtype}; the kernel takes uint8")
-    return None
-
-
 def _read_layer(match: Match, lowering: Lowering) -> _Layer | Reason:
     """The operands of a match; the weight given a coarser scale where the deployment CPU may sum in 16 bits."""
     x = quantized_operand(match, "input")
-    reason = _unfit_activation(x)
+    reason = unfit_activation(x)
     if reason is not None:
         return reason
     weight = read_weight(match, lowering)
@@ -63,7 +52,7 @@ def _read_layer(match: Match, lowering: Lowering) -> _Layer | Reason:
 def _requantize(lowering: Lowering, tail: Node) -> Quantized | None:
     """The quantize that the kernel may do for all readers of `tail`; None if they take the float, or another dtype."""
     quantized = lowering.requantize(tail)
-    return None if quantized is None or _unfit_activation(quantized) is not None else quantized
+    return None if quantized is None or unfit_activation(quantized) is not None else quantized
 
 
 def _pair(values: int | list[int]) -> tuple[int, ...]:
@@ -97,9 +86,8 @@ def lower_conv2d(match: Match, lowering: Lowering) -> Reason | None:
     layer = _read_layer(match, lowering)
     if isinstance(layer, Reason):
         return layer
-    geometry = Geometry(
-        *(_pair(argument(anchor, name)) for name in ("stride", "padding", "dilation")), argument(anchor, "groups")
-    )
+    stride, padding, dilation = (_pair(argument(anchor, name)) for name in ("stride", "padding", "dilation"))
+    geometry = Geometry(stride, padding, dilation, argument(anchor, "groups"))
     operands = (layer.x.integers, layer.x, layer.weight, layer.bias, geometry)
     if all(map(is_clamp, match.links)):
         quantized = _requantize(lowering, match.tail)
@@ -107,10 +95,10 @@ def lower_conv2d(match: Match, lowering: Lowering) -> Reason | None:
         _finish(lowering, match.tail, result, quantized)
         return None
     other, quantized = quantized_value(match.links[0].other), _requantize(lowering, match.tail)
-    fits = other is not None and _unfit_activation(other) is None and quantized is not None
     output = output_of(bounds_of(match.links[1:]), quantized)
-    # The sum takes no clamp but relu; and a sum in float would overwrite a dequantized copy for no gain.
-    if options_of(lowering).form is Form.PORTABLE or not fits or output.attr == "hardtanh":
+    # The kernel's sum writes uint8 and takes no clamp but relu. The portable form leaves every sum to the compiler.
+    in_kernel = options_of(lowering).form is Form.EAGER and quantized is not None and output.attr != "hardtanh"
+    if other is None or unfit_activation(other) is not None or not in_kernel:
         _finish(lowering, anchor, insert_qconv(lowering, anchor, *operands, output_of(Bounds(), None)), None)
         return None
     result = insert_qconv_sum(lowering, match.tail, *operands, output, other)
@@ -119,8 +107,8 @@ def lower_conv2d(match: Match, lowering: Lowering) -> Reason | None:
 
 
 def lower_linear(match: Match, lowering: Lowering) -> Reason | None:
-    """Lower a linear layer with its clamp, as a 1x1 convolution over (1, features, rows, 1), which is channels-last as it
-    stands.
+    """Lower a linear layer with its clamp, as a 1x1 convolution over (1, features, rows, 1), which is channels-last as
+    it stands.
     """
     layer = _read_layer(match, lowering)
     if isinstance(layer, Reason):

@@ -7,6 +7,7 @@ from torch.fx import Node
 from qspec_core import ops
 from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
 from qspec_core.patterns import Match, Reason, ReasonCode, argument, replace_argument
+from qspec_x86._parameters import plain_parameters
 
 __all__ = ["lower_cat", "lower_max_pool2d", "lower_pad", "lower_view"]
 
@@ -48,13 +49,18 @@ def _pass_on(lowering: Lowering, match: Match, integers: Node, source: Quantized
             user.replace_input_with(tail, dequantize)
 
 
+def _same(node: Node) -> Node:
+    return node
+
+
 def lower_view(match: Match, lowering: Lowering) -> Reason | None:
     """Lower an operator that only moves elements: the same operator, on the integers."""
     source = quantized_operand(match, match.row.activations[0].name)
     reason = _unfit(match, source)
     if reason is not None:
         return reason
-    moved = lowering.call(match.tail, match.anchor.target, *match.anchor.args, **match.anchor.kwargs)
+    with lowering.module.graph.inserting_before(match.tail):
+        moved = lowering.module.graph.node_copy(match.anchor, _same)
     replace_argument(moved, match.row.activations[0].name, source.integers)
     _pass_on(lowering, match, moved, source)
     return None
@@ -69,7 +75,7 @@ def lower_pad(match: Match, lowering: Lowering) -> Reason | None:
     if source.is_dynamic:
         return _declined("the integer of the padding value is known only when the model runs")
     value = argument(match.anchor, "value")
-    scale, zero_point = float(source.scale), int(source.zero_point or 0)  # type: ignore[arg-type]  # static: numbers
+    scale, zero_point = plain_parameters(source)
     steps = round((0.0 if value is None else float(value)) / scale) + zero_point
     filler = min(max(steps, source.quant_min), source.quant_max)
     sides = list(argument(match.anchor, "pad"))

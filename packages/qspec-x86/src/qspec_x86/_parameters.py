@@ -1,0 +1,35 @@
+"""Scale and zero point of an activation, as the kernels take them: plain numbers."""
+
+import torch
+from torch.fx import Node
+
+from qspec_core.errors import LoweringError
+from qspec_core.lowering import Quantized
+from qspec_core.patterns import Reason, ReasonCode
+
+__all__ = ["plain_parameters", "unfit_activation"]
+
+
+def unfit_activation(quantized: Quantized) -> Reason | None:
+    """Why the kernels cannot take, or write, an activation with these parameters; None if they can."""
+    if quantized.ch_axis is not None or isinstance(quantized.scale, Node):
+        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "an activation has parameters that are no plain numbers")
+    if quantized.dtype is not torch.uint8:
+        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"an activation is {quantized.dtype}; the kernel takes uint8")
+    return None
+
+
+def plain_parameters(quantized: Quantized) -> tuple[float, int]:
+    """Scale and zero point.
+
+    Raises: LoweringError: they are tensors, which `unfit_activation` refuses.
+    """
+    scale, zero_point = quantized.scale, quantized.zero_point
+    if isinstance(scale, Node) or isinstance(zero_point, Node):
+        raise LoweringError(
+            "the parameters of a quantized tensor are no plain numbers",
+            where=quantized.node,
+            found=f"scale {scale}, zero point {zero_point}",
+            remedy="quantize the tensor per tensor and statically",
+        )
+    return float(scale), 0 if zero_point is None else int(zero_point)
