@@ -2,7 +2,7 @@
 
     python benchmarks/flow.py [--quick] [--rounds N] [--json FILE]
 
-Ratios within one run count; seconds are printed for orientation. The minimum over the rounds decides.
+Seconds are CPU seconds on one thread; ratios within one run count. The minimum over the rounds decides.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def _total(entry: dict[str, Any]) -> float | None:
 
 def table_of(found: dict[str, Any]) -> Table:
     """One line per model: both sides and how many times faster qspec is."""
-    table = Table(title="prepare + convert, seconds, minimum")
+    table = Table(title="prepare + convert, CPU seconds on one thread, minimum")
     table.add_column("model")
     for side in SIDES:
         table.add_column(f"{side}\nprepare + convert", justify="right")

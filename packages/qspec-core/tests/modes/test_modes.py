@@ -20,7 +20,8 @@ class Net(nn.Module):
         self.conv, self.norm, self.drop = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.drop(torch.relu(self.norm(self.conv(x))))
+        y: torch.Tensor = self.drop(torch.relu(self.norm(self.conv(x))))
+        return y
 
 
 def exported(net: nn.Module, x: torch.Tensor) -> torch.fx.GraphModule:
@@ -71,7 +72,7 @@ def test_operators_inside_a_subgraph_are_switched(x: torch.Tensor) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                y = self.net(x)
+                y: torch.Tensor = self.net(x)
             return y + 1
 
     net = Inside().train()

@@ -111,7 +111,9 @@ def insert_qconv_sum(
     """
     operands = _packed(lowering, before, x, quantized, weight, geometry)
     summed = (other.integers, *plain_parameters(other))
-    may_overwrite = other.integers.target in (QCONV, qconv_sum) and len(other.integers.users) == 1
+    # Both must have one reader: graphs of other tools, and graphs exported again, share a dequantize between readers.
+    is_read_once = len(other.integers.users) == 1 and len(other.node.users) == 1
+    may_overwrite = other.integers.target in (QCONV, qconv_sum) and is_read_once
     result = (output.scale, output.zero_point, output.attr == "relu", *summed, may_overwrite)
     return lowering.call(before, qconv_sum, *operands, bias, *geometry.arguments, *result)
 

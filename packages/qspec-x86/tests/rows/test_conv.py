@@ -235,7 +235,7 @@ def test_any_layout_of_the_input_gives_the_same(hand: SimpleNamespace, lower: Ca
 @pytest.mark.parametrize("lower", FORMS)
 def test_batches_other_than_the_example(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
     layer = make(hand, SHAPES["odd"], y_grid=hand.Grid(2.0**-3, 10))
-    shapes = ({0: torch.export.Dim("batch", min=1, max=8)}, None)
+    shapes = ({0: torch.export.Dim("batch", min=1, max=8)},)
     lowered = lower(hand.export(layer, torch.randn(2, 7, 9, 9), dynamic_shapes=shapes), "any")
     for batch in (1, 3, 8):
         x = 4 * torch.randn(batch, 7, 9, 9)

@@ -135,6 +135,13 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         quantized = (_round_through(x / step) + offset).clamp(self.quant_min, self.quant_max)
         return ((quantized - offset) * step).to(x.dtype)
 
+    def take_observed(self) -> None:
+        """Set scale and zero point from what the observer holds, which changed without a forward; not while they are
+        learned.
+        """
+        if not self.learning_enabled.item():
+            self._set(*self.activation_post_process.calculate_qparams())
+
     def _set(self, scale: Tensor, zero_point: Tensor) -> None:
         """Give scale and zero point new values; the parameters stay the same objects once they exist."""
         if self.scale is None or self.zero_point is None or self.scale.shape != scale.shape:

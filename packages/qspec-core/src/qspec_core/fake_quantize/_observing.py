@@ -113,6 +113,10 @@ class FakeQuantize(FakeQuantizeBase):
         axis = self.ch_axis if self.is_per_channel else None
         return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, axis)
 
+    def take_observed(self) -> None:
+        """Set scale and zero point from what the observer holds, which changed without a forward."""
+        self._keep(*self.calculate_qparams())
+
     def _keep(self, scale: Tensor, zero_point: Tensor) -> None:
         self.scale.resize_(scale.shape).copy_(scale)
         self.zero_point.resize_(zero_point.shape).copy_(zero_point)

@@ -51,6 +51,9 @@ from qspec_core.observers._state import (
     get_observer_state_dict,
     load_observer_state_dict,
 )
+from qspec_core.observers._sync import (
+    sync_observers,
+)
 
 __all__ = [
     "DerivedObserverOrFakeQuantize",
@@ -87,5 +90,6 @@ __all__ = [
     "get_observer_state_dict",
     "load_observer_state_dict",
     "per_channel_weight_observer_range_neg_127_to_127",
+    "sync_observers",
     "weight_observer_range_neg_127_to_127",
 ]

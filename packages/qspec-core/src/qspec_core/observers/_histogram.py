@@ -161,6 +161,23 @@ class HistogramObserver(UniformQuantizationObserverBase):
         self.bin_layout.copy_(torch.tensor(layout))
         return layout
 
+    def widened(self, low: float, high: float) -> tuple[Tensor, Tensor]:
+        """Take over the range of several observers' data; return histogram and counts on its limits, to be summed over
+        them in place. After that every one of them is as if it had seen all of the data.
+
+        Args:
+            low: smallest value that any of them saw, +inf where none saw data.
+            high: largest one, -inf where none did.
+        """
+        for index, (limit, own) in enumerate(((low, self.min_val), (high, self.max_val))):
+            if limit != own.item():
+                self.limit_counts[index] = 0
+        if low <= high:
+            self.min_val.fill_(low)
+            self.max_val.fill_(high)
+            self._grow(low, high)
+        return self.histogram, self.limit_counts
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the range with the smallest squared error.
 
