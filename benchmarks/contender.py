@@ -9,9 +9,8 @@ import torch
 from examples.pictures import calibration_crops, evaluation_crops, lite0
 from examples.timing import has_vnni
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
-__all__ = ["Built", "Model", "Setting", "count_layers", "mib"]
+__all__ = ["Built", "Model", "Setting"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -78,16 +77,3 @@ class Setting:
                 raise RuntimeError("torch.onnx.export returned nothing")
             program.save(path)
         return path
-
-
-def count_layers(converted: GraphModule) -> str:
-    """ "n of m" convolutions and linear layers of a converted graph whose input and weight are dequantized."""
-    calls = [node for node in converted.graph.nodes if node.op == "call_function"]
-    layers = [node for node in calls if str(node.target).startswith(("aten.conv", "aten.linear", "aten.addmm"))]
-    quantized = [node for node in layers if all("dequantize" in str(value) for value in node.args[:2])]
-    return f"{len(quantized)} of {len(layers)}"
-
-
-def mib(size: int | None) -> str:
-    """Bytes as MiB with two digits."""
-    return "-" if size is None else f"{size / 2**20:.2f}"

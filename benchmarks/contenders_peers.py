@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = ["onnxruntime_f32", "onnxruntime_int8", "openvino_f32", "openvino_int8"]
 
 ONNX_LAYERS = ("Conv", "Gemm", "MatMul")
+SHAPES = ("Reshape", "Squeeze", "Transpose")
 OPENVINO_LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 
 
@@ -76,21 +77,37 @@ def openvino_f32(setting: Setting) -> Built:
 
 
 def openvino_int8(setting: Setting) -> Built:
-    """NNCF's post-training quantization with its defaults for CPUs."""
+    """NNCF's post-training quantization with its defaults for CPUs, and its remedy against overflow without VNNI."""
     import nncf
     import openvino
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     batches = [crop.numpy() for crop in setting.calibration]
     model = openvino.Core().read_model(setting.onnx())
+    advanced = AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.FIRST_LAYER if setting.vnni else OverflowFix.ENABLE
+    )
     quantized = nncf.quantize(
-        model, nncf.Dataset(batches), subset_size=len(batches), target_device=nncf.TargetDevice.CPU
+        model,
+        nncf.Dataset(batches),
+        subset_size=len(batches),
+        target_device=nncf.TargetDevice.CPU,
+        advanced_parameters=advanced,
     )
     path = setting.folder / "lite0-openvino.xml"
     openvino.save_model(quantized, path)
     layers = [node for node in quantized.get_ordered_ops() if node.get_type_name() in OPENVINO_LAYERS]
-    done = [node for node in layers if node.input_value(0).get_node().get_type_name() == "FakeQuantize"]
+    done = [node for node in layers if _is_quantized(node)]
     size = _size(path) + _size(path.with_suffix(".bin"))
     return Built(_openvino_model(quantized, setting.threads), f"{len(done)} of {len(layers)}", size)
+
+
+def _is_quantized(layer: Any) -> bool:
+    """Whether a layer reads what a FakeQuantize writes, perhaps reshaped."""
+    node = layer.input_value(0).get_node()
+    while node.get_type_name() in SHAPES:
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "FakeQuantize")
 
 
 def _openvino_model(model: Any, threads: int) -> Model:

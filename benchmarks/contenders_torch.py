@@ -3,7 +3,8 @@
 import warnings
 
 import torch
-from contender import Built, Setting, count_layers
+from contender import Built, Setting
+from counting import count_layers
 
 import qspec_core as qspec
 
@@ -83,6 +84,6 @@ def torchao_x86(setting: Setting) -> Built:
         for crop in setting.calibration:
             prepared(crop)
         converted = convert_pt2e(prepared)
-        layers = count_layers(converted)
+        layers = "{} of {}".format(*count_layers(converted))
         lowered = lower_pt2e_quantized_to_x86(converted, setting.example)
         return Built(torch.compile(lowered, options={"freezing": True}), layers)

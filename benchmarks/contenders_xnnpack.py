@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contender import Built, Model, Setting, count_layers
+from contender import Built, Model, Setting
+from counting import count_layers
 from torch import Tensor
 
 import qspec_core as qspec
@@ -34,7 +35,8 @@ def executorch_int8(setting: Setting) -> Built:
             prepared(crop)
         converted = convert_pt2e(prepared)
         program = torch.export.export(converted, setting.example)
-    return _delegated(program, setting.folder / "executorch.pte", count_layers(converted), converted)
+    layers = "{} of {}".format(*count_layers(converted))
+    return _delegated(program, setting.folder / "executorch.pte", layers, converted)
 
 
 def _delegated(

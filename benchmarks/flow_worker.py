@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from counting import count_layers
 from flow_models import BACKEND_OF, SMALL, exported
 from serving import serve
 from torch.fx import GraphModule
@@ -95,7 +96,7 @@ def main() -> None:
 
     def run() -> dict[str, Any]:
         prepare, convert, converted = once(model)
-        return {"prepare": [prepare], "convert": [convert], "layers": [list(_layers(converted))]}
+        return {"prepare": [prepare], "convert": [convert], "layers": [list(count_layers(converted))]}
 
     serve({"build": build, "run": run})
 
@@ -105,14 +106,6 @@ def _timed(step: Callable[[Any], Any], argument: Any) -> tuple[float, Any]:
     start = time.process_time()
     found = step(argument)
     return time.process_time() - start, found
-
-
-def _layers(converted: GraphModule) -> tuple[int, int]:
-    """Convolutions and linear layers whose input and weight are dequantized, and how many there are."""
-    calls = [node for node in converted.graph.nodes if node.op == "call_function"]
-    layers = [node for node in calls if str(node.target).startswith(("aten.conv", "aten.linear", "aten.addmm"))]
-    quantized = [node for node in layers if all("dequantize" in str(value) for value in node.args[:2])]
-    return len(quantized), len(layers)
 
 
 if __name__ == "__main__":

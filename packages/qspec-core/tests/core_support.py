@@ -178,6 +178,16 @@ def symmetric_scales(value: Tensor) -> Tensor:
     return (largest / 127.5).reshape(-1, *(1 for _ in value.shape[1:]))
 
 
+def at_activation(x: Tensor) -> Tensor:
+    """What a tensor is after quantization over its own range."""
+    return simulate(x, *affine_parameters(x), 0, 255)
+
+
+def at_weight(w: Tensor) -> Tensor:
+    """What a weight is after quantization to -128..127, each output channel over its own range."""
+    return simulate(w.detach(), symmetric_scales(w), 0, -128, 127)
+
+
 def sqnr(reference: Tensor, found: Tensor) -> float:
     """Signal to quantization noise, in dB."""
     noise = (reference - found).double().pow(2).sum()

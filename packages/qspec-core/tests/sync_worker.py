@@ -11,12 +11,15 @@ from torch import Tensor, distributed, nn
 from qspec_core.errors import CalibrationError
 from qspec_core.fake_quantize import FakeQuantize, LearnableFakeQuantize
 from qspec_core.observers import (
+    AffineQuantizedMinMaxObserver,
     FixedQParamsObserver,
     HistogramObserver,
+    MappingType,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
+    PerGroup,
     PlaceholderObserver,
     sync_observers,
 )
@@ -38,6 +41,7 @@ def observers() -> nn.ModuleDict:
             "again": shared,
             "average": MovingAverageMinMaxObserver(averaging_constant=0.25),
             "average_channels": MovingAveragePerChannelMinMaxObserver(averaging_constant=0.25),
+            "groups": AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, torch.uint8, PerGroup(1)),
             "fake": FakeQuantize(HistogramObserver, dtype=torch.uint8),
             "fake_channels": FakeQuantize(PerChannelMinMaxObserver, qscheme=torch.per_channel_affine),
             "learnable": LearnableFakeQuantize(MinMaxObserver, dtype=torch.int8, qscheme=torch.per_tensor_symmetric),

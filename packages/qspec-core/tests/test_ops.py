@@ -27,10 +27,12 @@ def test_per_channel() -> None:
 def test_nodes_are_recognised() -> None:
     graph = Graph()
     x = graph.placeholder("x")
-    for target in (ops.QUANTIZE, ops.QUANTIZE_DYNAMIC, ops.QUANTIZE_PER_CHANNEL):
+    blocks = ops.QUANTIZE_PER_GROUP, ops.QUANTIZE_PER_TOKEN
+    for target in (ops.QUANTIZE, ops.QUANTIZE_DYNAMIC, ops.QUANTIZE_PER_CHANNEL, *blocks):
         node = graph.call_function(target, (x,))
         assert (ops.is_quantize(node), ops.is_dequantize(node)) == (True, False)
-    for target in (ops.DEQUANTIZE, ops.DEQUANTIZE_DYNAMIC, ops.DEQUANTIZE_PER_CHANNEL):
+    blocks = ops.DEQUANTIZE_PER_GROUP, ops.DEQUANTIZE_PER_TOKEN
+    for target in (ops.DEQUANTIZE, ops.DEQUANTIZE_DYNAMIC, ops.DEQUANTIZE_PER_CHANNEL, *blocks):
         node = graph.call_function(target, (x,))
         assert (ops.is_quantize(node), ops.is_dequantize(node)) == (False, True)
     assert not ops.is_quantize(x)

@@ -43,6 +43,7 @@ class Result:
         backend: the backend it was made for.
         target: class of the deployment device.
         example_inputs: the arguments it was exported with.
+        dynamic_shapes: the dimensions that may vary, as `torch.export.export` takes them.
     """
 
     exported: GraphModule
@@ -50,6 +51,7 @@ class Result:
     backend: Backend
     target: str
     example_inputs: tuple[Any, ...]  # a model's arguments may be of any type
+    dynamic_shapes: Any = None  # as torch.export takes it
 
     @property
     def coverage(self) -> Coverage:
@@ -70,7 +72,7 @@ class Result:
         The file carries the coverage, the backend and the target under the extra file `qspec.json`.
         """
         path = Path(path)
-        program = torch.export.export(self.converted, self.example_inputs)
+        program = torch.export.export(self.converted, self.example_inputs, dynamic_shapes=self.dynamic_shapes)
         notes = {"backend": self.backend.name, "target": self.target, "coverage": self.coverage.to_dict()}
         torch.export.save(program, path, extra_files={"qspec.json": json.dumps(notes)})
         return path
@@ -134,7 +136,7 @@ def quantize(
         calibrate(prepared, calibration)
     progress("convert")
     converted = convert_pt2e(prepared)
-    return Result(exported, converted, chosen, target, example_inputs)
+    return Result(exported, converted, chosen, target, example_inputs, dynamic_shapes)
 
 
 def _mode(backend: Backend, mode: Mode | str) -> Mode:

@@ -3,9 +3,7 @@
 import operator
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +15,7 @@ from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
 from qspec_core.errors import GraphError, Where, module_path
 from qspec_core.graphs import Constants, constant_value, gc_paused, require_exported, wrap_graph
-from qspec_core.observers import ObserverNeverRanWarning
+from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 from qspec_core.prepare import observer_nodes
 from qspec_core.spec import Q_ANNOTATION_KEY
 
@@ -33,24 +31,12 @@ _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per
 _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own gets
 
 
-@dataclass(frozen=True)
-class _Parameters:
-    """What a quantize at one observer needs. `scale` and `zero_point` are None for casts and dynamic quantization."""
-
-    dtype: torch.dtype
-    quant_min: int
-    quant_max: int
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
-    ch_axis: int | None = None
-    eps: float = _DYNAMIC_EPS
-
-
 def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModule:
-    """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed.
+    """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that observers
+    of constants which saw no data observe them now.
 
     Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant is stored as integers,
-    with the dequantize alone left in the graph. Weights that no calibration reached are observed here.
+    with the dequantize alone left in the graph.
 
     Args:
         model: from `prepare_pt2e`, after it ran on calibration data.
@@ -84,9 +70,9 @@ def _require_prepared(model: GraphModule) -> None:
         )
 
 
-def _plan(model: GraphModule) -> dict[int, _Parameters]:
-    """Parameters of every observer, by its identity. All that can raise or warn about observers happens here."""
-    plan: dict[int, _Parameters] = {}
+def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
+    """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
+    plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
     nodes = observer_nodes(model)
     unseen = {id(observer) for _, observer in nodes if not _has_observed(observer)}
@@ -101,7 +87,11 @@ def _plan(model: GraphModule) -> dict[int, _Parameters]:
             idle.append(_label(Where.of(node)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ObserverNeverRanWarning)
-            plan[id(observer)] = _parameters(observer)
+            own = getattr(observer, "converted_form", None)
+            if callable(own):
+                plan[id(observer)] = own(_shape(node, constant_value(model, node.args[0])))
+            else:
+                plan[id(observer)] = _form(observer)
     if idle:
         shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
         warnings.warn(
@@ -111,6 +101,19 @@ def _plan(model: GraphModule) -> dict[int, _Parameters]:
             stacklevel=3,
         )
     return plan
+
+
+def _shape(node: Node, value: Tensor | None) -> torch.Size:
+    """Shape of what an observer observes, in which sizes may be symbolic."""
+    fake = node.meta.get("val") if value is None else value
+    if not isinstance(fake, Tensor):
+        raise GraphError(
+            "the shape of an observed tensor is not known",
+            where=node,
+            found="a node without a tensor in its metadata",
+            remedy="export the model anew; a pass that ran on it dropped node.meta['val']",
+        )
+    return fake.shape
 
 
 def _label(where: Where) -> str:
@@ -127,22 +130,28 @@ def _has_observed(observer: nn.Module) -> bool:
     return bool(getattr(_inner(observer), "has_observed", True)) or bool(getattr(observer, "is_dynamic", False))
 
 
-def _parameters(observer: nn.Module) -> _Parameters:
+def _form(observer: nn.Module) -> ConvertedForm | torch.dtype:
+    """What an observer without a form of its own is written as; for a cast, the dtype."""
     dtype = observer.dtype
     plain = _PLAIN_DTYPES.get(dtype, dtype)  # type: ignore[call-overload]  # an observer's dtype is a torch.dtype
-    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
     if plain in (*_CASTS, torch.float32):
-        return _Parameters(plain, 0, 0)
+        cast: torch.dtype = plain
+        return cast
+    low, high = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
     if low is None or high is None:
         natural = torch.iinfo(plain)
         low, high = natural.min if low is None else low, natural.max if high is None else high
+    limits = int(low), int(high), plain
     if getattr(observer, "is_dynamic", False):
         eps = getattr(_inner(observer), "eps", None)
-        return _Parameters(plain, int(low), int(high), eps=_DYNAMIC_EPS if eps is None else float(eps))
+        choose = Step(ops.CHOOSE_QPARAMS, (*limits[:2], _DYNAMIC_EPS if eps is None else float(eps), plain))
+        return ConvertedForm(ops.QUANTIZE_DYNAMIC, ops.DEQUANTIZE_DYNAMIC, plain, limits, choose=choose)
     scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]  # is_observer held
-    per_channel = getattr(observer, "qscheme", None) in _PER_CHANNEL
-    ch_axis = getattr(_inner(observer), "ch_axis", 0) if per_channel else None
-    return _Parameters(plain, int(low), int(high), scale.float(), zero_point, ch_axis)
+    if getattr(observer, "qscheme", None) not in _PER_CHANNEL:
+        return ConvertedForm(ops.QUANTIZE, ops.DEQUANTIZE, plain, limits, float(scale), int(zero_point))
+    arguments = getattr(_inner(observer), "ch_axis", 0), *limits
+    operators = ops.QUANTIZE_PER_CHANNEL, ops.DEQUANTIZE_PER_CHANNEL
+    return ConvertedForm(*operators, plain, arguments, scale.float(), zero_point)
 
 
 class _Rebuild:
@@ -150,18 +159,20 @@ class _Rebuild:
 
     Args:
         prepared: only read.
-        plan: parameters of every observer, by its identity.
+        plan: what every observer is written as, by its identity.
         fold_quantize: store constants as integers.
     """
 
-    def __init__(self, prepared: GraphModule, plan: Mapping[int, _Parameters], fold_quantize: bool) -> None:
+    def __init__(
+        self, prepared: GraphModule, plan: Mapping[int, ConvertedForm | torch.dtype], fold_quantize: bool
+    ) -> None:
         self._prepared = prepared
         self._plan = plan
         self._fold = fold_quantize
         self._graph = Graph()
         self._constants = Constants(prepared, self._graph)
         self._nodes: dict[Node, Node] = {}
-        self._integers: dict[Node, tuple[OpOverload, tuple[Argument, ...]]] = {}
+        self._integers: dict[Node, tuple[OpOverload, tuple[Argument, ...], tuple[Step, ...]]] = {}
         self._frozen: dict[tuple[str, int], str] = {}
 
     def run(self) -> GraphModule:
@@ -185,69 +196,76 @@ class _Rebuild:
         found = self._integers.get(node)
         if found is None:
             return self._nodes[node]
-        target, arguments = found
+        target, arguments, after = found
         dequantize = self._graph.call_function(target, arguments)
         dequantize.meta = _meta(node)
-        return dequantize
+        integers = arguments[0]
+        if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
+            self._set_value(dequantize, self._cast(integers.meta.get("val"), torch.float32))
+        return self._steps(after, dequantize)
 
     def _quantize(self, node: Node, observer: nn.Module) -> None:
         """Write the quantize that an observer stands for, and note how its readers dequantize."""
-        parameters = self._plan[id(observer)]
-        prepared_source = node.all_input_nodes[0]
-        if parameters.dtype == torch.float32:
-            self._nodes[node] = self._read(prepared_source)
-        elif parameters.dtype in _CASTS:
-            source = self._read(prepared_source)
-            narrow = self._call(ops.CONVERT_ELEMENT_TYPE, (source, parameters.dtype), node, parameters.dtype)
-            self._nodes[node] = self._call(ops.CONVERT_ELEMENT_TYPE, (narrow, torch.float32), node, torch.float32)
-        elif parameters.scale is None or parameters.zero_point is None:
-            self._quantize_dynamic(node, self._read(prepared_source), parameters)
+        form = self._plan[id(observer)]
+        source = node.all_input_nodes[0]
+        if isinstance(form, ConvertedForm):
+            self._quantize_by_form(node, source, id(observer), form)
+        elif form == torch.float32:
+            self._nodes[node] = self._read(source)
         else:
-            self._quantize_static(node, prepared_source, id(observer), parameters.scale, parameters.zero_point)
+            narrow = self._call(ops.CONVERT_ELEMENT_TYPE, (self._read(source), form), node, form)
+            self._nodes[node] = self._call(ops.CONVERT_ELEMENT_TYPE, (narrow, torch.float32), node, torch.float32)
 
     def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
         call = self._graph.call_function(target, arguments)
         call.meta = _meta(like)
-        fake = call.meta.get("val")
-        if isinstance(fake, Tensor):
-            call.meta["val"] = self._constants.fakes.cast(fake, dtype)
+        self._set_value(call, self._cast(call.meta.get("val"), dtype))
         return call
 
-    def _quantize_dynamic(self, node: Node, source: Node, parameters: _Parameters) -> None:
-        limits = parameters.quant_min, parameters.quant_max, parameters.dtype
-        chosen = self._graph.call_function(ops.CHOOSE_QPARAMS, (source, *limits[:2], parameters.eps, limits[2]))
-        scale = self._graph.call_function(operator.getitem, (chosen, 0))
-        zero_point = self._graph.call_function(operator.getitem, (chosen, 1))
-        quantize = self._call(ops.QUANTIZE_DYNAMIC, (source, scale, zero_point, *limits), node, parameters.dtype)
-        self._integers[node] = ops.DEQUANTIZE_DYNAMIC, (quantize, scale, zero_point, *limits)
+    def _cast(self, fake: object, dtype: torch.dtype) -> object:
+        return self._constants.fakes.cast(fake, dtype) if isinstance(fake, Tensor) else None
 
-    def _quantize_static(
-        self, node: Node, prepared_source: Node, observer: int, scale: Tensor, zero_point: Tensor
-    ) -> None:
-        parameters = self._plan[observer]
-        limits = parameters.quant_min, parameters.quant_max, parameters.dtype
-        value = constant_value(self._prepared, prepared_source)
-        per_channel = parameters.ch_axis is not None
-        concrete: tuple[Any, ...]  # scale and zero point are numbers per tensor, tensors per channel
-        written: tuple[Argument, ...]
-        if per_channel:
-            scope = "" if value is not None else module_path(prepared_source).rpartition(".")[2].replace(".", "_")
-            qparams = (
-                self._constants.add(f"{scope}_scale_", scale),
-                self._constants.add(f"{scope}_zero_point_", zero_point),
-            )
-            concrete, written = (
-                (scale, zero_point, parameters.ch_axis, *limits),
-                (*qparams, parameters.ch_axis, *limits),
-            )
+    def _set_value(self, node: Node, fake: object) -> None:
+        """Set what the node returns, or, where that is not known, leave it out."""
+        node.meta.pop("val", None)
+        if fake is not None:
+            node.meta["val"] = fake
+
+    def _steps(self, steps: tuple[Step, ...], tensor: Node) -> Node:
+        for step in steps:
+            call = self._graph.call_function(step.target, (tensor, *step.arguments))
+            call.meta = _meta(tensor)
+            fake = call.meta.get("val")
+            self._set_value(call, step(fake) if isinstance(fake, Tensor) else None)
+            tensor = call
+        return tensor
+
+    def _quantize_by_form(self, node: Node, source: Node, observer: int, form: ConvertedForm) -> None:
+        value = constant_value(self._prepared, source)
+        if value is not None and self._fold and form.choose is None:
+            qparams = self._qparams(form, source, None)
+            integers = self._freeze(source, observer, partial(form.integers, value.detach()))
         else:
-            concrete = written = (float(scale), int(zero_point), *limits)
-        target = ops.QUANTIZE_PER_CHANNEL if per_channel else ops.QUANTIZE
-        if value is not None and self._fold:
-            integers = self._freeze(prepared_source, observer, partial(target, value.detach(), *concrete))
-        else:
-            integers = self._call(target, (self._read(prepared_source), *written), node, parameters.dtype)
-        self._integers[node] = ops.DEQUANTIZE_PER_CHANNEL if per_channel else ops.DEQUANTIZE, (integers, *written)
+            tensor = self._steps(form.before, self._read(source))
+            qparams = self._qparams(form, source, tensor)
+            like = tensor if form.before else node
+            integers = self._call(form.quantize, (tensor, *qparams, *form.limits), like, form.dtype)
+        self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *form.last), form.after
+
+    def _qparams(self, form: ConvertedForm, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
+        """Scale and zero point: found from `tensor` when the model runs, numbers, or buffers."""
+        if form.choose is not None:
+            chosen = self._graph.call_function(form.choose.target, (tensor, *form.choose.arguments))
+            first, second = (self._graph.call_function(operator.getitem, (chosen, i)) for i in range(2))
+            return first, second
+        if not isinstance(form.scale, Tensor) or not isinstance(form.zero_point, Tensor):
+            return form.scale, form.zero_point
+        is_constant = constant_value(self._prepared, source) is not None
+        scope = "" if is_constant else module_path(source).rpartition(".")[2].replace(".", "_")
+        return (
+            self._constants.add(f"{scope}_scale_", form.scale),
+            self._constants.add(f"{scope}_zero_point_", form.zero_point),
+        )
 
     def _freeze(self, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
         """Node that reads the integers of a constant. Readers of one constant through one observer share the tensor."""

@@ -217,6 +217,14 @@ def test_saved_program_holds_numbers_and_coverage(tmp_path: Path) -> None:
     assert result.save(str(path)) == path
 
 
+def test_saved_program_takes_the_sizes_that_the_model_was_exported_for(tmp_path: Path) -> None:
+    shapes = ({0: torch.export.Dim("batch", min=1, max=16)},)
+    result = qspec.quantize(nn.Linear(6, 3), (X,), backend=toy_backend(), calibration=[(X,)], dynamic_shapes=shapes)
+    loaded = torch.export.load(result.save(tmp_path / "model.pt2")).module()
+    more = torch.cat([X, X, X])
+    assert torch.equal(loaded(more), result.converted(more))
+
+
 def test_package_goes_through_the_backend(tmp_path: Path) -> None:
     result = qspec.quantize(nn.Linear(6, 3), (X,), backend=toy_backend(), calibration=[(X,)])
     path = result.package(str(tmp_path / "model.toy"))

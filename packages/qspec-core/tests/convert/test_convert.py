@@ -17,6 +17,8 @@ from core_support import (
     Frozen,
     Net,
     affine_parameters,
+    at_activation,
+    at_weight,
     aten,
     calls,
     decomposed,
@@ -35,7 +37,6 @@ from qspec_core import (
     QuantizationAnnotation,
     QuantizationSpec,
     Quantizer,
-    SharedQuantizationSpec,
     convert_pt2e,
     prepare_pt2e,
 )
@@ -45,17 +46,6 @@ from qspec_core.spec import Q_ANNOTATION_KEY
 
 DQ, DQ_CHANNEL = decomposed.dequantize_per_tensor.default, decomposed.dequantize_per_channel.default
 Q, Q_CHANNEL = decomposed.quantize_per_tensor.default, decomposed.quantize_per_channel.default
-
-PER_TENSOR = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_symmetric)
-
-
-def at_activation(x: Tensor) -> Tensor:
-    """What a tensor is after quantization over its own range."""
-    return simulate(x, *affine_parameters(x), 0, 255)
-
-
-def at_weight(w: Tensor) -> Tensor:
-    return simulate(w.detach(), symmetric_scales(w), 0, -128, 127)
 
 
 def pair() -> tuple[Net, nn.Linear, nn.Linear]:
@@ -153,29 +143,6 @@ def test_weights_need_no_calibration() -> None:
     assert targets(converted) == [str(DQ_CHANNEL), "aten.linear.default"]
 
 
-def test_weights_that_share_parameters_are_all_observed_without_calibration() -> None:
-    class Shared(Quantizer):
-        def annotate(self, model: GraphModule) -> GraphModule:
-            (a, b) = calls(model, aten.linear.default)
-            first, second = a.all_input_nodes[1], b.all_input_nodes[1]
-            a.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({first: PER_TENSOR})
-            b.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({second: SharedQuantizationSpec((first, a))})
-            return model
-
-        def validate(self, model: GraphModule) -> None:
-            """Accept everything."""
-
-    small, large = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-    with torch.no_grad():
-        large.weight.mul_(50)
-    x = torch.randn(8, 4)
-    converted = convert_pt2e(prepare_pt2e(export(nn.Sequential(small, large), x), Shared()))
-    with torch.no_grad():
-        scale = torch.cat([small.weight, large.weight]).abs().max() / 127.5
-        weights = [simulate(layer.weight, scale.item(), 0, -128, 127) for layer in (small, large)]
-        assert torch.equal(converted(x), F.linear(F.linear(x, weights[0]), weights[1]))
-
-
 def test_dynamic_parameters_follow_each_input() -> None:
     linear = nn.Linear(4, 6)
     x = torch.randn(8, 4)
@@ -218,24 +185,6 @@ def test_every_reader_has_its_own_dequantize() -> None:
     assert len(quantize.users) == 2
     assert all(node.meta["val"].dtype == torch.float32 for node in calls(converted, DQ, DQ_CHANNEL))
     assert quantize.meta["val"].dtype == torch.uint8
-
-
-def test_tied_weights_are_stored_once() -> None:
-    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
-    second.weight = first.weight
-    model = nn.Sequential(first, nn.ReLU(), second)
-    x = torch.randn(8, 4)
-    exported = export(model, x)
-    converted = quantized(exported, (x,))
-    with torch.no_grad():
-        y = F.relu(F.linear(at_activation(x), at_weight(first.weight)))
-        want = F.linear(simulate(y, *affine_parameters(F.relu(first(x))), 0, 255), at_weight(first.weight))
-        assert torch.equal(converted(x), want)
-    called_twice = Net(lambda m, x: m.layer(F.relu(m.layer(x))), layer=first)
-    converted = quantized(export(called_twice, x), (x,))
-    assert sum(value.dtype == torch.int8 for value in converted.state_dict().values()) == 1
-    with torch.no_grad():
-        assert torch.equal(converted(x), want)
 
 
 def test_keyword_arguments_and_several_outputs() -> None:

@@ -50,7 +50,8 @@ def part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("rank", range(RANKS))
 @pytest.mark.parametrize(
-    "name", ["minmax", "channels", "histogram", "clamped", "shared", "again", "fake", "fake_channels", "learnable"]
+    "name",
+    ["minmax", "channels", "histogram", "clamped", "shared", "again", "fake", "fake_channels", "learnable", "groups"],
 )
 def test_state_is_that_of_one_process_over_the_union(
     results: list[dict[str, Any]], alone: nn.ModuleDict, name: str, rank: int
@@ -101,7 +102,7 @@ def test_observers_that_saw_nothing_anywhere_still_have_not(results: list[dict[s
         ("setting", "quant_max=127"),
         ("count", "1 observers, on rank 1"),
         ("name", "b: MinMaxObserver("),
-        ("channels", "4 channels at 0, on rank 1"),
+        ("channels", "shape (4,) at 0, on rank 1"),
         ("foreign", "Foreign"),
     ],
 )

@@ -251,3 +251,13 @@ def test_rules_can_be_read_back() -> None:
     assert q.has_configuration
     assert q._selection.global_config is B
     assert [rule.selector for rule in q._selection.rules] == ["head", ""]
+
+
+def test_innermost_of_nested_modules_of_one_type_counts() -> None:
+    class Box(nn.Sequential):
+        """Another type than Sequential."""
+
+    nested = nn.Sequential(Box(nn.Sequential(nn.Linear(4, 4))))
+    box = f"{Box.__module__}.{Box.__qualname__}"
+    q = TableQuantizer(table()).set_module_type(nn.Sequential, A).set_module_type(box, None)
+    assert len(coverage(prepare_pt2e(export(nested, torch.randn(2, 4)), q)).quantized) == 1

@@ -1,5 +1,11 @@
 """Fake-quantizes: modules that observe and round to quantized values, for quantization-aware training."""
 
+from qspec_core.fake_quantize._affine import (
+    AffineFakeQuantize,
+    default_affine_fake_quant,
+    default_affine_per_axis_fake_quant,
+    default_groupwise_fake_quant,
+)
 from qspec_core.fake_quantize._base import (
     FakeQuantizeBase,
     disable_fake_quant,
@@ -37,12 +43,15 @@ from qspec_core.fake_quantize._observing import (
 )
 
 __all__ = [
+    "AffineFakeQuantize",
     "FakeQuantize",
     "FakeQuantizeBase",
     "FixedQParamsFakeQuantize",
     "FusedMovingAvgObsFakeQuantize",
     "LearnableFakeQuantize",
+    "default_affine_fake_quant",
     "default_affine_fixed_qparams_fake_quant",
+    "default_affine_per_axis_fake_quant",
     "default_dynamic_fake_quant",
     "default_embedding_fake_quant",
     "default_embedding_fake_quant_4bit",
@@ -52,6 +61,7 @@ __all__ = [
     "default_fused_act_fake_quant",
     "default_fused_per_channel_wt_fake_quant",
     "default_fused_wt_fake_quant",
+    "default_groupwise_fake_quant",
     "default_histogram_fake_quant",
     "default_per_channel_weight_fake_quant",
     "default_symmetric_fixed_qparams_fake_quant",

@@ -1,5 +1,11 @@
 """Observers: modules that learn from the values passing through them how to quantize them."""
 
+from qspec_core.observers._affine import (
+    AffineQuantizedMinMaxObserver,
+    AffineQuantizedMovingAverageMinMaxObserver,
+    AffineQuantizedObserverBase,
+    AffineQuantizedPlaceholderObserver,
+)
 from qspec_core.observers._base import (
     ObserverBase,
     ObserverNeverRanWarning,
@@ -27,6 +33,23 @@ from qspec_core.observers._defaults import (
     default_weight_observer,
     per_channel_weight_observer_range_neg_127_to_127,
     weight_observer_range_neg_127_to_127,
+)
+from qspec_core.observers._form import (
+    ConvertedForm,
+    Step,
+)
+from qspec_core.observers._granularity import (
+    Granularity,
+    MappingType,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerRow,
+    PerTensor,
+    PerToken,
+    TorchAODType,
+    ZeroPointDomain,
+    get_block_size,
 )
 from qspec_core.observers._histogram import (
     HistogramObserver,
@@ -56,9 +79,16 @@ from qspec_core.observers._sync import (
 )
 
 __all__ = [
+    "AffineQuantizedMinMaxObserver",
+    "AffineQuantizedMovingAverageMinMaxObserver",
+    "AffineQuantizedObserverBase",
+    "AffineQuantizedPlaceholderObserver",
+    "ConvertedForm",
     "DerivedObserverOrFakeQuantize",
     "FixedQParamsObserver",
+    "Granularity",
     "HistogramObserver",
+    "MappingType",
     "MinMaxObserver",
     "MovingAverageMinMaxObserver",
     "MovingAveragePerChannelMinMaxObserver",
@@ -66,11 +96,20 @@ __all__ = [
     "ObserverBase",
     "ObserverNeverRanWarning",
     "PartialWrapper",
+    "PerAxis",
+    "PerBlock",
     "PerChannelMinMaxObserver",
+    "PerGroup",
+    "PerRow",
+    "PerTensor",
+    "PerToken",
     "PlaceholderObserver",
     "RecordingObserver",
     "ReuseInputObserver",
+    "Step",
+    "TorchAODType",
     "UniformQuantizationObserverBase",
+    "ZeroPointDomain",
     "accepted_keywords",
     "build_observer",
     "default_affine_fixed_qparams_observer",
@@ -87,6 +126,7 @@ __all__ = [
     "default_reuse_input_observer",
     "default_symmetric_fixed_qparams_observer",
     "default_weight_observer",
+    "get_block_size",
     "get_observer_state_dict",
     "load_observer_state_dict",
     "per_channel_weight_observer_range_neg_127_to_127",

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, distributed, nn
 
 from qspec_core.errors import CalibrationError
+from qspec_core.observers._affine import (
+    AffineQuantizedMovingAverageMinMaxObserver,
+    AffineQuantizedObserverBase,
+)
 from qspec_core.observers._base import ObserverBase, UniformQuantizationObserverBase
 from qspec_core.observers._histogram import HistogramObserver
 from qspec_core.observers._minmax import MovingAverageMinMaxObserver
@@ -15,17 +19,24 @@ from qspec_core.observers._per_channel import MovingAveragePerChannelMinMaxObser
 
 __all__ = ["sync_observers"]
 
-_AVERAGES = (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver)
+_AVERAGES = (
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    AffineQuantizedMovingAverageMinMaxObserver,
+)
+_Ranged = UniformQuantizationObserverBase | AffineQuantizedObserverBase
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the processes compare of one observer before any of them changes: all that must be equal, and the size."""
+    """What the processes compare of one observer before any of them changes: all that must be equal, and the shape
+    of its range.
+    """
 
     name: str
     kind: str
     settings: tuple[str, ...]
-    channels: int
+    shape: tuple[int, ...]
     refusal: str | None = None
 
 
@@ -54,7 +65,7 @@ def sync_observers(module: nn.Module, group: "distributed.ProcessGroup | None" =
     descriptions = _exchange([_describe(*entry) for entry in named] + _refusals(module), group)
     _require_alike(descriptions)
     for index, observer in enumerate(observers):
-        _widen(observer, max(description[index].channels for description in descriptions))
+        _widen(observer, max((description[index].shape for description in descriptions), key=math.prod))
     with torch.no_grad():
         _merge([observer for observer in observers if not isinstance(observer, _AVERAGES)], group)
         _average([observer for observer in observers if isinstance(observer, _AVERAGES)], group)
@@ -65,15 +76,15 @@ def sync_observers(module: nn.Module, group: "distributed.ProcessGroup | None" =
             refresh()
 
 
-def _mergeable(module: nn.Module) -> list[tuple[str, UniformQuantizationObserverBase]]:
+def _mergeable(module: nn.Module) -> list[tuple[str, _Ranged]]:
     """The observers that hold a range, by name, each once, in the order of the module's submodules."""
-    return [(name, part) for name, part in module.named_modules() if isinstance(part, UniformQuantizationObserverBase)]
+    return [(name, part) for name, part in module.named_modules() if isinstance(part, _Ranged)]
 
 
 def _refusals(module: nn.Module) -> list[_Entry]:
     """Observers of other stacks, whose state has an unknown meaning. One that holds another observer has none."""
     return [
-        _Entry(name, type(part).__qualname__, (), 0, "is not of qspec, so that its state cannot be merged")
+        _Entry(name, type(part).__qualname__, (), (), "is not of qspec, so that its state cannot be merged")
         for name, part in module.named_modules()
         if callable(getattr(part, "calculate_qparams", None))
         and not isinstance(part, ObserverBase)
@@ -81,11 +92,14 @@ def _refusals(module: nn.Module) -> list[_Entry]:
     ]
 
 
-def _describe(name: str, observer: UniformQuantizationObserverBase) -> _Entry:
-    fields = ("dtype", "qscheme", "quant_min", "quant_max", "bins", "ch_axis", "averaging_constant")
+def _describe(name: str, observer: _Ranged) -> _Entry:
+    fields = [
+        *("dtype", "qscheme", "quant_min", "quant_max", "bins", "ch_axis", "averaging_constant"),
+        *("mapping_type", "target_dtype", "granularity"),
+    ]
     settings = tuple(f"{field}={getattr(observer, field)}" for field in fields if hasattr(observer, field))
     kind = f"{type(observer).__module__}.{type(observer).__qualname__}"
-    return _Entry(name, kind, settings, observer.min_val.numel())
+    return _Entry(name, kind, settings, tuple(observer.min_val.shape))
 
 
 def _exchange(entries: list[_Entry], group: "distributed.ProcessGroup | None") -> list[list[_Entry]]:
@@ -113,10 +127,10 @@ def _require_alike(descriptions: Sequence[Sequence[_Entry]]) -> None:
             if (mine.name, mine.kind, mine.settings) != (theirs.name, theirs.kind, theirs.settings):
                 _reject(rank, _line(theirs), f"{_line(mine)}, as on rank 0")
     for entries in zip(*descriptions, strict=True):
-        known = next((entry for entry in entries if entry.channels), entries[0])
+        known = next((entry for entry in entries if math.prod(entry.shape)), entries[0])
         for rank, entry in enumerate(entries):
-            if entry.channels not in (0, known.channels):
-                _reject(rank, f"{entry.channels} channels at {entry.name}", f"{known.channels}, as on another rank")
+            if entry.shape not in ((0,), known.shape):
+                _reject(rank, f"ranges of shape {entry.shape} at {entry.name}", f"{known.shape}, as on another rank")
 
 
 def _line(entry: _Entry) -> str:
@@ -132,11 +146,11 @@ def _reject(rank: int, found: str, expected: str) -> None:
     )
 
 
-def _widen(observer: UniformQuantizationObserverBase, channels: int) -> None:
-    """Give an observer that saw nothing as many channels as the others have, all empty."""
-    if observer.min_val.numel() != channels:
-        observer.min_val.resize_(channels).fill_(math.inf)
-        observer.max_val.resize_(channels).fill_(-math.inf)
+def _widen(observer: _Ranged, shape: tuple[int, ...]) -> None:
+    """Give an observer that saw nothing as many ranges as the others have, all empty."""
+    if observer.min_val.shape != shape:
+        observer.min_val.resize_(shape).fill_(math.inf)
+        observer.max_val.resize_(shape).fill_(-math.inf)
 
 
 def _device(group: "distributed.ProcessGroup | None") -> torch.device:
@@ -159,22 +173,20 @@ def _reduce(
         tensor.copy_(part.reshape(tensor.shape))
 
 
-def _wide(
-    observers: Sequence[UniformQuantizationObserverBase], value: Callable[[UniformQuantizationObserverBase], Tensor]
-) -> list[Tensor]:
+def _wide(observers: Sequence[_Ranged], value: Callable[[_Ranged], Tensor]) -> list[Tensor]:
     """One tensor of each observer on the CPU, in float64, which holds what every buffer may."""
     return [value(observer).to("cpu", torch.float64, copy=True) for observer in observers]
 
 
-def _least(observer: UniformQuantizationObserverBase) -> Tensor:
+def _least(observer: _Ranged) -> Tensor:
     return observer.min_val
 
 
-def _most(observer: UniformQuantizationObserverBase) -> Tensor:
+def _most(observer: _Ranged) -> Tensor:
     return observer.max_val
 
 
-def _merge(observers: Sequence[UniformQuantizationObserverBase], group: "distributed.ProcessGroup | None") -> None:
+def _merge(observers: Sequence[_Ranged], group: "distributed.ProcessGroup | None") -> None:
     """Least minimum, greatest maximum, and the sum of the histograms over the bins that the union asks for."""
     least, most = _wide(observers, _least), _wide(observers, _most)
     _reduce([*least, *(tensor.neg_() for tensor in most)], distributed.ReduceOp.MIN, group)
@@ -191,7 +203,7 @@ def _merge(observers: Sequence[UniformQuantizationObserverBase], group: "distrib
         tensor.copy_(total)
 
 
-def _average(observers: Sequence[UniformQuantizationObserverBase], group: "distributed.ProcessGroup | None") -> None:
+def _average(observers: Sequence[_Ranged], group: "distributed.ProcessGroup | None") -> None:
     """Mean of the processes that saw data. Which those are is told channel by channel: an empty range is one too."""
     least, most = _wide(observers, _least), _wide(observers, _most)
     seen = [(low <= high).to(torch.float64) for low, high in zip(least, most, strict=True)]

@@ -1,0 +1,303 @@
+"""The cases of a backend: one for each row, chain, mode and sample, and what holds of every backend."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qspec_core._torch import OpOverload
+from qspec_core.backend import Backend
+from qspec_core.convert import convert_pt2e
+from qspec_core.errors import BackendError
+from qspec_core.patterns import Flow, Mode, Outputs, PostOp, PreOp, Row
+from qspec_core.prepare import prepare_pt2e
+from qspec_core.testing._checks import (
+    Snapshot,
+    check_agreement,
+    check_coverage,
+    check_ranges,
+    check_same,
+    check_weights,
+    tested_match,
+)
+from qspec_core.testing._errors import ConformanceError, DeviceMissingError
+from qspec_core.testing._general import RefusalCase, TableCase
+from qspec_core.testing._probe import Plan, Probe, inputs_of
+from qspec_core.testing._rules import RULES
+from qspec_core.testing._samples import ErrorRule, Sample, Samples, merge_samples
+from qspec_core.testing._walk import Other, walk
+
+__all__ = ["Case", "conformance_cases"]
+
+_BATCHES = 2
+
+Lower = Callable[[GraphModule, tuple[Any, ...], str], nn.Module]  # as Backend.lower
+Ran = Callable[[nn.Module], Mapping[str, str]]
+
+
+class Case(Protocol):
+    """One test of a backend. `str` of it is its name."""
+
+    def check(self) -> None:
+        """Test it.
+
+        Raises:
+            ConformanceError: the backend does not do what it says.
+            DeviceMissingError: the backend's runtime is missing here; all before lowering holds.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Device:
+    """A backend as the kit runs it.
+
+    Args:
+        backend: the backend.
+        targets: classes of deployment device whose lowered form can run here.
+        lower: how to lower.
+        ran: labels of the rows that a lowered module runs in integers; None if the backend does not say.
+        rules: how operators pass on errors.
+    """
+
+    backend: Backend
+    targets: tuple[str, ...]
+    lower: Lower
+    ran: Ran | None
+    rules: Mapping[OpOverload, ErrorRule]
+
+
+@dataclass(frozen=True)
+class UntestableCase:
+    """A row that the kit cannot call. It fails: a row must not exist without being tested."""
+
+    name: str
+    row: Row
+    operators: tuple[OpOverload, ...]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def check(self) -> None:
+        """Raises: ConformanceError: always."""
+        missing = ", ".join(map(str, self.operators))
+        raise ConformanceError(
+            f"row {self.row.name} cannot be tested: nothing says how to call {missing}",
+            found=f"no sample of {missing}",
+            expected="a Sample for the anchor, each post-op and each absorbed operator",
+            remedy="pass samples={" + ", ".join(f"{operator}: Sample(...)" for operator in self.operators) + "}",
+        )
+
+
+@dataclass(frozen=True)
+class UnreachableCase:
+    """A row whose modes the backend does not have. It fails, as an untestable one does."""
+
+    row: Row
+    backend: Backend
+
+    def __str__(self) -> str:
+        return f"{self.row.name}, unreachable"
+
+    def check(self) -> None:
+        """Raises: ConformanceError: always."""
+        raise ConformanceError(
+            f"row {self.row.name} has no mode in common with backend {self.backend.name!r}, or no chain",
+            found=f"modes {_modes(self.row.modes)}, {len(self.row.chains)} chains",
+            expected=f"one of the backend's modes: {_modes(self.backend.modes)}; at least the chain ()",
+            remedy="add the mode to the backend, or drop the row",
+        )
+
+
+def _modes(modes: frozenset[Mode]) -> str:
+    return ", ".join(sorted(mode.value for mode in modes)) or "none"
+
+
+@dataclass(frozen=True)
+class RowCase:
+    """One chain of one row, in one mode, called as one sample says, for every target."""
+
+    device: Device
+    plan: Plan
+    mode: Mode
+
+    def __str__(self) -> str:
+        plan = self.plan
+        parts = [plan.label, self.mode.value]
+        parts += [plan.sample.name] if plan.sample.name else []
+        parts += [f"absorbs {plan.absorbed[1].target}"] if plan.absorbed is not None else []
+        parts += ["read by integers"] if plan.read else []
+        return ", ".join(parts)
+
+    def check(self) -> None:
+        """Quantize the probe for each target and check all that must hold.
+
+        Raises: ConformanceError, DeviceMissingError: as `Case.check`.
+        """
+        generator = torch.Generator().manual_seed(0)
+        probe = Probe(self.plan, self.device.backend.table, generator)
+        batches = [inputs_of(probe, generator) for _ in range(_BATCHES)]
+        exported = _export(probe, batches[0])
+        missing: BackendError | None = None
+        for target in self.device.targets:
+            converted = self._converted(probe, exported, batches, target)
+            try:
+                self._check_lowered(converted, batches, target)
+            except BackendError as error:
+                missing = error
+        if missing is not None:
+            raise DeviceMissingError(
+                f"not lowered: {missing.problem}", found=missing.found, remedy=missing.remedy
+            ) from missing
+
+    def _converted(
+        self, probe: Probe, exported: GraphModule, batches: list[tuple[Tensor, ...]], target: str
+    ) -> GraphModule:
+        """Quantize, and check all but lowering."""
+        before = Snapshot.of(exported)
+        quantizer = self.device.backend.quantizer(mode=self.mode, target=target)
+        prepared = prepare_pt2e(exported, quantizer, allow_empty=True)
+        with torch.no_grad():
+            for batch in batches:
+                prepared(*batch)
+        converted = convert_pt2e(prepared)
+        before.check(exported, "quantization")
+        check_coverage(converted, self.plan)
+        tested_match(converted, self.device.backend.table, self.plan)
+        check_weights(converted, self.device.backend.table, probe)
+        runs = [walk(converted, batch, self.device.rules, Other.FLOAT) for batch in batches]
+        check_ranges(runs, self.plan)
+        for batch, run in zip(batches, runs, strict=True):
+            with torch.no_grad():
+                check_agreement(probe(*batch), run, self.plan)
+        return converted
+
+    def _check_lowered(self, converted: GraphModule, batches: list[tuple[Tensor, ...]], target: str) -> None:
+        before = Snapshot.of(converted)
+        lowered = self.device.lower(converted, batches[0], target)
+        before.check(converted, "lowering")
+        if self.device.ran is not None:
+            self._check_ran(converted, self.device.ran(lowered))
+        for batch in batches:
+            with torch.no_grad():
+                found = lowered(*batch)
+            value = found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
+            check_same(value, walk(converted, batch, self.device.rules, Other.LOWERED), self.plan)
+
+    def _check_ran(self, converted: GraphModule, ran: Mapping[str, str]) -> None:
+        _, match = tested_match(converted, self.device.backend.table, self.plan)
+        if ran.get(match.anchor.name) != self.plan.label:
+            raise ConformanceError(
+                f"row {self.plan.label!r} was quantized, and the device does not run it in integers",
+                where=match.anchor,
+                found=ran.get(match.anchor.name, "not lowered"),
+                expected=self.plan.label,
+                remedy="let the row's lowering take the call, or a check of the row refuse it when it is annotated",
+            )
+
+
+def _export(probe: Probe, inputs: tuple[Tensor, ...]) -> GraphModule:
+    with torch.no_grad():
+        module = torch.export.export(probe, inputs).module()
+    if not isinstance(module, GraphModule):
+        raise ConformanceError("torch.export gave no graph module", remedy="check the version of torch")
+    return module
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """Makes the plans of a table's rows."""
+
+    device: Device
+    samples: Mapping[OpOverload, tuple[Sample, ...]]
+
+    @cached_property
+    def _first(self) -> dict[OpOverload, Sample]:
+        return {operator: samples[0] for operator, samples in self.samples.items() if samples}
+
+    def cases(self, row: Row) -> Iterator[Case]:
+        modes = sorted((mode for mode in row.modes & self.device.backend.modes), key=_value)
+        if not modes or not row.chains:
+            yield UnreachableCase(row, self.device.backend)
+        for mode in modes:
+            for chain in row.chains:
+                yield from self._of_chain(row, chain, mode)
+            for name, pre_op in _absorbed(row):
+                yield from self._of_absorbed(row, name, pre_op, mode)
+
+    def _missing(self, row: Row, *others: OpOverload) -> tuple[OpOverload, ...]:
+        wanted = dict.fromkeys((row.anchor, *others))
+        return tuple(operator for operator in wanted if operator not in self._first)
+
+    def _of_chain(self, row: Row, chain: tuple[PostOp, ...], mode: Mode) -> Iterator[Case]:
+        missing = self._missing(row, *(post_op.target for post_op in chain))
+        if missing:
+            label = " + ".join((row.name, *(post_op.kernel for post_op in chain)))
+            yield UntestableCase(f"{label}, {mode.value}, no sample", row, missing)
+            return
+        for sample in self.samples[row.anchor]:
+            for read in self._reads(row, mode):
+                yield RowCase(self.device, Plan(row, chain, sample, self._first, None, read), mode)
+
+    def _of_absorbed(self, row: Row, name: str, pre_op: PreOp, mode: Mode) -> Iterator[Case]:
+        missing = self._missing(row, pre_op.target)
+        if missing:
+            yield UntestableCase(f"{row.name}, {mode.value}, absorbing, no sample", row, missing)
+            return
+        plan = Plan(row, row.chains[-1], self._first[row.anchor], self._first, (name, pre_op))
+        yield RowCase(self.device, plan, mode)
+
+    def _reads(self, row: Row, mode: Mode) -> tuple[bool, ...]:
+        """Whether to test with an integer reader, without one, or both: a device that quantizes on demand writes
+        integers in the one case and floats in the other."""
+        if row.flow is not Flow.STARTS:
+            return (True,)
+        on_demand = self.device.backend.table.outputs is Outputs.DEMAND
+        return (False, True) if mode is Mode.STATIC and on_demand else (False,)
+
+
+def _absorbed(row: Row) -> Iterator[tuple[str, PreOp]]:
+    for operand in row.operands:
+        for pre_op in operand.absorbs:
+            yield operand.name, pre_op
+
+
+def _value(mode: Mode) -> str:
+    return mode.value
+
+
+def conformance_cases(
+    backend: Backend,
+    *,
+    samples: Samples | None = None,
+    targets: Sequence[str] | None = None,
+    lower: Lower | None = None,
+    ran: Ran | None = None,
+) -> tuple[Case, ...]:
+    """The tests that a backend must pass: for each row, chain and mode, and for the backend as a whole.
+
+        @pytest.mark.parametrize("case", conformance_cases(BACKEND), ids=str)
+        def test_conformance(case):
+            case.check()
+
+    Args:
+        backend: the backend.
+        samples: how to call the operators of its rows that core has no sample of, or whose samples its rows refuse.
+        targets: classes of deployment device whose lowered form can run on this machine; None for all of the backend's.
+        lower: used in place of the backend's own, where that takes long.
+        ran: from a lowered module, the label of each row that runs in integers, by the name of its anchor's node; a row
+            that is missing there fails.
+    Returns: the cases, those of a row in the table's order. A row without a sample is a case that fails.
+    Raises: BackendError: the backend has no such target.
+    """
+    chosen = tuple(backend.resolve_target(name) for name in (backend.targets if targets is None else targets))
+    merged = merge_samples(samples)
+    own = {op: sample.error for op, found in merged.items() for sample in found if sample.error is not None}
+    device = Device(backend, chosen, backend.lower if lower is None else lower, ran, {**RULES, **own})
+    planner = _Planner(device, merged)
+    rows = tuple(case for row in backend.table.rows for case in planner.cases(row))
+    return TableCase.all(backend) + RefusalCase.all(device.backend, device.lower) + rows

@@ -1,0 +1,279 @@
+"""What must hold of one quantized probe."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from qspec_core.canonical import canonicalize
+from qspec_core.coverage import Coverage, Entry, Status, coverage
+from qspec_core.graphs import constant_value, copy_graph_module
+from qspec_core.lowering import match_converted, quantized_operand
+from qspec_core.patterns import Match, PatternTable, Role
+from qspec_core.testing._errors import ConformanceError
+from qspec_core.testing._probe import TESTED, Plan, Probe
+from qspec_core.testing._walk import Walk
+
+__all__ = [
+    "Snapshot",
+    "check_agreement",
+    "check_coverage",
+    "check_ranges",
+    "check_same",
+    "check_weights",
+    "tested_match",
+]
+
+# A range is as wide as its values, to within these factors: a power-of-two scale doubles it, a symmetric range over
+# one-sided values doubles it again, and a histogram may cut off outliers.
+_WIDEST = 8.0
+_MOST_CUT = 0.5
+# Of float32 arithmetic: a few hundred roundings of 2**-24 each, relative to the largest value.
+_ROUNDING = 2.0**-14
+# How many elements a device must give to the same integer: it may round otherwise in between, but rarely.
+_SAME = 0.75
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a module was: its code, each node with its metadata, its tensors by storage, version and value."""
+
+    code: str
+    nodes: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
+    tensors: tuple[tuple[str, int, Tensor], ...]
+    metadata: str
+
+    @classmethod
+    def of(cls, module: GraphModule) -> "Snapshot":
+        """The module as it is now."""
+        nodes = tuple(
+            (str(node.format_node()), tuple((key, id(value)) for key, value in node.meta.items()))
+            for node in module.graph.nodes
+        )
+        tensors = tuple((name, value.data_ptr(), value.clone()) for name, value in _tensors(module))
+        return cls(module.code, nodes, tensors, repr(module.meta))
+
+    def check(self, module: GraphModule, step: str) -> None:
+        """Raises: ConformanceError: the module is not as it was."""
+        now = Snapshot.of(module)
+        changed = [name for name in ("code", "nodes", "metadata") if getattr(self, name) != getattr(now, name)]
+        before, after = ({name: (at, value) for name, at, value in shot.tensors} for shot in (self, now))
+        changed += [f"tensor {name}" for name in before.keys() ^ after.keys()]
+        for name in before.keys() & after.keys():
+            same = before[name][0] == after[name][0] and torch.equal(before[name][1], after[name][1])
+            changed += [] if same else [f"tensor {name}"]
+        if changed:
+            raise ConformanceError(
+                f"{step} changed the module that it was given",
+                found=", ".join(sorted(changed)),
+                expected="the same code, nodes, metadata and tensors",
+                remedy=f"let {step} work on a copy: qspec_core.graphs.copy_graph_module shares the parameters",
+            )
+
+
+def _tensors(module: torch.nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def check_coverage(converted: GraphModule, plan: Plan) -> None:
+    """Every operator under test is quantized by the row and chain under test, and coverage survives JSON.
+
+    Raises: ConformanceError: it is not, or it does not.
+    """
+    found = coverage(converted)
+    tested = [entry for entry in found if entry.module == TESTED]
+    wrong = [entry for entry in tested if entry.status is not Status.QUANTIZED or entry.row != plan.label]
+    absent = [str(operator) for operator in plan.operators if str(operator) not in {e.operator for e in tested}]
+    if wrong or absent:
+        raise ConformanceError(
+            f"row {plan.label!r} did not quantize {_names(wrong) or ', '.join(absent)}",
+            found="; ".join(map(str, tested)) or "no operator in the coverage",
+            expected=f"{', '.join(map(str, plan.operators))}: quantized, by row {plan.label}",
+            remedy="correct the row, the order of the rows or a check; where the check is right, pass "
+            f"samples={{{plan.row.anchor}: Sample(...)}} with a call that the row takes",
+        )
+    again = Coverage.from_dict(json.loads(json.dumps(found.to_dict())))
+    if again != found:
+        raise ConformanceError(
+            "coverage does not survive JSON",
+            found="; ".join(str(theirs) for _, theirs in found.compare(again)),
+            expected="the same entries",
+            remedy="name the row, its post-ops and the details of its reasons by plain strings",
+        )
+
+
+def _names(entries: Iterable[Entry]) -> str:
+    return ", ".join(entry.operator for entry in entries)
+
+
+def tested_match(converted: GraphModule, table: PatternTable, plan: Plan) -> tuple[GraphModule, Match]:
+    """The match of the row under test in a canonical copy of the converted graph, and that copy.
+
+    Raises: ConformanceError: the row is not found again, so no lowering would find it.
+    """
+    copy = copy_graph_module(converted)
+    canonicalize(copy)
+    own = {entry.node for entry in coverage(converted) if entry.module == TESTED}
+    matches = {match.label: match for match in match_converted(copy, table) if match.anchor.name in own}
+    if plan.label not in matches:
+        raise ConformanceError(
+            f"row {plan.label!r} is not found again in the converted graph",
+            found=", ".join(matches) or "no row",
+            expected=plan.label,
+            remedy="the quantizer must give a spec to each activation and weight of the row, and to each quantized "
+            "second operand of its chain; checks must hold of the converted graph too",
+        )
+    return copy, matches[plan.label]
+
+
+def check_weights(converted: GraphModule, table: PatternTable, probe: Probe) -> None:
+    """The row's weights are stored as integers, the nearest ones on a grid that fits them, and not as floats too.
+
+    Raises: ConformanceError: one is not.
+    """
+    names = [name for name, role in probe.plan.constants.items() if role is Role.WEIGHT]
+    if not names:
+        return
+    copy, match = tested_match(converted, table, probe.plan)
+    for name in names:
+        original = getattr(probe.tested, name).detach().double()
+        quantized = quantized_operand(match, name)
+        integers = constant_value(copy, quantized.integers)
+        if integers is None or integers.is_floating_point():
+            raise ConformanceError(
+                f"operand {name!r} of row {probe.plan.row.name} is not stored as integers",
+                where=match.anchor,
+                found=quantized.integers.format_node(),
+                expected="a constant tensor of integers behind a dequantize",
+                remedy="give the operand a spec with an integer dtype, and role WEIGHT in the row",
+            )
+        low, high = quantized.quant_min, quantized.quant_max
+        scale, zero = (
+            _parameters(copy, item, quantized.ch_axis, original)
+            for item in (quantized.scale, _zero(quantized.zero_point))
+        )
+        _check_grid(
+            name, original, (integers.double() - zero) * scale, scale, (low - zero) * scale, (high - zero) * scale
+        )
+        _check_no_copy(converted, name, original, scale)
+
+
+def _zero(value: object) -> object:
+    return 0 if value is None else value
+
+
+def _parameters(module: GraphModule, item: object, axis: int | None, like: Tensor) -> Tensor:
+    constant = constant_value(module, item)
+    value = torch.as_tensor(item if constant is None else constant, dtype=torch.float64)
+    return value if axis is None else value.reshape([-1 if dim == axis else 1 for dim in range(like.dim())])
+
+
+def _check_grid(name: str, original: Tensor, stored: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
+    """The stored weights are the original ones to the nearest step, and the steps fit them."""
+    nearest = torch.minimum(torch.maximum(original, low), high)
+    off = ((stored - nearest).abs() / scale).max().item()
+    axes = [dim for dim in range(original.dim()) if scale.dim() == 0 or scale.shape[dim] == 1]
+    largest = original.abs().amax(axes, keepdim=True)
+    ratio = torch.maximum(high, -low) / largest
+    if off > 0.5 + _ROUNDING or (ratio > _WIDEST).any() or (ratio < _MOST_CUT).any():
+        raise ConformanceError(
+            f"the integers of operand {name!r} do not stand for its values",
+            found=f"values up to {off:.3g} steps off; the range is {ratio.min():.3g} to {ratio.max():.3g} times as "
+            "wide as the values",
+            expected=f"at most 0.5 steps; {_MOST_CUT} to {_WIDEST} times",
+            remedy="check the observer of the weight's spec, and that ch_axis is the axis of the row's operand",
+        )
+
+
+def _check_no_copy(converted: GraphModule, name: str, original: Tensor, scale: Tensor) -> None:
+    for key, value in _tensors(converted):
+        is_alike = value.shape == original.shape and value.is_floating_point()
+        if is_alike and ((value.double() - original).abs() <= scale).all():
+            raise ConformanceError(
+                f"the converted module still holds operand {name!r} as floats",
+                found=f"{key}: {value.dtype}{list(value.shape)}",
+                expected="its integers alone",
+                remedy="convert with folded weights, and let nothing else in the graph read the float ones",
+            )
+
+
+def check_agreement(floats: Tensor, run: Walk, plan: Plan) -> None:
+    """The converted module is as close to the float one as the steps imply.
+
+    Raises: ConformanceError: it is not.
+    """
+    _require_finite(run.output, "the converted module")
+    over = (run.output.double() - floats.double()).abs() - run.bound - _slack(floats)
+    if run.output.shape != floats.shape or (over > 0).any():
+        raise ConformanceError(
+            f"row {plan.label!r}: the converted module is further from the float one than its steps allow",
+            found=f"{(over > 0).sum()} of {floats.numel()} elements, up to {over.max():.3g} beyond the bound",
+            expected=f"errors of at most {run.bound.max():.3g}, by element",
+            remedy="check the specs of the row's operands, and how its parameters are shared",
+        )
+
+
+def check_ranges(runs: Iterable[Walk], plan: Plan) -> None:
+    """Static ranges fit the values that they were calibrated on; else a bound made of steps would say nothing.
+
+    Raises: ConformanceError: one is far too wide or too narrow.
+    """
+    seen: dict[tuple[float, int, int, int], list[float]] = {}
+    for run in runs:
+        for key, values in run.ranges.items():
+            seen.setdefault(key, [0.0]).extend((values.low, values.high))
+    for (scale, zero, quant_min, quant_max), ends in seen.items():
+        low, high = (quant_min - zero) * scale, (quant_max - zero) * scale
+        span, cut = max(ends) - min(ends), max(low - min(ends), max(ends) - high)
+        if high - low > _WIDEST * span or cut > _MOST_CUT * span:
+            raise ConformanceError(
+                f"row {plan.label!r}: a range does not fit the values that it was calibrated on",
+                found=f"{low:.4g}..{high:.4g} for values in {min(ends):.4g}..{max(ends):.4g}",
+                expected=f"at most {_WIDEST:g} times as wide, and at most {_MOST_CUT:g} of them cut off",
+                remedy="check the observer of the activations' spec, and which points share parameters",
+            )
+
+
+def check_same(lowered: Tensor, run: Walk, plan: Plan) -> None:
+    """The lowered module gives what the converted one gives, but for an integer rounded to its neighbour now and then.
+
+    Raises: ConformanceError: it does not.
+    """
+    _require_finite(lowered, "the lowered module")
+    if lowered.shape != run.output.shape:
+        raise ConformanceError(
+            f"row {plan.label!r}: the lowered module gives another shape",
+            found=list(lowered.shape),
+            expected=list(run.output.shape),
+            remedy="check the row's lowering",
+        )
+    off = (lowered.double() - run.output.double()).abs()
+    slack = _slack(run.output)
+    rounded = slack if run.step is None else run.step / 2
+    same = (off <= rounded).double().mean().item()
+    over = off - run.bound - slack
+    if (over > 0).any() or same < _SAME:
+        unit = "" if run.step is None else f", or {off.max().item() / run.step:.3g} steps"
+        raise ConformanceError(
+            f"row {plan.label!r}: the lowered module does not compute what the converted one does",
+            found=f"{same:.0%} of the elements agree; they differ by up to {off.max():.3g}{unit}",
+            expected=f"{_SAME:.0%} or more agree to {rounded:.3g}, and none differs by more than {run.bound.max():.3g}",
+            remedy="check the row's lowering: order of operands, zero points, scales, padding, clamps",
+        )
+
+
+def _slack(value: Tensor) -> float:
+    return _ROUNDING * max(1.0, value.abs().max().item())
+
+
+def _require_finite(value: Tensor, what: str) -> None:
+    if not torch.isfinite(value).all():
+        raise ConformanceError(
+            f"{what} gives NaN or infinity",
+            found=f"{(~torch.isfinite(value)).sum()} of {value.numel()} elements",
+            remedy="check the scales and the kernel",
+        )

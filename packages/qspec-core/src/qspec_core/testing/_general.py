@@ -1,0 +1,192 @@
+"""What holds of every backend, whatever its rows."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from qspec_core.backend import Backend
+from qspec_core.convert import convert_pt2e
+from qspec_core.errors import BackendError, QSpecError
+from qspec_core.patterns import Mode, PatternTable, Row, argument_names
+from qspec_core.prepare import prepare_pt2e
+from qspec_core.testing._errors import ConformanceError, DeviceMissingError
+
+__all__ = ["RefusalCase", "TableCase"]
+
+Lower = Callable[[GraphModule, tuple[Any, ...], str], nn.Module]
+Check = Callable[[PatternTable], list[str]]
+
+
+def _names(table: PatternTable) -> list[str]:
+    return [
+        f"{count} rows named {name}" for name, count in Counter(row.name for row in table.rows).items() if count > 1
+    ]
+
+
+def _chains(table: PatternTable) -> list[str]:
+    """A chain after a shorter one that begins it is never tried."""
+    found = []
+    for row in table.rows:
+        lengths = [len(chain) for chain in row.chains]
+        found += [f"row {row.name}: a longer chain after a shorter one"] if lengths != sorted(lengths)[::-1] else []
+    return found
+
+
+def _claims(table: PatternTable) -> list[str]:
+    """Where two rows or chains have the same anchor and post-ops, the second is never reached, unless checks differ."""
+    claims = Counter(claim for row in table.rows for claim in _claims_of(row))
+    return [f"{operators} is claimed {count} times" for (operators, _), count in claims.items() if count > 1]
+
+
+def _claims_of(row: Row) -> list[tuple[str, object]]:
+    return [
+        (
+            " + ".join(map(str, (row.anchor, *(post_op.target for post_op in chain)))),
+            (row.checks, tuple((post_op.other, post_op.check) for post_op in chain)),
+        )
+        for chain in row.chains
+    ]
+
+
+def _operands(table: PatternTable) -> list[str]:
+    found = []
+    for row in table.rows:
+        known = argument_names(row.anchor)
+        found += [f"row {row.name}: {row.anchor} has no {o.name!r}" for o in row.operands if o.name not in known]
+        found += [] if row.activations or row.has_weight else [f"row {row.name}: no activation and no weight"]
+    return found
+
+
+def _float_only(table: PatternTable) -> list[str]:
+    return [f"{op}: no reason" for op, reason in table.float_only.items() if not reason.strip()]
+
+
+_REMEDY = "correct the table"
+
+
+@dataclass(frozen=True)
+class TableCase:
+    """One thing that holds of a table as data."""
+
+    name: str
+    rule: str
+    find: Check
+    table: PatternTable
+
+    def __str__(self) -> str:
+        return f"table: {self.name}"
+
+    @classmethod
+    def all(cls, backend: Backend) -> tuple["TableCase", ...]:
+        """Every such case of a backend."""
+        table = backend.table
+        return (
+            cls("names", "every row has a name of its own", _names, table),
+            cls("chains", "the chains of a row stand longest first", _chains, table),
+            cls("claims", "no anchor and chain is claimed twice", _claims, table),
+            cls("operands", "every operand is an argument of the anchor", _operands, table),
+            cls("float only", "every operator that stays in float has a reason", _float_only, table),
+        )
+
+    def check(self) -> None:
+        """Raises: ConformanceError: it does not hold."""
+        found = self.find(self.table)
+        if found:
+            raise ConformanceError(
+                f"the table breaks a rule: {self.rule}", found="; ".join(found), expected=self.rule, remedy=_REMEDY
+            )
+
+
+class Bad(Enum):
+    """What every backend's lowering must refuse."""
+
+    TARGET = "an unknown target"
+    FLOAT = "a float graph"
+    PREPARED = "a prepared graph"
+    MODULE = "a module that is no graph"
+
+
+_NO_TARGET = "no-such-target"
+
+
+class _Layers(nn.Module):
+    """A convolution and a linear layer, of which every backend has one at least."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.linear(self.conv(x))
+        return result
+
+
+@dataclass(frozen=True)
+class RefusalCase:
+    """Something that lowering must refuse with an error of qspec's own, rather than lower or fail somewhere inside."""
+
+    bad: Bad
+    backend: Backend
+    lower: Lower
+
+    def __str__(self) -> str:
+        return f"lowering refuses {self.bad.value}"
+
+    @classmethod
+    def all(cls, backend: Backend, lower: Lower) -> tuple["RefusalCase", ...]:
+        """Every such case of a backend."""
+        return tuple(cls(bad, backend, lower) for bad in Bad)
+
+    def check(self) -> None:
+        """Raises: ConformanceError, DeviceMissingError: as `Case.check`."""
+        inputs = (torch.ones(1, 3, 6, 6),)
+        target = _NO_TARGET if self.bad is Bad.TARGET else self.backend.targets[0]
+        try:
+            self.lower(self._given(inputs), inputs, target)
+        except QSpecError as error:
+            self._check_error(error)
+        except Exception as error:  # whatever happens where nobody looked at the input
+            raise self._not_refused(f"{type(error).__name__}: {error}") from error
+        else:
+            raise self._not_refused("it was lowered")
+
+    def _given(self, inputs: tuple[torch.Tensor, ...]) -> Any:  # on purpose not always what lowering takes
+        model = _Layers().eval()
+        if self.bad is Bad.MODULE:
+            return model
+        with torch.no_grad():
+            exported = torch.export.export(model, inputs).module()
+        if self.bad is Bad.FLOAT or not isinstance(exported, GraphModule):
+            return exported
+        mode = min(self.backend.modes, key=_static_first)
+        quantizer = self.backend.quantizer(mode=mode, target=self.backend.targets[0])
+        prepared = prepare_pt2e(exported, quantizer, allow_empty=True)
+        with torch.no_grad():
+            prepared(*inputs)
+        return prepared if self.bad is Bad.PREPARED else convert_pt2e(prepared)
+
+    def _check_error(self, error: QSpecError) -> None:
+        if self.bad is Bad.TARGET:
+            if _NO_TARGET not in str(error):
+                raise self._not_refused(f"an error that does not name the target: {error.problem}") from error
+        elif isinstance(error, BackendError):
+            raise DeviceMissingError(f"not lowered: {error.problem}", found=error.found, remedy=error.remedy) from error
+
+    def _not_refused(self, found: str) -> ConformanceError:
+        return ConformanceError(
+            f"backend {self.backend.name!r} does not refuse {self.bad.value} to lower",
+            found=found,
+            expected="a QSpecError that says what was given and what to do",
+            remedy="check the target, and that the graph is one from convert_pt2e, before anything else",
+        )
+
+
+def _static_first(mode: Mode) -> tuple[bool, str]:
+    return mode is not Mode.STATIC, mode.value

@@ -1,0 +1,161 @@
+"""How to call an operator in the smallest module that exercises a row."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qspec_core._torch import OpOverload
+
+__all__ = ["SAMPLES", "ErrorRule", "Integers", "Operands", "Sample", "Samples", "merge_samples"]
+
+aten = torch.ops.aten
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """An operand of integers, such as the indices of an embedding.
+
+    Args:
+        shape: its shape.
+        below: its values are in 0..below - 1.
+    """
+
+    shape: Shape
+    below: int
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A call of an operator, as a rule of errors sees it.
+
+    Args:
+        operator: the operator.
+        values: value of each argument, by its name in the schema, defaults included.
+        errors: for each floating-point tensor among them, how far each of its elements may be off, in float64; the same
+            structure as the value for lists.
+    """
+
+    operator: OpOverload
+    values: Mapping[str, Any]  # whatever an operator takes
+    errors: Mapping[str, Any]  # a tensor, or a list of tensors
+
+    def call(self, replaced: Mapping[str, Any]) -> Any:  # whatever an operator gives
+        """The operator in float64, some arguments replaced."""
+        return self.operator(**{name: _double(value) for name, value in {**self.values, **replaced}.items()})
+
+
+def _double(value: Any) -> Any:  # as in Operands
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    return type(value)(map(_double, value)) if isinstance(value, list | tuple) else value
+
+
+ErrorRule = Callable[[Operands], Any]
+"""How far each element of an operator's result may be off, given how far its operands may: a float64 tensor."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The smallest useful call of an operator.
+
+    Where the operator is a row's post-op, its first tensor is the chain's value and a second one gets that value's
+    shape; of the sample only the constants count. Likewise where a row's operand absorbs it.
+
+    Args:
+        tensors: shape of each tensor operand by its name in the schema, in order; a tuple of shapes for a list.
+        constants: the other arguments, by name; those left out have the schema's defaults.
+        name: tells it from other samples of the operator in the name of a case.
+        error: how the operator passes on errors, where core does not know it.
+    """
+
+    tensors: Mapping[str, Shape | tuple[Shape, ...] | Integers]
+    constants: Mapping[str, Any] = field(default_factory=dict)  # whatever an operator takes
+    name: str = ""
+    error: ErrorRule | None = None
+
+
+Samples = Mapping[OpOverload, Sample | Sequence[Sample]]
+"""Samples by operator. A vendor's stand before core's."""
+
+
+def _conv(rank: int) -> tuple[Sample, ...]:
+    """A plain convolution, and a grouped, strided one without bias."""
+    image = (2, 4, *(6,) * rank)
+    plain = {"input": image, "weight": (4, 4, *(3,) * rank), "bias": (4,)}
+    grouped = {"input": image, "weight": (8, 1, *(3,) * rank)}
+    geometry = {"stride": [2] * rank, "padding": [1] * rank, "groups": 4}
+    return Sample(plain, {"padding": [1] * rank}), Sample(grouped, geometry, name="depthwise, strided, no bias")
+
+
+def _transposed(rank: int) -> Sample:
+    tensors = {"input": (2, 4, *(4,) * rank), "weight": (4, 3, *(3,) * rank), "bias": (3,)}
+    return Sample(tensors, {"stride": [2] * rank})
+
+
+def _unary(*shape: int, **constants: Any) -> Sample:  # as in Sample
+    return Sample({"self": shape}, constants)
+
+
+_IMAGE = (2, 4, 6, 6)
+_TWO = Sample({"self": _IMAGE, "other": _IMAGE})
+_PLAIN_UNARY = (
+    *(aten.relu, aten.relu6, aten.gelu, aten.silu, aten.mish, aten.hardswish, aten.hardsigmoid, aten.leaky_relu),
+    *(aten.elu, aten.sigmoid, aten.tanh, aten.abs, aten.neg, aten.contiguous, aten.clone),
+)
+
+SAMPLES: Samples = MappingProxyType(
+    {
+        **{packet.default: _unary(*_IMAGE) for packet in _PLAIN_UNARY},
+        **{getattr(aten, f"conv{rank}d").default: _conv(rank) for rank in (1, 2, 3)},
+        aten.conv_transpose1d.default: _transposed(1),
+        aten.conv_transpose2d.input: _transposed(2),
+        aten.conv_transpose3d.input: _transposed(3),
+        aten.linear.default: (
+            Sample({"input": (5, 8), "weight": (6, 8), "bias": (6,)}),
+            Sample({"input": (2, 3, 8), "weight": (6, 8)}, name="rank 3, no bias"),
+        ),
+        aten.matmul.default: Sample({"self": (2, 3, 4), "other": (2, 4, 5)}),
+        aten.bmm.default: Sample({"self": (2, 3, 4), "mat2": (2, 4, 5)}),
+        aten.embedding.default: Sample({"weight": (10, 4), "indices": Integers((2, 3), below=10)}),
+        aten.add.Tensor: _TWO,
+        aten.sub.Tensor: _TWO,
+        aten.mul.Tensor: _TWO,
+        aten.maximum.default: _TWO,
+        aten.minimum.default: _TWO,
+        aten.hardtanh.default: _unary(*_IMAGE, min_val=-0.5, max_val=1.0),
+        aten.clamp.default: _unary(*_IMAGE, min=-0.5, max=1.0),
+        aten.max_pool2d.default: _unary(*_IMAGE, kernel_size=[3, 3], stride=[2, 2], padding=[1, 1]),
+        aten.avg_pool2d.default: _unary(*_IMAGE, kernel_size=[2, 2]),
+        aten.adaptive_avg_pool2d.default: _unary(*_IMAGE, output_size=[1, 1]),
+        aten.mean.dim: _unary(*_IMAGE, dim=[2, 3], keepdim=True),
+        aten.mean.default: _unary(*_IMAGE),
+        aten.cat.default: Sample({"tensors": (_IMAGE, _IMAGE)}, {"dim": 1}),
+        aten.pad.default: _unary(*_IMAGE, pad=[1, 2, 1, 0]),
+        aten.view.default: _unary(2, 4, 6, size=[2, 24]),
+        aten.reshape.default: _unary(2, 4, 6, shape=[2, 24]),
+        aten.flatten.using_ints: _unary(*_IMAGE, start_dim=1),
+        aten.unflatten.int: _unary(2, 4, 6, dim=1, sizes=[2, 2]),
+        aten.permute.default: _unary(*_IMAGE, dims=[0, 2, 3, 1]),
+        aten.transpose.int: _unary(2, 3, 4, dim0=1, dim1=2),
+        aten.squeeze.default: _unary(2, 1, 4),
+        aten.squeeze.dim: _unary(2, 1, 4, dim=1),
+        aten.squeeze.dims: _unary(2, 1, 4, dim=[1]),
+        aten.unsqueeze.default: _unary(2, 3, 4, dim=-1),
+        aten.expand.default: _unary(2, 1, 4, size=[2, 3, 4]),
+        aten.slice.Tensor: _unary(*_IMAGE, dim=1, start=1, end=3),
+        aten.select.int: _unary(2, 3, 4, dim=1, index=1),
+    }
+)
+"""Core's samples: the operators that most devices run."""
+
+
+def merge_samples(own: Samples | None) -> Mapping[OpOverload, tuple[Sample, ...]]:
+    """Core's samples under a vendor's."""
+    merged = {**SAMPLES, **(own if own is not None else {})}
+    return {operator: (found,) if isinstance(found, Sample) else tuple(found) for operator, found in merged.items()}

@@ -1,0 +1,192 @@
+"""Runs a converted graph and bounds, element by element, how far its values may be from those of another program."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
+
+from qspec_core import ops
+from qspec_core._torch import OpOverload, schema_of
+from qspec_core.lowering import Quantized, quantized_value
+from qspec_core.patterns import called_operator
+from qspec_core.testing._errors import ConformanceError
+from qspec_core.testing._samples import ErrorRule, Operands
+
+__all__ = ["Other", "Range", "Walk", "walk"]
+
+
+class Other(Enum):
+    """Which program the graph is compared with.
+
+    A quantize with step s whose input may be off by e, and lies d outside of the representable range, gives:
+
+    - against the float program, e + d + s / 2: the input is off by e, clamping adds d, rounding half a step;
+    - against the lowered program, which quantizes too, s (floor(e / s) + 1): two inputs e apart are rounded to integers
+      at most that many apart, the last of them where the two lie on different sides of a rounding boundary.
+
+    A weight that is stored as integers is off by s / 2 in the first case, and the same in the second.
+    """
+
+    FLOAT = "float"
+    LOWERED = "lowered"
+
+
+@dataclass
+class Range:
+    """What one set of static parameters had to hold.
+
+    Args:
+        low: smallest value that came.
+        high: largest value that came.
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One run of a converted graph.
+
+    Args:
+        output: the result.
+        bound: how far each element may be off, in float64.
+        step: step of the result if it is a dequantized tensor, else None.
+        ranges: what came to the quantizes, by their parameters: scale, zero point, smallest and largest integer.
+    """
+
+    output: Tensor
+    bound: Tensor
+    step: float | None
+    ranges: Mapping[tuple[float, int, int, int], Range] = field(default_factory=dict)
+
+
+def walk(module: GraphModule, inputs: tuple[Tensor, ...], rules: Mapping[OpOverload, ErrorRule], other: Other) -> Walk:
+    """Run a converted graph with one tensor as its result, carrying a bound of the error along.
+
+    Args:
+        module: from `convert_pt2e`.
+        inputs: its arguments.
+        rules: how operators pass on errors.
+        other: what it is compared with.
+    Raises: ConformanceError: an operator has no rule, or the graph gives no single tensor.
+    Cost: two to three times a run, in float64 on top.
+    """
+    run = _Run(module, rules, other)
+    with torch.no_grad():
+        result = run.run(*inputs)
+    (last,) = module.graph.output_node().all_input_nodes or (None,)
+    value = result[0] if isinstance(result, tuple | list) and len(result) == 1 else result
+    if last is None or not isinstance(value, Tensor):
+        raise ConformanceError("a case gives one tensor", found=type(result).__name__, remedy="report this to qspec")
+    quantized = quantized_value(last) if ops.is_dequantize(last) else None
+    step = quantized.scale if quantized is not None and isinstance(quantized.scale, float) else None
+    return Walk(value, run.errors[last], step, run.ranges)
+
+
+class _Run(Interpreter):
+    """Keeps for each node the bound of its value: a tensor, a list of such, or None where errors have no meaning."""
+
+    def __init__(self, module: GraphModule, rules: Mapping[OpOverload, ErrorRule], other: Other) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.errors: dict[Node, Any] = {}  # as above
+        self.ranges: dict[tuple[float, int, int, int], Range] = {}
+        self._rules = rules
+        self._other = other
+
+    def run_node(self, n: Node) -> Any:  # whatever a node gives
+        value = super().run_node(n)
+        self.errors[n] = self._error(n, value)
+        return value
+
+    def _error(self, node: Node, value: Any) -> Any:  # as in run_node
+        found = quantized_value(node)
+        if found is not None:
+            return self._of_quantize(found, node) if ops.is_quantize(node) else self._of_dequantize(found)
+        if node.op == "call_function" and node.target is operator.getitem:
+            source = self.errors[node.all_input_nodes[0]]
+            return None if source is None else source[node.args[1]]
+        called = called_operator(node)
+        if node.op in ("placeholder", "get_attr"):  # inputs and constants are exact
+            return torch.zeros_like(value, dtype=torch.float64) if _is_float(value) else None
+        if called is None or called.namespace == ops.QUANTIZE.namespace or not _is_float(value):
+            return None
+        return self._of_call(called, node)
+
+    def _of_call(self, called: OpOverload, node: Node) -> Any:  # as in run_node
+        rule = self._rules.get(called)
+        if rule is None:
+            raise ConformanceError(
+                f"there is no rule of how {called} passes on errors",
+                where=node,
+                found=called,
+                remedy=f"pass samples={{{called}: Sample(..., error=<rule>)}} to conformance_cases",
+            )
+        values, errors = _bound_arguments(called, node, self.env), _bound_arguments(called, node, self.errors)
+        return rule(Operands(called, values, {name: e for name, e in errors.items() if _is_error(e)}))
+
+    def _of_quantize(self, found: Quantized, node: Node) -> Tensor:
+        source = node.args[0]
+        if not isinstance(source, Node):
+            raise ConformanceError("a quantize reads a constant", where=node, remedy="fold it when converting")
+        value, error = self.env[source].double(), self.errors[source]
+        scale, zero = (_along(self._value(item), found.ch_axis, value) for item in (found.scale, found.zero_point))
+        low, high = (found.quant_min - zero) * scale, (found.quant_max - zero) * scale
+        if isinstance(found.scale, float) and isinstance(found.zero_point, int):
+            key = (found.scale, found.zero_point, found.quant_min, found.quant_max)
+            seen = self.ranges.setdefault(key, Range())
+            seen.low, seen.high = min(seen.low, value.min().item()), max(seen.high, value.max().item())
+        if self._other is Other.LOWERED:
+            result: Tensor = scale * (torch.floor(error / scale) + 1)
+            return result
+        outside = torch.clamp(torch.maximum(low - value, value - high), min=0.0)
+        result = error + outside + scale / 2
+        return result
+
+    def _of_dequantize(self, found: Quantized) -> Tensor:
+        error = self.errors[found.integers]
+        if isinstance(error, Tensor):
+            return error
+        integers = self.env[found.integers]
+        if self._other is Other.LOWERED:
+            return torch.zeros_like(integers, dtype=torch.float64)
+        scale = _along(self._value(found.scale), found.ch_axis, integers)
+        return (scale / 2).expand(integers.shape).clone()
+
+    def _value(self, item: Any) -> Any:  # a number or a node
+        return self.env[item] if isinstance(item, Node) else 0 if item is None else item
+
+
+def _along(value: Any, axis: int | None, like: Tensor) -> Tensor:
+    """A number or tensor of parameters, in float64, shaped to broadcast against `like`."""
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    if axis is None:
+        return tensor.reshape(())
+    return tensor.reshape([-1 if dim == axis % like.dim() else 1 for dim in range(like.dim())])
+
+
+def _is_float(value: object) -> bool:
+    first = value[0] if isinstance(value, tuple | list) and value else value
+    return isinstance(first, Tensor) and first.is_floating_point()
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value))
+
+
+def _bound_arguments(called: OpOverload, node: Node, table: Mapping[Node, Any]) -> dict[str, Any]:
+    """Arguments of a call by name, each node replaced by what the table holds for it."""
+
+    def looked_up(item: Node) -> Any:  # as in the table
+        return table[item]
+
+    schema = schema_of(called).arguments
+    given = dict(zip((argument.name for argument in schema), map_arg(node.args, looked_up), strict=False))
+    given |= map_arg(dict(node.kwargs), looked_up)
+    return {a.name: given.get(a.name, a.default_value) for a in schema}

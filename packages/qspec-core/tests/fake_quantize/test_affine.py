@@ -1,0 +1,112 @@
+"""Fake-quantize of blocks against the converted operators and plain arithmetic."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from qspec_core import ops
+from qspec_core.errors import SpecError
+from qspec_core.fake_quantize import (
+    AffineFakeQuantize,
+    default_affine_fake_quant,
+    default_affine_per_axis_fake_quant,
+    default_groupwise_fake_quant,
+)
+from qspec_core.observers import (
+    AffineQuantizedMinMaxObserver,
+    AffineQuantizedPlaceholderObserver,
+    MappingType,
+    MinMaxObserver,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerTensor,
+)
+
+
+def test_default_groupwise_equals_its_operators() -> None:
+    x = torch.randn(3, 256)
+    module = default_groupwise_fake_quant()
+    found = module(x)
+    scale = x.reshape(3, 2, 128).abs().amax(2) / 127.5
+    zeros = torch.zeros(3, 2, dtype=torch.int32)
+    integers = ops.QUANTIZE_PER_GROUP(x, scale, zeros, -128, 127, torch.int8, 128)
+    expected = ops.DEQUANTIZE_PER_GROUP(integers, scale, zeros, -128, 127, torch.int8, 128, torch.float32)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert not torch.equal(found, x)
+
+
+def test_default_per_axis_and_per_tensor_equal_torch() -> None:
+    x = torch.randn(3, 40)
+    channels = default_affine_per_axis_fake_quant()(x)
+    scale = x.abs().amax(1) / 127.5
+    zeros = torch.zeros(3, dtype=torch.int32)
+    expected = torch.fake_quantize_per_channel_affine(x, scale, zeros, 0, -128, 127)
+    torch.testing.assert_close(channels, expected, rtol=1e-6, atol=0)
+    scale = (x.max() - x.min()) / 255
+    zero_point = int(-torch.round(x.min() / scale))
+    expected = torch.fake_quantize_per_tensor_affine(x, scale.item(), zero_point, 0, 255)
+    torch.testing.assert_close(default_affine_fake_quant()(x), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerAxis(0), PerGroup(2), PerBlock((2, 4))], ids=str)
+def test_gradient_passes_within_the_range_alone(granularity: object) -> None:
+    module = AffineFakeQuantize(mapping_type=MappingType.SYMMETRIC, target_dtype=torch.int8, granularity=granularity)
+    module(torch.ones(4, 8))
+    module.disable_observer()
+    x = torch.full((4, 8), 0.5)
+    x[1, 3] = 5.0
+    x.requires_grad_()
+    module(x).sum().backward()
+    expected = torch.ones(4, 8)
+    expected[1, 3] = 0.0
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_switches() -> None:
+    module = default_affine_fake_quant()
+    x = torch.randn(50)
+    module.disable_fake_quant()
+    assert module(x) is x
+    assert module.has_observed
+    module.enable_fake_quant()
+    module.disable_observer()
+    before = module.calculate_qparams()
+    module(x * 100)
+    assert module.calculate_qparams() == before
+    fresh = default_affine_fake_quant()
+    fresh.disable_observer()
+    assert fresh(x) is x  # no range yet
+
+
+def test_half_precision_stays() -> None:
+    x = torch.randn(4, 8, dtype=torch.bfloat16)
+    found = default_affine_per_axis_fake_quant()(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, x, rtol=0.02, atol=0.05)
+
+
+def plain(**keywords: object) -> MinMaxObserver:
+    return MinMaxObserver()
+
+
+@pytest.mark.parametrize("observer", [plain, AffineQuantizedPlaceholderObserver])
+def test_other_observers_are_refused(observer: Callable[..., object]) -> None:
+    with pytest.raises(SpecError, match="affine observer"):
+        AffineFakeQuantize(
+            observer, mapping_type=MappingType.SYMMETRIC, target_dtype=torch.int8, granularity=PerTensor()
+        )
+
+
+def test_state_round_trip() -> None:
+    module = default_groupwise_fake_quant()
+    module(torch.randn(2, 256))
+    copy = AffineFakeQuantize(
+        AffineQuantizedMinMaxObserver,
+        mapping_type=MappingType.SYMMETRIC,
+        target_dtype=torch.int8,
+        granularity=PerGroup(128),
+    )
+    copy.load_state_dict(module.state_dict())
+    assert torch.equal(copy.calculate_qparams()[0], module.calculate_qparams()[0])

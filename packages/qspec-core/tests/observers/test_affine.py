@@ -1,0 +1,249 @@
+"""Affine observers against NumPy that loops over the blocks; granularities against a written table."""
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from qspec_core.errors import CalibrationError, SpecError
+from qspec_core.observers import (
+    AffineQuantizedMinMaxObserver,
+    AffineQuantizedMovingAverageMinMaxObserver,
+    AffineQuantizedPlaceholderObserver,
+    Granularity,
+    MappingType,
+    ObserverNeverRanWarning,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerRow,
+    PerTensor,
+    PerToken,
+    TorchAODType,
+    ZeroPointDomain,
+    get_block_size,
+)
+
+GRANULARITIES: list[tuple[Granularity, tuple[int, ...], tuple[int, ...]]] = [
+    (PerTensor(), (2, 4, 6), (2, 4, 6)),
+    (PerAxis(0), (2, 4, 6), (1, 4, 6)),
+    (PerAxis(-1), (2, 4, 6), (2, 4, 1)),
+    (PerGroup(3), (2, 4, 6), (1, 1, 3)),
+    (PerRow(), (2, 4, 6), (1, 1, 6)),
+    (PerRow(1), (2, 4, 6), (1, 4, 1)),
+    (PerToken(), (2, 4, 6), (1, 1, 6)),
+    (PerBlock((1, 2, 3)), (2, 4, 6), (1, 2, 3)),
+    (PerGroup(2), (4, 6), (1, 2)),
+    (PerBlock((2, 3)), (4, 6), (2, 3)),
+    (PerToken(), (6,), (6,)),
+]
+MAPPINGS = list(MappingType)
+
+
+@pytest.mark.parametrize(("granularity", "shape", "block"), GRANULARITIES)
+def test_block_sizes(granularity: Granularity, shape: tuple[int, ...], block: tuple[int, ...]) -> None:
+    assert get_block_size(shape, granularity) == block
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shape"),
+    [
+        (PerAxis(2), (4, 6)),
+        (PerAxis(-3), (4, 6)),
+        (PerRow(2), (4, 6)),
+        (PerGroup(4), (4, 6)),
+        (PerGroup(0), (4, 6)),
+        (PerGroup(1), ()),
+        (PerToken(), ()),
+        (PerBlock((2,)), (4, 6)),
+        (PerBlock((3, 3)), (4, 6)),
+        (PerBlock((0, 3)), (4, 6)),
+    ],
+)
+def test_granularities_that_do_not_fit(granularity: Granularity, shape: tuple[int, ...]) -> None:
+    with pytest.raises(SpecError, match="shape") as caught:
+        get_block_size(shape, granularity)
+    assert str(granularity) in str(caught.value.found)
+
+
+def blocks_of(x: np.ndarray, block: tuple[int, ...]) -> list[np.ndarray]:
+    """The blocks of a tensor, the last dimension's index running fastest."""
+    steps = [range(0, size, part) for size, part in zip(x.shape, block, strict=True)]
+    corners = itertools.product(*steps)
+    return [x[tuple(slice(i, i + part) for i, part in zip(corner, block, strict=True))] for corner in corners]
+
+
+def reference(low: float, high: float, mapping: MappingType, quant_min: int, quant_max: int) -> tuple[float, int]:
+    low, high = min(low, 0.0), max(high, 0.0)
+    if mapping is MappingType.ASYMMETRIC:
+        scale = (high - low) / (quant_max - quant_min)
+        return scale, int(np.clip(quant_min - np.rint(low / scale), quant_min, quant_max))
+    middle = 0 if quant_min < 0 else (quant_min + quant_max + 1) // 2
+    if mapping is MappingType.SYMMETRIC_NO_CLIPPING_ERR and quant_min < 0:
+        return max(low / quant_min, high / quant_max), 0
+    return max(-low, high) / ((quant_max - quant_min) / 2), middle
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize(("granularity", "shape", "block"), GRANULARITIES)
+@pytest.mark.parametrize(("dtype", "quant_min", "quant_max"), [(torch.int8, -128, 127), (torch.uint4, 0, 15)])
+def test_parameters_of_each_block(
+    mapping: MappingType,
+    granularity: Granularity,
+    shape: tuple[int, ...],
+    block: tuple[int, ...],
+    dtype: torch.dtype,
+    quant_min: int,
+    quant_max: int,
+) -> None:
+    observer = AffineQuantizedMinMaxObserver(mapping, dtype, granularity)
+    batches = [torch.randn(shape) - 0.5, torch.randn(shape) * 2]
+    for batch in batches:
+        assert observer(batch) is batch
+    observer(torch.empty(0))
+    both = [blocks_of(batch.double().numpy(), block) for batch in batches]
+    expected = [
+        reference(min(a.min(), b.min()), max(a.max(), b.max()), mapping, quant_min, quant_max)
+        for a, b in zip(*both, strict=True)
+    ]
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.dtype == torch.float32
+    assert zero_point.dtype == torch.int32
+    grid = [n // b for n, b in zip(shape, block, strict=True) if n != b]
+    assert list(scale.shape) == list(zero_point.shape) == grid
+    np.testing.assert_allclose(scale.reshape(-1).numpy(), [scale for scale, _ in expected], rtol=1e-6)
+    assert zero_point.reshape(-1).tolist() == [zero_point for _, zero_point in expected]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept", "limits"),
+    [
+        (torch.int8, torch.int8, (-128, 127)),
+        (torch.uint8, torch.uint8, (0, 255)),
+        (torch.int4, torch.int8, (-8, 7)),
+        (torch.uint2, torch.uint8, (0, 3)),
+        (TorchAODType.INT1, torch.int8, (-1, 0)),
+        (TorchAODType.INT4, torch.int8, (-8, 7)),
+        (TorchAODType.INT7, torch.int8, (-64, 63)),
+        (torch.int16, torch.int16, (-(2**15), 2**15 - 1)),
+    ],
+)
+def test_ranges(dtype: torch.dtype | TorchAODType, kept: torch.dtype, limits: tuple[int, int]) -> None:
+    observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, dtype, PerTensor())
+    assert (observer.dtype, observer.quant_min, observer.quant_max) == (kept, *limits)
+    custom = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, dtype, PerTensor(), quant_min=-1 if limits[0] else 0)
+    assert (custom.quant_min, custom.quant_max) == (-1 if limits[0] else 0, limits[1])
+
+
+def test_moving_average() -> None:
+    observer = AffineQuantizedMovingAverageMinMaxObserver(
+        MappingType.ASYMMETRIC, torch.uint8, PerAxis(0), averaging_constant=0.25
+    )
+    batches = [torch.randn(3, 5) for _ in range(3)]
+    low, high = batches[0].amin(1), batches[0].amax(1)
+    for batch in batches[1:]:
+        low, high = low + 0.25 * (batch.amin(1) - low), high + 0.25 * (batch.amax(1) - high)
+    for batch in batches:
+        observer(batch)
+    assert torch.equal(observer.min_val, low)
+    assert torch.equal(observer.max_val, high)
+
+
+def test_a_dynamic_average_is_of_the_newest_input_alone() -> None:
+    observer = AffineQuantizedMovingAverageMinMaxObserver(
+        MappingType.ASYMMETRIC, torch.int8, PerToken(), averaging_constant=1, is_dynamic=True
+    )
+    observer(torch.randn(4, 5) * 100)
+    x = torch.randn(2, 5)
+    observer(x)
+    assert torch.equal(observer.max_val, x.amax(1))
+    with pytest.raises(SpecError, match="dynamic"):
+        AffineQuantizedMovingAverageMinMaxObserver(MappingType.ASYMMETRIC, torch.int8, PerToken(), is_dynamic=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float8_e4m3fn, {}),
+        (torch.uint8, {"zero_point_domain": ZeroPointDomain.FLOAT}),
+        (torch.uint8, {"preserve_zero": False}),
+        (torch.int8, {"zero_point_domain": ZeroPointDomain.NONE}),
+        (torch.int8, {"quant_min": 1}),
+    ],
+)
+def test_schemes_that_are_not_served(dtype: torch.dtype, options: dict[str, object]) -> None:
+    with pytest.raises(SpecError):
+        AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, dtype, PerTensor(), **options)  # type: ignore[arg-type]  # keywords
+
+
+def test_without_zero_point_0_stands_for_0() -> None:
+    observer = AffineQuantizedMinMaxObserver(
+        MappingType.SYMMETRIC, torch.int8, PerTensor(), zero_point_domain=ZeroPointDomain.NONE
+    )
+    observer(torch.tensor([1.0, 3.0]))
+    assert observer.calculate_qparams()[1].item() == 0
+
+
+def test_dtypes_and_floor_of_the_parameters() -> None:
+    observer = AffineQuantizedMinMaxObserver(
+        MappingType.SYMMETRIC,
+        torch.int8,
+        PerAxis(0),
+        eps=0.5,
+        scale_dtype=torch.float64,
+        zero_point_dtype=torch.int64,
+    )
+    observer(torch.ones(2, 3))
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.dtype == torch.float64
+    assert zero_point.dtype == torch.int64
+    assert scale.tolist() == [0.5, 0.5]
+
+
+def test_other_blocks_than_before() -> None:
+    observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerGroup(2))
+    observer(torch.ones(2, 4))
+    with pytest.raises(CalibrationError, match="blocks") as caught:
+        observer(torch.ones(2, 6))
+    assert "(2, 2)" in str(caught.value.expected)
+    assert observer.min_val.shape == (2, 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite(value: float) -> None:
+    observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerAxis(0))
+    with pytest.raises(CalibrationError, match="not finite"):
+        observer(torch.tensor([[1.0, value]]))
+    assert not observer.has_observed
+
+
+def test_never_ran() -> None:
+    observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerAxis(0))
+    with pytest.warns(ObserverNeverRanWarning):
+        scale, zero_point = observer.calculate_qparams()
+    assert (scale.item(), zero_point.item()) == (1.0, 0)
+
+
+def test_state_and_reset() -> None:
+    def build() -> AffineQuantizedMinMaxObserver:
+        return AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerGroup(2))
+
+    observer, copy = build(), build()
+    observer(torch.randn(3, 4))
+    copy.load_state_dict(observer.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(copy.calculate_qparams()[0], observer.calculate_qparams()[0])
+    copy.reset_min_max_vals()
+    assert not copy.has_observed
+    copy(torch.randn(3, 8))  # other blocks are welcome again
+
+
+def test_placeholder_hands_on() -> None:
+    observer = AffineQuantizedPlaceholderObserver(MappingType.ASYMMETRIC, torch.int8, PerToken(), is_dynamic=True)
+    x: Tensor = torch.full((2,), math.nan)
+    assert observer(x) is x
