@@ -73,6 +73,7 @@ def qspec_vnni(setting: Setting) -> Built:
 
 def torchao_x86(setting: Setting) -> Built:
     """torchao's quantizer, lowering and torch.compile, with the range that this CPU needs."""
+    from torch._inductor import config as inductor
     from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -86,4 +87,5 @@ def torchao_x86(setting: Setting) -> Built:
         converted = convert_pt2e(prepared)
         layers = "{} of {}".format(*count_layers(converted))
         lowered = lower_pt2e_quantized_to_x86(converted, setting.example)
-        return Built(torch.compile(lowered, options={"freezing": True}), layers)
+    inductor.freezing = True  # for the process, as its tutorial does: an option of torch.compile is not enough
+    return Built(torch.compile(lowered), layers)

@@ -25,7 +25,7 @@ def exported(name: str) -> tuple[torch.export.ExportedProgram, tuple[Tensor, ...
     if kind == "chain":
         model, inputs = nn.Sequential(*_chain(int(layers))), (torch.randn(4, WIDTH),)
     elif kind == "mobilenet_v2":
-        model = mobilenet_v2()
+        model = settled(mobilenet_v2())
     else:
         from examples.pictures import calibration_crops, lite0
 
@@ -59,6 +59,14 @@ class InvertedResidual(nn.Module):
         """(n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
         found: Tensor = self.body(x)
         return x + found if self.residual else found
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """Let the batch norms of a random model see data first: with fresh statistics activations fade out with depth."""
+    with torch.no_grad():
+        for _ in range(8):
+            model.train()(torch.randn(4, 3, 224, 224))
+    return model
 
 
 def mobilenet_v2() -> nn.Module:

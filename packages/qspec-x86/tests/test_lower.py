@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import TableQuantizer, convert_pt2e, coverage, prepare_pt2e
+from qspec_core import GraphError, TableQuantizer, convert_pt2e, coverage, prepare_pt2e
 from qspec_x86 import (
     LOWERING_KEY,
     TABLE,
@@ -152,11 +152,11 @@ def test_float_only_operators_say_why(example: Tensor) -> None:
 
 
 @pytest.mark.parametrize("lower", [lower_eager, lower_portable])
-def test_graphs_without_integers_pass_through(lower: Callable[..., GraphModule], example: Tensor) -> None:
+def test_what_is_not_converted_is_refused(lower: Callable[..., GraphModule], example: Tensor) -> None:
     model = Standalone().eval()
     exported = torch.export.export(model, (example,)).module()
     assert isinstance(exported, GraphModule)
-    lowered = lower(exported)
-    assert lowered.meta[LOWERING_KEY].lowered == {}
-    with torch.no_grad():
-        torch.testing.assert_close(lowered(example), model(example))
+    prepared = prepare_pt2e(exported, default_quantizer())
+    for module, problem in ((model, "takes an exported graph"), (exported, "not quantized"), (prepared, "are live")):
+        with pytest.raises(GraphError, match=problem):
+            lower(module)

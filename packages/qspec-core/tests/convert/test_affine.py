@@ -28,6 +28,7 @@ from qspec_core.observers import (
     get_block_size,
 )
 
+INT4 = torch.int4  # type: ignore[attr-defined]  # torch's stubs leave it out
 STATIC: list[tuple[Granularity, object]] = [
     (PerTensor(), ops.DEQUANTIZE),
     (PerAxis(0), ops.DEQUANTIZE_PER_CHANNEL),
@@ -79,7 +80,7 @@ def test_weights(granularity: Granularity, dequantize: object, mapping: MappingT
     model, x = nn.Linear(12, 6), torch.randn(3, 12)
     options = {"observer": AffineQuantizedMinMaxObserver} if wrapped else {}
     kind = AffineFakeQuantize if wrapped else AffineQuantizedMinMaxObserver
-    weight = spec(kind, mapping, torch.int4, granularity, **options)
+    weight = spec(kind, mapping, INT4, granularity, **options)
     module = prepared(model, QuantizationConfig(None, None, weight, None), x)
     module(x)
     converted = convert_pt2e(module, fold_quantize=fold)

@@ -1,6 +1,7 @@
 """Fake-quantize of blocks against the converted operators and plain arithmetic."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_gradient_passes_within_the_range_alone(granularity: object) -> None:
 
 
 def test_switches() -> None:
-    module = default_affine_fake_quant()
+    module: Any = default_affine_fake_quant()  # a constructor with arguments promises any module
     x = torch.randn(50)
     module.disable_fake_quant()
     assert module(x) is x
@@ -75,7 +76,7 @@ def test_switches() -> None:
     before = module.calculate_qparams()
     module(x * 100)
     assert module.calculate_qparams() == before
-    fresh = default_affine_fake_quant()
+    fresh: Any = default_affine_fake_quant()
     fresh.disable_observer()
     assert fresh(x) is x  # no range yet
 
@@ -100,7 +101,7 @@ def test_other_observers_are_refused(observer: Callable[..., object]) -> None:
 
 
 def test_state_round_trip() -> None:
-    module = default_groupwise_fake_quant()
+    module: Any = default_groupwise_fake_quant()
     module(torch.randn(2, 256))
     copy = AffineFakeQuantize(
         AffineQuantizedMinMaxObserver,

@@ -28,6 +28,7 @@ from qspec_core.observers import (
     get_block_size,
 )
 
+UINT4, INT4, UINT2 = torch.uint4, torch.int4, torch.uint2  # type: ignore[attr-defined]  # torch's stubs leave them out
 GRANULARITIES: list[tuple[Granularity, tuple[int, ...], tuple[int, ...]]] = [
     (PerTensor(), (2, 4, 6), (2, 4, 6)),
     (PerAxis(0), (2, 4, 6), (1, 4, 6)),
@@ -90,7 +91,7 @@ def reference(low: float, high: float, mapping: MappingType, quant_min: int, qua
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize(("granularity", "shape", "block"), GRANULARITIES)
-@pytest.mark.parametrize(("dtype", "quant_min", "quant_max"), [(torch.int8, -128, 127), (torch.uint4, 0, 15)])
+@pytest.mark.parametrize(("dtype", "quant_min", "quant_max"), [(torch.int8, -128, 127), (UINT4, 0, 15)])
 def test_parameters_of_each_block(
     mapping: MappingType,
     granularity: Granularity,
@@ -124,8 +125,8 @@ def test_parameters_of_each_block(
     [
         (torch.int8, torch.int8, (-128, 127)),
         (torch.uint8, torch.uint8, (0, 255)),
-        (torch.int4, torch.int8, (-8, 7)),
-        (torch.uint2, torch.uint8, (0, 3)),
+        (INT4, torch.int8, (-8, 7)),
+        (UINT2, torch.uint8, (0, 3)),
         (TorchAODType.INT1, torch.int8, (-1, 0)),
         (TorchAODType.INT4, torch.int8, (-8, 7)),
         (TorchAODType.INT7, torch.int8, (-64, 63)),

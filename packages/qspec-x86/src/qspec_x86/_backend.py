@@ -11,7 +11,7 @@ from qspec_core.errors import LoweringError
 from qspec_core.patterns import Mode
 from qspec_x86._aoti import compile_module, has_compiler, package
 from qspec_x86._config import minmax_config
-from qspec_x86._lower import lower_eager
+from qspec_x86._lower import lower_eager, require_converted
 from qspec_x86._quantizer import X86InductorQuantizer
 from qspec_x86._rows import TABLE
 from qspec_x86._target import TARGETS, resolve_target
@@ -46,10 +46,13 @@ def lower(
         example_inputs: positional arguments of one call.
         target: class of the deployment CPU: "any", "vnni" or "native".
     Returns: a module; inputs that it was not made for give an error.
-    Raises: BackendError: there is no such target.
+    Raises:
+        BackendError: there is no such target.
+        GraphError: the module is not from `convert_pt2e`.
     Warns: NotCompiledWarning: the graph runs in the eager form, and why.
     """
     resolved = resolve_target(target)
+    require_converted(converted)
     if not has_compiler():
         return _eager(converted, resolved, "there is no C++ compiler")
     try:

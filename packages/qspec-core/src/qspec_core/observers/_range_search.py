@@ -19,7 +19,7 @@ def _linspace(start: float, end: float, steps: int) -> Tensor:
     return torch.linspace(start, end, steps, dtype=torch.float64, device="cpu")
 
 
-def _array(values: Sequence[float]) -> Tensor:
+def _array(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
@@ -53,9 +53,15 @@ _ZERO = _array([0.0])
 
 
 @functools.lru_cache(maxsize=8)
+def _edges(bins: int) -> Tensor:
+    """Edges of the bins, from the first one, float64, (bins + 1,)."""
+    return _linspace(0.0, float(bins), bins + 1)
+
+
+@functools.lru_cache(maxsize=8)
 def _powers(bins: int) -> Tensor:
     """Mean of 1, x and x * x over bin `i`, from `i` to `i + 1`; float64, (3, bins)."""
-    left = _linspace(0.0, float(bins - 1), bins)
+    left = _edges(bins)[:-1]
     return torch.stack((torch.ones_like(left), left + 0.5, left * (left + 1.0) + 1.0 / 3.0))
 
 
@@ -144,7 +150,7 @@ class RangeSearch:
     @staticmethod
     def _clipping(moments: Tensor) -> Tensor:
         """Values below each edge, and squared error of clipping there, from below and from above; (3, edges)."""
-        edge = _linspace(0.0, float(moments.shape[1] - 1), moments.shape[1])
+        edge = _edges(moments.shape[1] - 1)
         table = torch.empty_like(moments)
         table[0] = moments[0]
         below = torch.mul(edge, moments[0], out=table[1])
@@ -158,13 +164,18 @@ class RangeSearch:
         """Sums of 1 and x * x over the values within k bins of 0, for as many k as half a step of the widest range;
         then what each gains from k to k + 1. (4, reach)
         """
-        reach = torch.arange(int((self.high - self.low) * _WIDEST / self._steps / 2) + 3, device="cpu")
-        outer = torch.cat((reach, -reach)).sub_(self.first).clamp_(0, self._last)
-        count, total, square = moments.index_select(1, outer)
-        square += self.first * (2.0 * total + self.first * count)  # x from the first edge to x from 0
-        outermost = torch.stack((count, square))
-        inner = outermost[:, : reach.numel()] - outermost[:, reach.numel() :]
-        return torch.cat((inner[:, :-1], torch.diff(inner)))
+        reach, zero = int((self.high - self.low) * _WIDEST / self._steps / 2) + 3, -self.first
+        start, end = max(zero - reach, 0), min(zero + reach, self._last)
+        # In plain numbers: with 8 bits there are a handful of them.
+        rows = moments[:, start : end + 1].tolist()
+        number, square = [], []
+        for k in range(reach):
+            outer, inner = min(zero + k, end) - start, max(zero - k, start) - start
+            count, total, squares = (row[outer] - row[inner] for row in rows)
+            number.append(count)
+            square.append(squares - zero * (2.0 * total - zero * count))  # x from the first edge to x from 0
+        inner_table = _array([number, square])
+        return torch.cat((inner_table[:, :-1], torch.diff(inner_table)))
 
     def grids(self, low: Tensor, high: Tensor) -> Grids:
         """Grids of the scheme at hand for candidate ranges."""

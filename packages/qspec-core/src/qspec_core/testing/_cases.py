@@ -29,7 +29,7 @@ from qspec_core.testing._general import RefusalCase, TableCase
 from qspec_core.testing._probe import Plan, Probe, inputs_of
 from qspec_core.testing._rules import RULES
 from qspec_core.testing._samples import ErrorRule, Sample, Samples, merge_samples
-from qspec_core.testing._walk import Other, walk
+from qspec_core.testing._walk import Other, first_tensor, walk
 
 __all__ = ["Case", "conformance_cases"]
 
@@ -173,7 +173,7 @@ class RowCase:
         check_ranges(runs, self.plan)
         for batch, run in zip(batches, runs, strict=True):
             with torch.no_grad():
-                check_agreement(probe(*batch), run, self.plan)
+                check_agreement(probe(*batch)[0], run, self.plan)
         return converted
 
     def _check_lowered(self, converted: GraphModule, batches: list[tuple[Tensor, ...]], target: str) -> None:
@@ -184,9 +184,8 @@ class RowCase:
             self._check_ran(converted, self.device.ran(lowered))
         for batch in batches:
             with torch.no_grad():
-                found = lowered(*batch)
-            value = found[0] if isinstance(found, tuple | list) and len(found) == 1 else found
-            check_same(value, walk(converted, batch, self.device.rules, Other.LOWERED), self.plan)
+                found = first_tensor(lowered(*batch))
+            check_same(found, walk(converted, batch, self.device.rules, Other.LOWERED), self.plan)
 
     def _check_ran(self, converted: GraphModule, ran: Mapping[str, str]) -> None:
         _, match = tested_match(converted, self.device.backend.table, self.plan)

@@ -151,6 +151,15 @@ def check_weights(converted: GraphModule, table: PatternTable, probe: Probe) -> 
                 expected="a constant tensor of integers behind a dequantize",
                 remedy="give the operand a spec with an integer dtype, and role WEIGHT in the row",
             )
+        axis = next(operand.ch_axis for operand in probe.plan.row.operands if operand.name == name)
+        if quantized.ch_axis not in (None, axis):
+            raise ConformanceError(
+                f"operand {name!r} has a scale for each index of another dimension than the row's",
+                where=match.anchor,
+                found=f"ch_axis={quantized.ch_axis}",
+                expected=f"ch_axis={axis}",
+                remedy="let the spec's ch_axis and the row's agree",
+            )
         low, high = quantized.quant_min, quantized.quant_max
         scale, zero = (
             _parameters(copy, item, quantized.ch_axis, original)

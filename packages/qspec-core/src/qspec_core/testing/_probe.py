@@ -97,7 +97,8 @@ class Anchored(nn.Module):
 
 
 class Probe(nn.Module):
-    """A plan as a module. Its inputs are the anchor's activations, then the second operands of the post-ops.
+    """A plan as a module. Its inputs are the anchor's activations, then the second operands of the post-ops; the first
+    of its outputs is what is compared.
 
     Args:
         plan: what it holds.
@@ -124,6 +125,9 @@ class Probe(nn.Module):
             nn.Identity() if plain or plan.row.flow is Flow.STARTS else integer_layer(table, plan, _shape(shape))
             for shape, plain in zip(self.input_shapes, behind_float, strict=True)
         )
+        # A producer's row may fuse the anchor as its post-op, unless something else reads the producer too: an output.
+        fusing = {chain[0].target for r in table.rows if r.flow is Flow.STARTS for chain in r.chains if chain}
+        self.shows_producers = plan.row.flow is not Flow.STARTS and plan.row.anchor in fusing
         self.reader = integer_layer(table, plan, tuple(result.shape)) if plan.read else nn.Identity()
         _settle(self.producers, generator)
         _settle(self.reader, generator)
@@ -147,10 +151,10 @@ class Probe(nn.Module):
             result: Tensor = self.tested(activations, others)
         return result
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         values = [producer(value) for producer, value in zip(self.producers, inputs, strict=True)]
         result: Tensor = self.reader(self.tested(*self._grouped(values)))
-        return result
+        return (result, *values) if self.shows_producers else (result,)
 
 
 def integer_layer(table: PatternTable, plan: Plan, shape: tuple[int, ...]) -> nn.Module:

@@ -64,7 +64,7 @@ def _extremum(call: Operands) -> Tensor:
 def _bilinear(call: Operands, *, first: str, second: str) -> Tensor:
     """Linear in `first` and in `second`; an operand `bias` is added."""
     size_a, size_b = (_size(call.values[name]) for name in (first, second))
-    error_a, error_b = (_or_zero(call.errors.get(name), size_a) for name in (first, second))
+    error_a, error_b = (_or_zero(call.errors.get(n), size) for n, size in ((first, size_a), (second, size_b)))
     has_bias = call.values.get("bias") is not None
     none = {"bias": None} if "bias" in call.values else {}
     own = {"bias": call.errors["bias"]} if has_bias else none
@@ -78,7 +78,7 @@ def _size(value: Tensor | float) -> Tensor:
 
 
 def _or_zero(error: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros((), dtype=like.dtype) if error is None else error
+    return torch.zeros_like(like) if error is None else error
 
 
 _MOVES: tuple[OpOverload, ...] = (

@@ -18,7 +18,7 @@ from qspec_core.patterns import called_operator
 from qspec_core.testing._errors import ConformanceError
 from qspec_core.testing._samples import ErrorRule, Operands
 
-__all__ = ["Other", "Range", "Walk", "walk"]
+__all__ = ["Other", "Range", "Walk", "first_tensor", "walk"]
 
 
 class Other(Enum):
@@ -68,26 +68,40 @@ class Walk:
 
 
 def walk(module: GraphModule, inputs: tuple[Tensor, ...], rules: Mapping[OpOverload, ErrorRule], other: Other) -> Walk:
-    """Run a converted graph with one tensor as its result, carrying a bound of the error along.
+    """Run a converted graph, carrying a bound of the error along; its first output is the result.
 
     Args:
         module: from `convert_pt2e`.
         inputs: its arguments.
         rules: how operators pass on errors.
         other: what it is compared with.
-    Raises: ConformanceError: an operator has no rule, or the graph gives no single tensor.
+    Raises: ConformanceError: an operator has no rule.
     Cost: two to three times a run, in float64 on top.
     """
     run = _Run(module, rules, other)
     with torch.no_grad():
         result = run.run(*inputs)
-    (last,) = module.graph.output_node().all_input_nodes or (None,)
-    value = result[0] if isinstance(result, tuple | list) and len(result) == 1 else result
-    if last is None or not isinstance(value, Tensor):
-        raise ConformanceError("a case gives one tensor", found=type(result).__name__, remedy="report this to qspec")
+    last = module.graph.output_node().all_input_nodes[0]
+    value = first_tensor(result)
     quantized = quantized_value(last) if ops.is_dequantize(last) else None
     step = quantized.scale if quantized is not None and isinstance(quantized.scale, float) else None
     return Walk(value, run.errors[last], step, run.ranges)
+
+
+def first_tensor(value: object) -> Tensor:
+    """A module's first output.
+
+    Raises: ConformanceError: it is no tensor.
+    """
+    first = value[0] if isinstance(value, tuple | list) and value else value
+    if isinstance(first, Tensor):
+        return first
+    raise ConformanceError(
+        "a module that should give tensors gives something else",
+        found=type(first).__qualname__,
+        expected="the outputs of the float module, in their structure",
+        remedy="let the lowered module return what the converted one returns",
+    )
 
 
 class _Run(Interpreter):
