@@ -139,6 +139,8 @@ class RangeSearch:
         """Note the crowds that matter; return the counts without them."""
         total = float(counts.sum())
         kept = [(place, number) for place, number in crowds if place != 0.0 and number > _CROWD * total]
+        if not kept:
+            return counts
         counts = counts.clone()
         for place, number in kept:
             # A value too close to 0 for the arithmetic of bins may have been counted beside it.

@@ -111,7 +111,7 @@ class Probe(nn.Module):
         super().__init__()
         self.plan = plan
         shapes = dict(plan.sample.tensors)
-        fixed = {name for name in shapes if name in plan.constants or name == "bias"}
+        fixed = [name for name in shapes if name in plan.constants or name == "bias"]
         constants = {name: _random(shapes[name], generator) for name in fixed}
         self.names = [name for name in shapes if name not in fixed]
         self.tested = Anchored(plan, constants)
