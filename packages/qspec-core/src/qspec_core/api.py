@@ -78,7 +78,7 @@ class Result:
         return path
 
     def package(self, path: str | Path) -> Path:
-        """Write the backend's deployable file.
+        """Write the backend's deployable file. Where `lowered` was made before and holds it, it is not made again.
 
         Raises:
             BackendError: the backend has none.
@@ -89,6 +89,9 @@ class Result:
                 f"backend {self.backend.name!r} has no deployable file",
                 remedy="use result.lowered in this process, or result.save for the portable program",
             )
+        write: object = getattr(self.__dict__.get("lowered"), "write_package", None)
+        if callable(write):
+            return Path(write(path))
         return self.backend.package(self.converted, self.example_inputs, Path(path), self.target)
 
 

@@ -41,7 +41,8 @@ class Backend:
         description: one line for `qspec backends`.
         table: its operator patterns.
         quantizer: builds its default quantizer.
-        lower: `(converted, example_inputs, target) -> module` that runs on the device.
+        lower: `(converted, example_inputs, target) -> module` that runs on the device. A module that holds its
+            deployable file has a method `write_package(path) -> path`.
         package: `(converted, example_inputs, path, target) -> path` of a deployable file; None if it has none.
         targets: classes of deployment device, the default first.
         modes: when activations can be quantized.

@@ -32,8 +32,8 @@ _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own get
 
 
 def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModule:
-    """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that observers
-    of constants which saw no data observe them now.
+    """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that
+    observers of constants which saw no data observe them now.
 
     Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant is stored as integers,
     with the dequantize alone left in the graph.

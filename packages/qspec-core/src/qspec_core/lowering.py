@@ -10,8 +10,8 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import ops
 from qspec_core.canonical import canonicalize
-from qspec_core.errors import LoweringError
-from qspec_core.graphs import add_constant, constant_value, copy_graph_module, gc_paused, wrap_graph
+from qspec_core.errors import GraphError, LoweringError
+from qspec_core.graphs import add_constant, constant_value, copy_graph_module, gc_paused, require_exported, wrap_graph
 from qspec_core.patterns import (
     Delegated,
     Match,
@@ -24,8 +24,17 @@ from qspec_core.patterns import (
     is_call,
     match_rows,
 )
+from qspec_core.prepare import observer_nodes
 
-__all__ = ["Lowering", "Quantized", "lower_rows", "match_converted", "quantized_operand", "quantized_value"]
+__all__ = [
+    "Lowering",
+    "Quantized",
+    "lower_rows",
+    "match_converted",
+    "quantized_operand",
+    "quantized_value",
+    "require_converted",
+]
 
 Scale = float | Node
 ZeroPoint = int | Node | None
@@ -117,6 +126,34 @@ def _integers_behind(match: Match) -> Reason | None:
 def match_converted(module: GraphModule, table: PatternTable) -> tuple[Match, ...]:
     """Find a table's rows in a converted graph in canonical form, where integers stand behind their operands."""
     return match_rows(module.graph, table.rows, accept=_integers_behind).matches
+
+
+def require_converted(module: object, step: str) -> GraphModule:
+    """The module itself, if it is a graph from `convert_pt2e`.
+
+    Args:
+        module: what the user gave.
+        step: what is about to be done, for the message.
+    Raises: GraphError: it is no graph, holds live observers, or holds no integers.
+    """
+    graph = require_exported(module, step)
+    live = observer_nodes(graph)
+    if live:
+        raise GraphError(
+            "the graph is prepared, not converted: its observers are live",
+            where=live[0][0],
+            found=f"{len(live)} live observers",
+            expected="a graph from convert_pt2e",
+            remedy="call convert_pt2e on it first",
+        )
+    if not any(map(ops.is_dequantize, graph.graph.nodes)):
+        raise GraphError(
+            "the graph is not quantized",
+            found="no dequantize operators",
+            expected="a graph from convert_pt2e",
+            remedy="prepare it with a quantizer, calibrate and convert it first; coverage() says what was quantized",
+        )
+    return graph
 
 
 @dataclass

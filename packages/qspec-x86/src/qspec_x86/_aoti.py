@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,22 @@ class X86Package(nn.Module):
     Args:
         runner: the loaded package.
         signature: what it takes.
+        file: the package's file.
+        folder: keeps the file there as long as some module runs it; None where the file is the user's.
     """
 
-    def __init__(self, runner: Callable[..., Any], signature: Signature) -> None:  # a model may return anything
+    def __init__(
+        self,
+        runner: Callable[..., Any],  # a model may return anything
+        signature: Signature,
+        file: Path,
+        folder: "_Folder | None" = None,
+    ) -> None:
         super().__init__()
         self._runner = runner
         self.signature = signature
+        self._file = file
+        self._folder = folder
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # the model's own arguments and results
@@ -60,7 +71,14 @@ class X86Package(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "X86Package":
         """Nothing in it changes, so a copy runs the same compiled code."""
-        return X86Package(self._runner, self.signature)
+        return X86Package(self._runner, self.signature, self._file, self._folder)
+
+    def write_package(self, path: str | Path) -> Path:
+        """Write the compiled file, which need not be compiled again for it.
+
+        Raises: LoweringError: the name does not end in `.pt2`.
+        """
+        return Path(shutil.copyfile(self._file, _checked_name(Path(path))))
 
     def extra_repr(self) -> str:
         """The inputs and the target, for `repr`."""
@@ -75,7 +93,7 @@ def package(
     target: str = "any",
 ) -> Path:
     """Compile a quantized graph ahead of time into a file that needs torch alone:
-    `torch._inductor.aoti_load_package(path)` in a fresh process. `load_package` adds the checks that it lacks.
+    `aoti_load_package(path)` of torch's Inductor, in a fresh process. `load_package` adds the checks that it lacks.
 
     Args:
         converted: from `convert_pt2e`. It is not changed.
@@ -86,13 +104,7 @@ def package(
     Returns: the path.
     Raises: LoweringError: the example inputs do not fit the graph, the file's name, or there is no C++ compiler.
     """
-    path = Path(path)
-    if path.suffix != ".pt2":
-        raise LoweringError(
-            "the name of a compiled package must end in .pt2",
-            found=str(path),
-            remedy=f"write to {path.with_suffix('.pt2')}",
-        )
+    path = _checked_name(Path(path))
     if not has_compiler():
         raise LoweringError(
             "a package is compiled with a C++ compiler, and there is none",
@@ -107,6 +119,24 @@ def package(
     shapes = tree_unflatten(_dynamic_shapes(signature), structure)
     compile_package(lowered, laid_out, shapes, path, {_METADATA_KEY: signature.to_json()})
     return path
+
+
+def _checked_name(path: Path) -> Path:
+    if path.suffix != ".pt2":
+        raise LoweringError(
+            "the name of a compiled package must end in .pt2",
+            found=str(path),
+            remedy=f"write to {path.with_suffix('.pt2')}",
+        )
+    return path
+
+
+class _Folder:
+    """A temporary folder that goes when nothing refers to it any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="qspec_x86_"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _dynamic_shapes(signature: Signature) -> list[dict[int, Dim]]:
@@ -134,7 +164,7 @@ def load_package(path: str | Path) -> X86Package:
         raise LoweringError(
             "the package was not written by qspec_x86",
             found=f"metadata {sorted(metadata)}",
-            remedy="load it with torch._inductor.aoti_load_package",
+            remedy="load it with aoti_load_package of torch's Inductor",
         )
     signature = Signature.from_json(text)
     if signature.target == "vnni" and saturates():
@@ -144,7 +174,7 @@ def load_package(path: str | Path) -> X86Package:
             expected="target 'any' on this CPU",
             remedy="package the model again with target='any'",
         )
-    return X86Package(runner, signature)
+    return X86Package(runner, signature, Path(path))
 
 
 def compile_module(
@@ -152,6 +182,8 @@ def compile_module(
     example_inputs: tuple[Any, ...],  # as in `package`
     target: str,
 ) -> X86Package:
-    """Package a quantized graph and load it, leaving no file behind."""
-    with tempfile.TemporaryDirectory(prefix="qspec_x86_") as folder:
-        return load_package(package(converted, example_inputs, Path(folder) / "model.pt2", target))
+    """Package a quantized graph and load it. The file goes with the module."""
+    folder = _Folder()
+    loaded = load_package(package(converted, example_inputs, folder.path / "model.pt2", target))
+    loaded._folder = folder
+    return loaded

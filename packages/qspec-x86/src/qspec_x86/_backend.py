@@ -8,10 +8,11 @@ from torch.fx import GraphModule
 
 from qspec_core.backend import Backend
 from qspec_core.errors import LoweringError
+from qspec_core.lowering import require_converted
 from qspec_core.patterns import Mode
 from qspec_x86._aoti import compile_module, has_compiler, package
-from qspec_x86._config import minmax_config
-from qspec_x86._lower import lower_eager, require_converted
+from qspec_x86._config import default_config
+from qspec_x86._lower import lower_eager
 from qspec_x86._quantizer import X86InductorQuantizer
 from qspec_x86._rows import TABLE
 from qspec_x86._target import TARGETS, resolve_target
@@ -31,7 +32,7 @@ def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86In
         target: class of the deployment CPU: "any", "vnni" or "native".
     """
     narrow = resolve_target(target) != "vnni"
-    return X86InductorQuantizer(narrow=narrow).set_global(minmax_config())
+    return X86InductorQuantizer(narrow=narrow).set_global(default_config())
 
 
 def lower(
@@ -52,7 +53,7 @@ def lower(
     Warns: NotCompiledWarning: the graph runs in the eager form, and why.
     """
     resolved = resolve_target(target)
-    require_converted(converted)
+    require_converted(converted, "lowering to x86")
     if not has_compiler():
         return _eager(converted, resolved, "there is no C++ compiler")
     try:

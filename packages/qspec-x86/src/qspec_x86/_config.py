@@ -5,19 +5,14 @@ from functools import cache
 import torch
 
 from qspec_core.errors import SpecError
-from qspec_core.observers import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver
+from qspec_core.observers import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver, PerChannelMSEObserver
 from qspec_core.quantizer import QuantizationConfig
 from qspec_core.spec import QuantizationSpec
 
-__all__ = ["get_default_x86_inductor_quantization_config", "minmax_config"]
+__all__ = ["default_config", "get_default_x86_inductor_quantization_config"]
 
 _EPS = 2.0**-12
 """Smallest scale of the configuration that users know."""
-
-
-def _weight(eps: float | None) -> QuantizationSpec:
-    observer = PerChannelMinMaxObserver if eps is None else PerChannelMinMaxObserver.with_args(eps=eps)
-    return QuantizationSpec(torch.int8, observer, -128, 127, torch.per_channel_symmetric, ch_axis=0)
 
 
 @cache
@@ -51,13 +46,22 @@ def get_default_x86_inductor_quantization_config(
         127 if reduce_range else 255,
         torch.per_tensor_affine,
     )
-    return QuantizationConfig(activation, activation, _weight(_EPS), None)
+    weight = QuantizationSpec(
+        torch.int8,
+        PerChannelMinMaxObserver.with_args(eps=_EPS),
+        -128,
+        127,
+        torch.per_channel_symmetric,
+        ch_axis=0,
+    )
+    return QuantizationConfig(activation, activation, weight, None)
 
 
 @cache
-def minmax_config() -> QuantizationConfig:
-    """The default of `qspec_core.quantize`: ranges by minimum and maximum, which measured as good as histograms and are
-    found in one pass; scales as small as the data asks for.
+def default_config() -> QuantizationConfig:
+    """The default of `qspec_core.quantize`. Activations by minimum and maximum, which measured as good as histograms
+    and are found in one pass; weights in -127..127, each channel's range the one of least squared error.
     """
     activation = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
-    return QuantizationConfig(activation, activation, _weight(None), None)
+    weight = QuantizationSpec(torch.int8, PerChannelMSEObserver, -127, 127, torch.per_channel_symmetric, ch_axis=0)
+    return QuantizationConfig(activation, activation, weight, None)

@@ -9,18 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core.errors import GraphError
-from qspec_core.graphs import constant_value, fresh_attribute_name, require_exported
-from qspec_core.lowering import lower_rows
-from qspec_core.ops import is_dequantize
+from qspec_core.graphs import constant_value, fresh_attribute_name
+from qspec_core.lowering import lower_rows, require_converted
 from qspec_core.patterns import Reason, is_call
-from qspec_core.prepare import observer_nodes
 from qspec_x86._kernels import PREPACK
 from qspec_x86._options import Form, Options
 from qspec_x86._rows import TABLE
 from qspec_x86._target import resolve_target
 
-__all__ = ["LOWERING_KEY", "LoweringReport", "lower_eager", "lower_portable", "require_converted"]
+__all__ = ["LOWERING_KEY", "LoweringReport", "lower_eager", "lower_portable"]
 
 LOWERING_KEY = "qspec_x86_lowering"
 """Key of a lowered module's `LoweringReport` in its `meta`."""
@@ -79,33 +76,9 @@ def lower_eager(converted: GraphModule, target: str = "any") -> GraphModule:
     return lowered
 
 
-def require_converted(module: object) -> None:
-    """Check that a module is a graph from `convert_pt2e`, before anything is done with it.
-
-    Raises: GraphError: it is no graph, holds live observers, or holds no integers.
-    """
-    graph = require_exported(module, "lowering to x86")
-    live = observer_nodes(graph)
-    if live:
-        raise GraphError(
-            "the graph is prepared, not converted: its observers are live",
-            where=live[0][0],
-            found=f"{len(live)} live observers",
-            expected="a graph from convert_pt2e",
-            remedy="call convert_pt2e on it first",
-        )
-    if not any(map(is_dequantize, graph.graph.nodes)):
-        raise GraphError(
-            "the graph is not quantized",
-            found="no dequantize operators",
-            expected="a graph from convert_pt2e",
-            remedy="prepare it with a quantizer, calibrate and convert it first; coverage() says what was quantized",
-        )
-
-
 def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
     resolved = resolve_target(target)
-    require_converted(converted)
+    require_converted(converted, "lowering to x86")
     options = Options(form, full_range=resolved == "vnni")
     found = lower_rows(converted, TABLE, target=resolved, options=options.as_mapping())
     report = LoweringReport(

@@ -2,7 +2,7 @@
 
 from qspec_core import Backend, Mode, QuantizationConfig
 from qspec_xnnpack._executorch import UntestedExecuTorchWarning
-from qspec_xnnpack._lowering import lower, package
+from qspec_xnnpack._lowering import TARGETS, lower, package
 from qspec_xnnpack._program import Delegation, XNNPACKProgram
 from qspec_xnnpack._quantizer import XNNPACKQuantizer, default_quantizer, get_symmetric_quantization_config
 from qspec_xnnpack._rows import TABLE
@@ -24,7 +24,7 @@ BACKEND = Backend(
     quantizer=default_quantizer,
     lower=lower,
     package=package,
-    targets=("any",),
+    targets=TARGETS,
     modes=frozenset({Mode.STATIC}),
     suffix=".pte",
 )

@@ -9,15 +9,18 @@ import torch
 from torch.fx import GraphModule
 
 from qspec_core.canonical import canonicalize
-from qspec_core.errors import GraphError, LoweringError, Where
-from qspec_core.graphs import copy_graph_module, gc_paused, require_exported, wrap_graph
-from qspec_core.lowering import Lowering, match_converted
+from qspec_core.errors import BackendError, GraphError, LoweringError, Where
+from qspec_core.graphs import copy_graph_module, gc_paused, wrap_graph
+from qspec_core.lowering import Lowering, match_converted, require_converted
 from qspec_core.patterns import Match
 from qspec_xnnpack._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
 from qspec_xnnpack._program import Delegation, XNNPACKProgram, signature_of
 from qspec_xnnpack._rows import TABLE
 
-__all__ = ["lower", "package"]
+__all__ = ["TARGETS", "lower", "package"]
+
+TARGETS = ("any",)
+"""Classes of deployment device: there is one."""
 
 
 def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str = "any") -> XNNPACKProgram:
@@ -29,10 +32,18 @@ def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str =
         target: class of the deployment device; there is one.
     Returns: a module that runs the program; `delegation` says what the delegate took.
     Raises:
-        BackendError: ExecuTorch is not installed.
+        BackendError: ExecuTorch is not installed, or there is no such target.
+        GraphError: the module is not from `convert_pt2e`.
         LoweringError: the delegate refuses what was quantized, or the runtime refuses the program.
     """
-    require_exported(converted, "lower")
+    if target not in TARGETS:
+        raise BackendError(
+            f"backend 'xnnpack' has no target {target!r}",
+            found=target,
+            expected=", ".join(TARGETS),
+            remedy="leave target out",
+        )
+    require_converted(converted, "lowering to XNNPACK")
     named, matches = _named(converted)
     program = _export(named, example_inputs)
     compiled = compile_program(program)
@@ -57,9 +68,7 @@ def package(converted: GraphModule, example_inputs: tuple[Any, ...], path: Path,
     Returns: the path.
     Raises: as `lower`.
     """
-    path = Path(path)
-    path.write_bytes(lower(converted, example_inputs, target).buffer)
-    return path
+    return lower(converted, example_inputs, target).write_package(path)
 
 
 def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:

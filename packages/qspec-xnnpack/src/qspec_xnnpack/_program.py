@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +79,12 @@ class XNNPACKProgram(nn.Module):
         if self._execute is None:
             self._execute = self._load(self.buffer)
         return self._execute
+
+    def write_package(self, path: str | Path) -> Path:
+        """Write the .pte file; one that is there is replaced."""
+        path = Path(path)
+        path.write_bytes(self.buffer)
+        return path
 
     def extra_repr(self) -> str:
         """Size and delegation, for printing."""

@@ -62,6 +62,9 @@ from qspec_core.observers._per_channel import (
     MovingAveragePerChannelMinMaxObserver,
     PerChannelMinMaxObserver,
 )
+from qspec_core.observers._per_channel_mse import (
+    PerChannelMSEObserver,
+)
 from qspec_core.observers._plain import (
     DerivedObserverOrFakeQuantize,
     FixedQParamsObserver,
@@ -98,6 +101,7 @@ __all__ = [
     "PartialWrapper",
     "PerAxis",
     "PerBlock",
+    "PerChannelMSEObserver",
     "PerChannelMinMaxObserver",
     "PerGroup",
     "PerRow",

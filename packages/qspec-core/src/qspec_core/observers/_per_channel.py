@@ -30,7 +30,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         others: as `UniformQuantizationObserverBase`; a per-channel scheme, static.
     """
 
-    _schemes = PER_CHANNEL
+    _schemes: tuple[torch.qscheme, ...] = PER_CHANNEL
 
     def __init__(
         self,
