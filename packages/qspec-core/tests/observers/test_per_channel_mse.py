@@ -1,5 +1,7 @@
 """The range of least squared error, against a search written as loops over NumPy arrays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from qspec_core.errors import SpecError
 from qspec_core.observers import PerChannelMinMaxObserver, PerChannelMSEObserver
 
-RANGE = {"dtype": torch.int8, "quant_min": -127, "quant_max": 127}
+RANGE: dict[str, Any] = {"dtype": torch.int8, "quant_min": -127, "quant_max": 127}
 
 
 def weights(outputs: int = 6, inputs: int = 200, seed: int = 0) -> torch.Tensor:
