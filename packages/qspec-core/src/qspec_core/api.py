@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core.backend import Backend, get_backend
+from qspec_core.bias_correction import InputMeans, correct_biases
 from qspec_core.convert import convert_pt2e
 from qspec_core.coverage import Coverage, coverage
 from qspec_core.errors import BackendError, CalibrationError, ExportError
@@ -105,6 +106,7 @@ def quantize(
     mode: Mode | str = Mode.STATIC,
     quantizer: Quantizer | None = None,
     dynamic_shapes: Any = None,  # as torch.export takes it
+    bias_correction: bool = True,
     progress: Progress = _silent,
 ) -> Result:
     """Quantize a float model for a backend. The model itself is not changed.
@@ -119,6 +121,8 @@ def quantize(
         mode: when activations are quantized: "static", "dynamic" or "weight only".
         quantizer: used in place of the backend's default one.
         dynamic_shapes: handed to `torch.export.export`.
+        bias_correction: in static quantization, take off each layer's bias what rounding its weight adds to the mean of
+            its output; see `qspec_core.bias_correction`.
         progress: called with the name of each step as it begins.
     Returns: the quantized program and what became of each operator.
     Raises:
@@ -134,11 +138,14 @@ def quantize(
     progress("prepare")
     made = chosen.quantizer(mode=mode, target=target) if quantizer is None else quantizer
     prepared = prepare_pt2e(exported, made)
+    means = InputMeans(prepared) if bias_correction and mode is Mode.STATIC else None
     if mode is Mode.STATIC:
         progress("calibrate")
-        calibrate(prepared, calibration)
+        calibrate(prepared if means is None else means.module, calibration)
     progress("convert")
     converted = convert_pt2e(prepared)
+    if means is not None:
+        converted = correct_biases(converted, means)
     return Result(exported, converted, chosen, target, example_inputs, dynamic_shapes)
 
 
