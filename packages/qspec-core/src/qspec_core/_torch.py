@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import FunctionSchema, Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule
 
 from qspec_core.errors import TrainingModeError
@@ -21,6 +22,7 @@ __all__ = [
     "load_quantized_decomposed",
     "move_codegen",
     "schema_of",
+    "uncompiled",
 ]
 
 _DEFINITIONS = "torch.ao.quantization.fx._decomposed"
@@ -50,6 +52,28 @@ def move_codegen(source: Graph, target: Graph) -> None:
     target.set_codegen(source._codegen)
 
 
+def uncompiled(root: nn.Module | dict[str, object], graph: Graph, class_name: str) -> GraphModule:
+    """`GraphModule(root, graph, class_name)` without code: for a graph that a pass goes on to edit.
+
+    Writing and compiling code is a third of the time of a pass. `recompile()` does it; so does the first call.
+    """
+    module = GraphModule.__new__(GraphModule, root, graph)
+    vars(module)["recompile"] = _nothing  # __init__ calls it; vars() since Module.__setattr__ needs Module.__init__
+    GraphModule.__init__(module, root, graph, class_name)
+    del vars(module)["recompile"]
+    type(module).forward = _compile_and_call  # each GraphModule has a class of its own, whose forward is its code
+    return module
+
+
+def _nothing() -> None:
+    """In place of `recompile`."""
+
+
+def _compile_and_call(self: GraphModule, *args: Any, **kwargs: Any) -> Any:  # a model's arguments may be of any type
+    self.recompile()
+    return self(*args, **kwargs)
+
+
 def _no_switch(self: GraphModule, mode: bool = True) -> Any:  # the signature of Module.train, which never returns here
     raise TrainingModeError(
         "train() and eval() have no effect on a graph whose operators are already traced",
@@ -70,7 +94,10 @@ def _replace_switches(module: GraphModule) -> None:
 
 
 class FakeTensors:
-    """Tensors without data for the metadata of nodes, made once for each shape and dtype: making one takes 0.3 ms.
+    """Tensors without data for the metadata of nodes, made once for each shape and dtype.
+
+    They are made from their parts: the public ways (`FakeTensorMode.from_tensor`, an operator on a fake tensor) take
+    0.3 ms each, a third of the time of converting a small model.
 
     Args:
         example: a fake tensor of the graph, whose mode the others join; None makes tensors on the device "meta".
@@ -82,21 +109,17 @@ class FakeTensors:
 
     def like(self, value: object) -> object:
         """A fake tensor of the shape, strides, dtype and device of a real one; anything else as it is."""
-        if not isinstance(value, Tensor):
-            return value
-        key = tuple(value.shape), value.stride(), value.dtype, value.device
-        if key not in self._made:
-            plain = value.detach()
-            fake = plain.to("meta") if self._mode is None else self._mode.from_tensor(plain, static_shapes=True)
-            self._made[key] = fake
-        return self._made[key]
+        return self.cast(value, value.dtype) if isinstance(value, Tensor) else value
 
-    def cast(self, fake: Tensor, dtype: torch.dtype) -> Tensor:
-        """The same fake tensor with another dtype."""
-        is_static = all(isinstance(size, int) for size in (*fake.shape, *fake.stride()))
-        key = (tuple(fake.shape), fake.stride(), dtype, fake.device) if is_static else (id(fake), dtype)
+    def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same with another dtype; of a fake tensor with symbolic sizes too."""
+        if not all(isinstance(size, int) for size in (*value.shape, *value.stride())):
+            key: tuple[object, ...] = (id(value), dtype)
+            return self._made[key] if key in self._made else self._made.setdefault(key, value.to(dtype))
+        key = tuple(value.shape), value.stride(), dtype, value.device
         if key not in self._made:
-            self._made[key] = fake.to(dtype)
+            plain = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta")
+            self._made[key] = plain if self._mode is None else FakeTensor(self._mode, plain, value.device)
         return self._made[key]
 
 

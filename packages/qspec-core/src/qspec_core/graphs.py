@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from qspec_core._torch import FakeTensors, copy_persistence, forbid_mode_switch, move_codegen, schema_of
+from qspec_core._torch import FakeTensors, copy_persistence, forbid_mode_switch, move_codegen, schema_of, uncompiled
 from qspec_core.errors import GraphError
 from qspec_core.patterns import argument, called_operator, written_arguments
 from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
@@ -173,16 +173,20 @@ class Constants:
         return node
 
 
-def wrap_graph(source: GraphModule, graph: Graph, attributes: dict[str, object] | None = None) -> GraphModule:
-    """Wrap a graph into a module; code is generated once.
+def wrap_graph(
+    source: GraphModule, graph: Graph, attributes: dict[str, object] | None = None, *, compiled: bool = True
+) -> GraphModule:
+    """Wrap a graph into a module.
 
     Args:
         source: module whose metadata the new one gets, and whose attributes its nodes name, by reference.
         graph: a graph that nothing else owns.
         attributes: what its nodes name instead, by target.
+        compiled: False leaves its code to `recompile()` or the first call.
     Returns: a module with a copy of `source`'s metadata, whose `.train()` and `.eval()` raise.
     """
-    module = GraphModule(source if attributes is None else attributes, graph, class_name=type(source).__name__)
+    make = GraphModule if compiled else uncompiled
+    module = make(source if attributes is None else attributes, graph, type(source).__name__)
     for name, owner in source.named_modules():
         copied = attribute(module, name) if name else module
         if isinstance(copied, nn.Module) and copied is not owner:
@@ -199,7 +203,7 @@ def copy_graph_module(module: GraphModule) -> GraphModule:
 
     Args:
         module: an exported graph module.
-    Returns: a module that the caller owns.
+    Returns: a module that the caller owns, whose code is written by `recompile()` or the first call.
     Cost: O(nodes + edges); no parameter is copied.
     """
     graph = Graph()
@@ -214,7 +218,7 @@ def copy_graph_module(module: GraphModule) -> GraphModule:
         new.meta = dict(new.meta)
         if Q_ANNOTATION_KEY in new.meta:
             new.meta[Q_ANNOTATION_KEY] = _moved_annotation(new.meta[Q_ANNOTATION_KEY], nodes)
-    copied = wrap_graph(module, graph)
+    copied = wrap_graph(module, graph, compiled=False)
     for target in _mutated_attributes(copied):
         _clone_buffer(copied, target)
     return copied
