@@ -158,7 +158,13 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(name="bench-flow")
 def bench_flow(session: nox.Session) -> None:
     """Time and memory of prepare and convert, beside torchao and ExecuTorch's quantizer."""
-    script(session, "benchmarks/flow.py", "torchao")
+    script(session, "benchmarks/flow.py", "torchao", "transformers")
+
+
+@nox.session
+def zoo(session: nox.Session) -> None:
+    """Dozens of architectures of transformers through the flow, beside torchao's and ExecuTorch's quantizers."""
+    script(session, "benchmarks/zoo.py", "torchao", "transformers", "scipy")
 
 
 @nox.session(name="bench-x86")

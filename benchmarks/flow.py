@@ -7,6 +7,7 @@ Seconds are CPU seconds on one thread; ratios within one run count. The minimum 
 
 import argparse
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ FULL, QUICK = (400, 1600), (50, 200)
 PASSES = ("prepare", "convert")
 GROWTH = 4.6  # allowed growth of a pass for 4 times the layers
 REQUIRED = {"chain": 20.0, "mobilenet_v2": 20.0, "lite0": 10.0}  # how many times faster than the other side
+POINTS = 1_000_000
 TITLES = {
-    "mobilenet_v2": "MobileNetV2, x86",
+    "mobilenet_v2:created": "MobileNetV2 as its constructor leaves it, x86",
+    "mobilenet_v2:settled": "MobileNetV2 with settled batch norms, x86",
     "lite0": "EfficientNet-Lite0, XNNPACK (torchao with ExecuTorch's quantizer)",
 }
 
@@ -33,18 +36,23 @@ def main() -> None:
     arguments = _arguments()
     console = Console(width=None if Console().is_terminal else 140)
     short, long = QUICK if arguments.quick else FULL
-    groups = ((f"chain:{short}", f"chain:{long}"), ("mobilenet_v2",), ("lite0",))
+    groups = ((f"chain:{short}", f"chain:{long}"), ("mobilenet_v2:created", "mobilenet_v2:settled"), ("lite0",))
     found: dict[str, Any] = {}
     with console.status("start") as status:
         for models in groups:
             found |= measure(models, arguments.rounds, Steps(console, status).say)
+        calibration = measure_calibration(Steps(console, status).say)
+        status.update(f"sharing, {POINTS:,} points")
+        seconds = sharing_seconds(POINTS)
     console.print(table_of(found))
     console.print(growth_table(found, f"chain:{short}", f"chain:{long}"))
+    console.print(calibration_table(calibration))
+    console.print(f"sharing solver, a chain of {POINTS:,} points: {seconds:.1f} s (required: under 10)")
     for name, sides in found.items():
         for side, entry in sides.items():
             if entry["problem"]:
                 console.print(f"{name}, {side}: {entry['problem']}", markup=False, highlight=False)
-    write_json(arguments.json, found)
+    write_json(arguments.json, found | {"resnet50": calibration, "sharing": {"points": POINTS, "seconds": seconds}})
 
 
 def _arguments() -> argparse.Namespace:
@@ -69,6 +77,34 @@ def measure(models: tuple[str, ...], rounds: int, say: Callable[[str], None]) ->
             contender.attempt(do="build")
         contest.turns(rounds, say, do="run")
         return {model: {side: _entry(pairs[model, side]) for side in SIDES} for model in models}
+
+
+def measure_calibration(say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Calibration time and peak memory of ResNet-50, each measured in a process of its own."""
+    worker = str(Path(__file__).parent / "flow_worker.py")
+    found: dict[str, dict[str, Any]] = {side: {} for side in SIDES}
+    with Contest({"OMP_NUM_THREADS": "1"}) as contest:
+        for side, task in itertools.product(SIDES, ("calibrate", "memory")):
+            contender = contest.add(f"resnet50 {side} {task}", worker, side, "resnet50")
+            say(contender.name)
+            found[side] |= contender.attempt(do=task) or {"problem": contender.problem}
+            contender.end()
+    return found
+
+
+def sharing_seconds(points: int) -> float:
+    """CPU seconds of the solver on a chain in which every edge and output shares with the one before."""
+    from sharing_chain import chain
+
+    from qspec_core.sharing import resolve
+
+    graph = chain(points // 2)
+    start = time.process_time()
+    resolution = resolve(graph)
+    seconds = time.process_time() - start
+    if len(resolution.groups) != 1:
+        raise AssertionError(f"one group expected, found {len(resolution.groups)}")
+    return seconds
 
 
 def _entry(contender: Contender) -> dict[str, Any]:
@@ -110,6 +146,22 @@ def growth_table(found: dict[str, Any], short: str, long: str) -> Table:
             cells.append("-" if not few or not many else f"{many / few:.1f}")
         table.add_row(name, *cells, f"{GROWTH}")
     return table
+
+
+def calibration_table(found: dict[str, dict[str, Any]]) -> Table:
+    """ResNet-50: what calibration takes of a float forward's time, and what the flow adds to its memory."""
+    table = Table(title="ResNet-50, batch 8: calibration with histograms, 8 batches; peak memory of prepare + convert")
+    for column in ("", *SIDES, "required"):
+        table.add_column(column, justify="right" if column else "left")
+    ratios = [_share(found[side], "observed", "float") for side in SIDES]
+    peaks = [_share(found[side], "peak", "weights") for side in SIDES]
+    table.add_row("calibration / float forward", *ratios, "<= 1.5")
+    table.add_row("memory on top of float inference / weights", *peaks, "<= 1.3")
+    return table
+
+
+def _share(entry: dict[str, Any], part: str, whole: str) -> str:
+    return f"{entry[part][0] / entry[whole][0]:.2f}" if part in entry else "failed"
 
 
 def _title(name: str) -> str:

@@ -1,8 +1,9 @@
 """One contender of `flow.py`: prepares and converts one model, qspec's way or torchao's.
 
-python benchmarks/flow_worker.py SIDE MODEL, with SIDE `qspec` or `torchao`, MODEL a key of `MODELS` or `chain:LAYERS`.
+python benchmarks/flow_worker.py SIDE MODEL, with SIDE `qspec` or `torchao`, MODEL a name that `flow_models` knows.
 """
 
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -10,11 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from counting import count_layers
-from flow_models import BACKEND_OF, SMALL, exported
+from flow_models import BACKEND_OF, SMALL, exported, float_model
 from serving import serve
 from torch.fx import GraphModule
 
-__all__ = ["main"]
+__all__ = ["QSpec", "TorchAO", "main"]
+
+BATCH, BATCHES = 8, 8
 
 
 class Flow(Protocol):
@@ -22,6 +25,10 @@ class Flow(Protocol):
 
     def prepare(self, module: GraphModule) -> Any:
         """A module with observers. Each library has its own type."""
+        ...
+
+    def prepare_with_histograms(self, module: GraphModule) -> Any:
+        """The same with the x86 configuration that users of both know, whose observers are histograms."""
         ...
 
     def convert(self, prepared: Any) -> Any:
@@ -43,6 +50,13 @@ class QSpec:
         quantizer = self._backend.quantizer(mode=self._mode, target=self._backend.targets[0])
         return self._prepare(module, quantizer)
 
+    def prepare_with_histograms(self, module: GraphModule) -> GraphModule:
+        """With the configuration of the known name."""
+        from qspec_x86 import X86InductorQuantizer, get_default_x86_inductor_quantization_config
+
+        quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+        return self._prepare(module, quantizer)
+
 
 class TorchAO:
     """torchao's flow: its own x86 quantizer, ExecuTorch's for XNNPACK."""
@@ -56,6 +70,10 @@ class TorchAO:
     def prepare(self, module: GraphModule) -> Any:
         """As users call it: the quantizer is made anew."""
         return self._prepare(module, self._quantizer())
+
+    def prepare_with_histograms(self, module: GraphModule) -> Any:
+        """Its x86 configuration has them."""
+        return self._prepare(module, _x86_quantizer())
 
 
 def _x86_quantizer() -> Any:
@@ -71,7 +89,7 @@ def _xnnpack_quantizer() -> Any:
 
 
 def main() -> None:
-    """Serve `build`, which exports and warms up, and `run`, which times one prepare and one convert."""
+    """Serve `build`, which exports and warms up, `run`, which times prepare and convert, `calibrate` and `memory`."""
     side, model = sys.argv[1:]
     torch.set_num_threads(1)
     backend = BACKEND_OF[model.partition(":")[0]]
@@ -98,13 +116,45 @@ def main() -> None:
         prepare, convert, converted = once(model)
         return {"prepare": [prepare], "convert": [convert], "layers": [list(count_layers(converted))]}
 
-    serve({"build": build, "run": run})
+    def calibrate() -> dict[str, Any]:
+        """CPU seconds of calibrating with histograms, in float forwards over the same batches."""
+        floating, batch = float_model(model, BATCH)
+        with torch.no_grad():
+            prepared = flow.prepare_with_histograms(torch.export.export(floating, batch).module())
+            batches = [tuple(torch.randn_like(x) for x in batch) for _ in range(BATCHES)]
+            for run in (floating, prepared):
+                run(*batch)
+            plain = min(sum(_timed(floating, *b)[0] for b in batches) for _ in range(2))
+            observed = min(sum(_timed(prepared, *b)[0] for b in batches) for _ in range(2))
+        return {"float": [plain], "observed": [observed]}
+
+    def memory() -> dict[str, Any]:
+        """Bytes that prepare, one batch of calibration and convert add to the peak of float inference."""
+        floating, batch = float_model(model, BATCH)
+        with torch.no_grad():
+            exported_module = torch.export.export(floating, batch).module()
+            exported_module(*batch)
+            before = _peak()
+            prepared = flow.prepare(exported_module)
+            prepared(*batch)
+            converted = flow.convert(prepared)
+            del converted
+        weights = sum(tensor.nbytes for tensor in floating.state_dict().values())
+        return {"peak": [_peak() - before], "weights": [weights]}
+
+    serve({"build": build, "run": run, "calibrate": calibrate, "memory": memory})
 
 
-def _timed(step: Callable[[Any], Any], argument: Any) -> tuple[float, Any]:
+def _peak() -> int:
+    """Most memory that the process ever held, in bytes; Linux counts it in KiB, macOS in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _timed(step: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     """CPU seconds of a step, and what it returns. It runs on one thread, so what else the machine does stays out."""
     start = time.process_time()
-    found = step(argument)
+    found = step(*arguments)
     return time.process_time() - start, found
 
 

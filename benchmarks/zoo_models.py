@@ -1,0 +1,189 @@
+"""The architectures of `zoo.py`: models of `transformers`, small, with random weights, each with one call's inputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+__all__ = ["ZOO", "Architecture", "build"]
+
+Inputs = dict[str, Tensor]
+TOKENS, VOCABULARY, SIDE = 16, 500, 64
+# What most configurations call their sizes; a configuration takes those that it knows and keeps the rest unread.
+TEXT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SEQUENCE: dict[str, Any] = TEXT | {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "decoder_start_token_id": 2,
+}
+IMAGE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "image_size": SIDE,
+    "patch_size": 16,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a model is made.
+
+    Args:
+        name: of the class in `transformers`.
+        kind: "text", "sequence" (encoder and decoder), "image", "audio", "features" or "pair" (image and text).
+        sizes: of its configuration, over those of the kind.
+        nested: sizes of configurations inside, by the argument that takes them.
+    """
+
+    name: str
+    kind: str
+    sizes: dict[str, Any] = field(default_factory=dict)
+    nested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def _text(*names: str, **sizes: Any) -> tuple[Architecture, ...]:
+    return tuple(Architecture(name, "text", sizes) for name in names)
+
+
+def _image(*names: str, **sizes: Any) -> tuple[Architecture, ...]:
+    return tuple(Architecture(name, "image", dict(IMAGE) | sizes) for name in names)
+
+
+def _stages(name: str, **sizes: Any) -> Architecture:
+    """A network whose sizes are given by stage."""
+    return Architecture(name, "image", {"image_size": SIDE} | sizes)
+
+
+_AUDIO = {"conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+_PAIR = {"text_config": TEXT, "vision_config": IMAGE}
+ZOO: tuple[Architecture, ...] = (
+    *_text("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel", "MPNetModel"),
+    *_text("LayoutLMModel", "DebertaV2Model", "RoFormerModel", "NystromformerModel", "FNetModel", "ErnieModel"),
+    *_text("DistilBertModel", dim=64, n_layers=2, n_heads=4, hidden_dim=128),
+    *_text("AlbertModel", embedding_size=32),
+    *_text("SqueezeBertModel", embedding_size=64),
+    *_text("ModernBertModel", global_attn_every_n_layers=1, attn_implementation="eager"),
+    *_text("ConvBertModel", embedding_size=64),
+    *_text("GPT2LMHeadModel", n_embd=64, n_layer=2, n_head=4, n_positions=128),
+    *_text("GPTNeoForCausalLM", num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]),
+    *_text("GPTNeoXForCausalLM", "OPTForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"),
+    *_text("Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", head_dim=16),
+    *_text("PhiForCausalLM", "Phi3ForCausalLM", "StableLmForCausalLM", "OlmoForCausalLM", "Starcoder2ForCausalLM"),
+    *_text("BloomForCausalLM", n_layer=2, n_head=4),
+    *_text("FalconForCausalLM", alibi=False),
+    *_text("MptForCausalLM", d_model=64, n_layers=2, n_heads=4),
+    Architecture("T5Model", "sequence", {"d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}),
+    Architecture("BartModel", "sequence"),
+    Architecture("PegasusModel", "sequence"),
+    Architecture("MarianModel", "sequence"),
+    Architecture("MBartModel", "sequence"),
+    *_image("ViTModel", "DeiTModel", "BeitModel", "Dinov2Model", "IJepaModel"),
+    *_image("ViTMAEModel", mask_ratio=0.0),
+    *_image("YolosModel", image_size=[SIDE, SIDE], num_detection_tokens=4),
+    *_image(
+        "DPTForDepthEstimation",
+        num_hidden_layers=4,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 24, 32, 48],
+        initializer_range=0.2,
+    ),
+    _stages("SwinModel", window_size=4, embed_dim=32, depths=[1, 1], num_heads=[2, 4]),
+    _stages("Swinv2Model", window_size=4, embed_dim=32, depths=[1, 1], num_heads=[2, 4]),
+    _stages("ConvNextModel", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1]),
+    _stages("ConvNextV2Model", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1]),
+    _stages("ResNetModel", embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1]),
+    _stages("RegNetModel", embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], groups_width=8),
+    _stages("BitModel", embedding_size=32, hidden_sizes=[128, 128, 256, 256], depths=[1, 1, 1, 1]),
+    _stages("MobileNetV1Model", depth_multiplier=0.25),
+    _stages("MobileNetV2Model", depth_multiplier=0.25),
+    _stages("MobileViTModel", hidden_sizes=[32, 48, 64], initializer_range=0.2),
+    _stages("EfficientNetModel", width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320, initializer_range=0.2),
+    _stages("SegformerModel", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 4, 4]),
+    _stages("PvtModel", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 4, 4]),
+    _stages("PoolFormerModel", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], layer_scale_init_value=0.1),
+    _stages("FocalNetModel", embed_dim=16, depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3]),
+    _stages("LevitModel", hidden_sizes=[32, 48, 64], depths=[1, 1, 1], num_attention_heads=[2, 3, 4]),
+    _stages("HieraModel", embed_dim=32, depths=[1, 1], num_heads=[1, 2], image_size=[SIDE, SIDE], num_query_pool=1),
+    Architecture("Wav2Vec2Model", "audio", _AUDIO),
+    Architecture("HubertModel", "audio", _AUDIO),
+    Architecture("WavLMModel", "audio", _AUDIO),
+    Architecture("UniSpeechModel", "audio", _AUDIO),
+    Architecture("WhisperModel", "features", SEQUENCE | {"max_source_positions": 50, "max_target_positions": 64}),
+    Architecture("ASTModel", "spectrogram", IMAGE | {"max_length": 64, "num_mel_bins": 32}),
+    Architecture("CLIPModel", "pair", {"projection_dim": 32}, _PAIR),
+    Architecture("SiglipModel", "pair", {}, _PAIR),
+    Architecture(
+        "CLIPSegForImageSegmentation", "pair", {"projection_dim": 64, "extract_layers": [0, 1], "reduce_dim": 32}, _PAIR
+    ),
+)
+
+
+class _First(nn.Module):
+    """A model of `transformers` as one of positional tensors that returns its first floating-point tensor."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self._names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Its inputs in the order of their names."""
+        found = self.model(**dict(zip(self._names, inputs, strict=True)))
+        tensors = (value for value in found.to_tuple() if isinstance(value, Tensor) and value.is_floating_point())
+        return next(tensors)
+
+
+def build(architecture: Architecture) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
+    """The model in evaluation mode, and four calls' inputs, the first its example."""
+    torch.manual_seed(0)
+    model_class = getattr(transformers, architecture.name)
+    base: dict[str, Any] = {"text": TEXT, "sequence": SEQUENCE, "audio": TEXT}.get(architecture.kind, {})
+    config = model_class.config_class(**base | dict(architecture.sizes), **architecture.nested)
+    config.use_cache = False
+    model = model_class(config)
+    calls = [_inputs(architecture, config) for _ in range(4)]
+    with torch.no_grad():
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+            for _ in range(4):  # with fresh statistics activations fade out with depth
+                model.train()(**{name: torch.cat([value] * 2) + 0 for name, value in calls[0].items()})
+    return _First(model.eval(), tuple(calls[0])), [tuple(call.values()) for call in calls]
+
+
+def _inputs(architecture: Architecture, config: Any) -> Inputs:  # each configuration is a class of its own
+    tokens = torch.randint(3, VOCABULARY, (2, TOKENS))
+    channels = getattr(config, "num_channels", 3)
+    image = torch.randn(2, channels, SIDE, SIDE)
+    kind = architecture.kind
+    if kind == "text":
+        return {"input_ids": tokens}
+    if kind == "sequence":
+        return {"input_ids": tokens, "decoder_input_ids": tokens[:, :8]}
+    if kind == "image":
+        return {"pixel_values": image}
+    if kind == "audio":
+        return {"input_values": torch.randn(2, 4000)}
+    if kind == "features":
+        return {"input_features": torch.randn(2, config.num_mel_bins, 100), "decoder_input_ids": tokens[:, :8]}
+    if kind == "spectrogram":
+        return {"input_values": torch.randn(2, config.max_length, config.num_mel_bins)}
+    return {"input_ids": tokens, "pixel_values": image}

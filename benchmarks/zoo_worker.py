@@ -1,0 +1,61 @@
+"""One contender of `zoo.py`: quantizes one architecture after the other, qspec's way or torchao's.
+
+python benchmarks/zoo_worker.py SIDE BACKEND, with SIDE `qspec` or `torchao`, BACKEND `x86` or `xnnpack`.
+"""
+
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+from counting import count_layers
+from examples.pictures import sqnr
+from flow_worker import QSpec, TorchAO
+from serving import serve
+from zoo_models import ZOO, build
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Serve `run`, which quantizes one architecture and says how it went."""
+    side, backend = sys.argv[1:]
+    torch.set_num_threads(1)
+    flow = QSpec(backend) if side == "qspec" else TorchAO(backend)
+    known = {architecture.name: architecture for architecture in ZOO}
+
+    def run(name: str) -> dict[str, Any]:
+        model, calls = build(known[name])
+        with torch.no_grad():
+            exported = torch.export.export(model, calls[0]).module()
+            start = time.process_time()
+            prepared = flow.prepare(exported)
+            seconds = time.process_time() - start
+            for call in calls:
+                prepared(*call)
+            start = time.process_time()
+            converted = flow.convert(prepared)
+            seconds += time.process_time() - start
+            wanted = torch.cat([model(*call).flatten() for call in calls])
+            found = torch.cat([converted(*call).flatten() for call in calls])
+        quantized, layers = count_layers(converted)
+        return {
+            "seconds": seconds,
+            "layers": [quantized, layers],
+            "sqnr": sqnr(wanted, found) if quantized else None,
+            "skipped": skipped(converted) if side == "qspec" else {},
+        }
+
+    serve({"run": run})
+
+
+def skipped(converted: torch.nn.Module) -> dict[str, int]:
+    """How many layers stay in float for each reason."""
+    from qspec_core import Status, coverage
+
+    return Counter(str(entry.reason) for entry in coverage(converted).layers if entry.status is Status.SKIPPED)
+
+
+if __name__ == "__main__":
+    main()
