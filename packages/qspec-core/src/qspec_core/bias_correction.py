@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from qspec_core._torch import OpOverload
 from qspec_core.graphs import (
     add_constant,
     attribute,
@@ -25,20 +24,11 @@ from qspec_core.graphs import (
     gc_paused,
     wrap_graph,
 )
+from qspec_core.layers import CONVOLUTIONS, LAYERS, LINEARS
 from qspec_core.patterns import argument, called_operator, is_call, replace_argument
 from qspec_core.prepare import is_observer
 
 __all__ = ["InputMeans", "correct_biases"]
-
-aten = torch.ops.aten
-_LINEAR = frozenset({aten.linear.default})
-_CONVOLUTIONS: frozenset[OpOverload] = frozenset(
-    overload for packet in (aten.conv1d, aten.conv2d, aten.conv3d) for overload in (packet.default, packet.padding)
-)
-_TRANSPOSED: frozenset[OpOverload] = frozenset(
-    {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-)
-_LAYERS = (*_LINEAR, *_CONVOLUTIONS, *_TRANSPOSED)
 
 
 class _Mean(nn.Module):
@@ -84,7 +74,7 @@ class InputMeans:
                 weight = _observed_weight(module, node)
                 if weight is not None:
                     self._weights[node.name] = weight
-                    self._record(module, node, -1 if node.target in _LINEAR else 1 - weight.ndim)
+                    self._record(module, node, -1 if node.target in LINEARS else 1 - weight.ndim)
             module.recompile()
         self.module = module
 
@@ -146,7 +136,7 @@ def _replace_bias(module: GraphModule, node: Node, value: Tensor | None, shift: 
 
 def _observed_weight(module: GraphModule, node: Node) -> Tensor | None:
     """The float weight of a layer whose weight is observed; None for every other node."""
-    if not is_call(node, *_LAYERS):
+    if not is_call(node, *LAYERS):
         return None
     weight = argument(node, "weight")
     if weight.op != "call_module" or not is_observer(attribute(module, str(weight.target))):
@@ -172,12 +162,12 @@ def _shift(node: Node, lost: Tensor, mean: Tensor) -> Tensor:
 
     The borders of a padded convolution, which see less of the input, count like its inner part.
     """
-    if node.target in _LINEAR:
+    if node.target in LINEARS:
         return lost @ mean
     groups = argument(node, "groups")
     taps = lost.flatten(2).sum(2).view(groups, -1, lost.shape[1])
     means = mean.view(groups, -1)
-    if node.target in _CONVOLUTIONS:
+    if node.target in CONVOLUTIONS:
         return torch.einsum("goi,gi->go", taps, means).flatten()
     # Each input reaches an output through one in `stride` of the taps along a dimension.
     strides = _each(argument(node, "stride"), lost.ndim - 2)

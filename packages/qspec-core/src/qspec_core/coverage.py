@@ -13,6 +13,7 @@ from qspec_core import ops
 from qspec_core.canonical import FOLDED_KEY
 from qspec_core.errors import GraphError, module_path
 from qspec_core.graphs import attribute, computes_float
+from qspec_core.layers import LAYERS
 from qspec_core.patterns import Reason, ReasonCode, is_call
 from qspec_core.spec import Q_ANNOTATION_KEY
 
@@ -32,19 +33,7 @@ COVERAGE_KEY = "qspec_coverage"
 """Key in a module's `meta` of its coverage, as plain data."""
 _DECISION_KEY = "qspec_decision"
 
-aten = torch.ops.aten
-_LAYERS = frozenset(
-    str(target)
-    for target in (
-        aten.linear.default,
-        *(getattr(aten, f"conv{n}d").default for n in (1, 2, 3)),
-        *(getattr(aten, f"conv{n}d").padding for n in (1, 2, 3)),
-        aten.conv_transpose1d.default,
-        aten.conv_transpose2d.input,
-        aten.conv_transpose3d.input,
-        aten.convolution.default,
-    )
-)
+_LAYERS = frozenset(map(str, LAYERS))
 
 
 class Status(StrEnum):

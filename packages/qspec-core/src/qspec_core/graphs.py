@@ -26,6 +26,7 @@ __all__ = [
     "gc_paused",
     "is_float",
     "is_view",
+    "mutated_attributes",
     "require_exported",
     "wrap_graph",
 ]
@@ -151,7 +152,7 @@ class Constants:
         self._counters: dict[str, int] = {}
         targets = (str(node.target) for node in source.graph.nodes if node.op in ("get_attr", "call_module"))
         self.attributes: dict[str, object] = {target: attribute(source, target) for target in targets}
-        for target in _mutated_attributes(source):
+        for target in mutated_attributes(source):
             value = self.attributes[target]
             self.attributes[target] = value.clone() if isinstance(value, Tensor) else value
         example = next((n.meta["val"] for n in source.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
@@ -219,7 +220,7 @@ def copy_graph_module(module: GraphModule) -> GraphModule:
         if Q_ANNOTATION_KEY in new.meta:
             new.meta[Q_ANNOTATION_KEY] = _moved_annotation(new.meta[Q_ANNOTATION_KEY], nodes)
     copied = wrap_graph(module, graph, compiled=False)
-    for target in _mutated_attributes(copied):
+    for target in mutated_attributes(copied):
         _clone_buffer(copied, target)
     return copied
 
@@ -250,7 +251,7 @@ def _moved_spec(spec: Any, nodes: Mapping[Node, Node]) -> Any:  # as in _moved_a
     return spec
 
 
-def _mutated_attributes(module: GraphModule) -> set[str]:
+def mutated_attributes(module: GraphModule) -> set[str]:
     """Targets of the buffers that some operator of the graph writes to, directly or through a view."""
     targets: set[str] = set()
     for node in module.graph.nodes:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from qspec_core.canonical import fold_batch_norms
+from qspec_core.canonical import fold_batch_norms, fold_weights
 from qspec_core.coverage import Coverage, operators, record_coverage
 from qspec_core.errors import GraphError, NothingQuantizedError, Where
 from qspec_core.foreign import adopt_annotations
@@ -58,6 +58,7 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
     with gc_paused():
         prepared = copy_graph_module(model)
         original = operators(prepared)
+        fold_weights(prepared)
         fold_batch_norms(prepared)
         prepared = quantizer.transform_for_annotation(prepared)
         quantizer.annotate(prepared)
@@ -92,7 +93,7 @@ def _require_fresh(model: GraphModule) -> None:
             remedy="export the model instead of tracing it symbolically",
         )
     for node in model.graph.nodes:
-        flag = "training" if is_call(node, aten.batch_norm.default) else "train" if is_call(node, *_DROPOUTS) else None
+        flag = _training_flag(node)
         if flag is not None and argument(node, flag):
             raise GraphError(
                 f"{node.target} was traced in training mode",
@@ -101,6 +102,17 @@ def _require_fresh(model: GraphModule) -> None:
                 expected=f"{flag}=False",
                 remedy="call model.eval() before torch.export.export",
             )
+
+
+def _training_flag(node: Node) -> str | None:
+    """Name of the operand that says whether the node was traced in training mode.
+
+    A batch norm without running statistics has none: it takes those of its input in either mode.
+    """
+    if is_call(node, *_DROPOUTS):
+        return "train"
+    is_norm = is_call(node, aten.batch_norm.default)
+    return "training" if is_norm and argument(node, "running_mean") is not None else None
 
 
 def _require_some(found: Coverage) -> None:

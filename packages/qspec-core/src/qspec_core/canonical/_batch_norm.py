@@ -8,15 +8,12 @@ from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node
 from qspec_core.graphs import add_constant, attribute, constant_value
+from qspec_core.layers import LAYERS, TRANSPOSED
 from qspec_core.patterns import argument, is_call, replace_argument
 
 __all__ = ["fold_batch_norms"]
 
 aten = torch.ops.aten
-_FORWARD = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-_NAMED = (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
-_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-_LAYERS = (*_FORWARD, *_NAMED, *_TRANSPOSED, aten.linear.default, aten.convolution.default)
 _BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
@@ -45,7 +42,7 @@ def fold_batch_norms(module: GraphModule) -> None:
         layer = argument(norm, "input")
         if is_call(norm, aten.batch_norm.default) and argument(norm, "training"):
             continue
-        if not is_call(layer, *_LAYERS) or len(layer.users) != 1 or not _scales_channels(layer):
+        if not is_call(layer, *LAYERS) or len(layer.users) != 1 or not _scales_channels(layer):
             continue
         affine = _affine(module, norm)
         weight, bias = argument(layer, "weight"), argument(layer, "bias")
@@ -92,7 +89,7 @@ def _scaled(layer: Node, weight: Tensor, factor: Tensor) -> Tensor:
     """Weight times the factor of its output channel. A transposed convolution holds (in, out / groups, ...), with the
     groups along dimension 0."""
     value = weight.detach().double()
-    transposed = is_call(layer, *_TRANSPOSED) or (
+    transposed = is_call(layer, *TRANSPOSED) or (
         is_call(layer, aten.convolution.default) and argument(layer, "transposed")
     )
     if transposed:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qspec_core._torch import OpOverload
+from qspec_core.layers import LAYERS
 from qspec_core.testing._samples import ErrorRule, Operands
 
 __all__ = ["RULES"]
@@ -101,17 +102,12 @@ _CONSTANTS: Mapping[OpOverload, float] = {
     aten.silu.default: 1.1,
     aten.mish.default: 1.1,
 }
-_LAYERS: tuple[OpOverload, ...] = (
-    aten.linear.default,
-    *(getattr(aten, f"conv{rank}d").default for rank in (1, 2, 3)),
-    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
-)
 
 RULES: Mapping[OpOverload, ErrorRule] = MappingProxyType(
     {
         **dict.fromkeys(_MOVES, _on_errors),
         **{operator: partial(_lipschitz, constant=constant) for operator, constant in _CONSTANTS.items()},
-        **dict.fromkeys(_LAYERS, partial(_bilinear, first="input", second="weight")),
+        **dict.fromkeys(LAYERS, partial(_bilinear, first="input", second="weight")),
         **dict.fromkeys((aten.mul.Tensor, aten.matmul.default), partial(_bilinear, first="self", second="other")),
         aten.bmm.default: partial(_bilinear, first="self", second="mat2"),
         aten.pad.default: _pad,
