@@ -13,11 +13,13 @@ from torch.fx.node import Argument
 from qspec_core import ops
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
-from qspec_core.errors import GraphError, Where, module_path
+from qspec_core.errors import GraphError, module_path
 from qspec_core.graphs import Constants, constant_value, gc_paused, require_exported, wrap_graph
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 from qspec_core.prepare import observer_nodes
+from qspec_core.sinking import lift_constants
 from qspec_core.spec import Q_ANNOTATION_KEY
+from qspec_core.subgraphs import bodies, graph_modules
 
 __all__ = ["convert_pt2e"]
 
@@ -52,9 +54,10 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
 
 
 def _require_prepared(model: GraphModule) -> None:
-    if observer_nodes(model):
+    graphs = [body for _, body in graph_modules(model)]
+    if any(map(observer_nodes, graphs)):
         return
-    if any(map(ops.is_dequantize, model.graph.nodes)):
+    if any(ops.is_dequantize(node) for body in graphs for node in body.graph.nodes):
         raise GraphError(
             "the model is converted already",
             found="a graph with dequantize operators and no observers",
@@ -74,22 +77,25 @@ def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
     """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
     plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
-    nodes = observer_nodes(model)
-    unseen = {id(observer) for _, observer in nodes if not _has_observed(observer)}
-    for node, observer in nodes:  # before any parameters are asked for: one observer may serve several constants
-        value = constant_value(model, node.args[0])
+    nodes = [
+        (f"{prefix}{node.name}", node, observer, constant_value(body, node.args[0]))
+        for prefix, body in graph_modules(model)
+        for node, observer in observer_nodes(body)
+    ]
+    unseen = {id(observer) for _, _, observer, _ in nodes if not _has_observed(observer)}
+    for _, _, observer, value in nodes:  # before any parameters are asked for: one observer may serve several constants
         if value is not None and id(observer) in unseen:
             observer(value)
-    for node, observer in nodes:
+    for name, node, observer, value in nodes:
         if id(observer) in plan:
             continue
         if not _has_observed(observer):
-            idle.append(_label(Where.of(node)))
+            idle.append(f"{name} in {module_path(node)}" if module_path(node) else name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ObserverNeverRanWarning)
             own = getattr(observer, "converted_form", None)
             if callable(own):
-                plan[id(observer)] = own(_shape(node, constant_value(model, node.args[0])))
+                plan[id(observer)] = own(_shape(node, value))
             else:
                 plan[id(observer)] = _form(observer)
     if idle:
@@ -114,10 +120,6 @@ def _shape(node: Node, value: Tensor | None) -> torch.Size:
             remedy="export the model anew; a pass that ran on it dropped node.meta['val']",
         )
     return fake.shape
-
-
-def _label(where: Where) -> str:
-    return f"{where.node} in {where.module_path}" if where.module_path else str(where.node)
 
 
 def _inner(observer: nn.Module) -> nn.Module:
@@ -177,6 +179,9 @@ class _Rebuild:
 
     def run(self) -> GraphModule:
         """The converted module."""
+        inner = bodies(self._prepared)
+        for target, body in inner.items():
+            self._constants.attributes[target] = _Rebuild(body, self._plan, self._fold).run()
         observers = dict(observer_nodes(self._prepared))
         for node in self._prepared.graph.nodes:
             if node in observers:
@@ -189,7 +194,10 @@ class _Rebuild:
         for constant in self._graph.find_nodes(op="get_attr"):
             if not constant.users:  # a float weight whose integers took its place
                 self._graph.erase_node(constant)
-        return wrap_graph(self._prepared, self._graph, self._constants.attributes)
+        converted = wrap_graph(self._prepared, self._graph, self._constants.attributes)
+        if inner:
+            lift_constants(converted)
+        return converted
 
     def _read(self, node: Node) -> Node:
         """What a reader of a prepared node reads now: a dequantize of its own where the node was an observer."""

@@ -14,11 +14,11 @@ from qspec_core._torch import FakeTensors, copy_persistence, forbid_mode_switch,
 from qspec_core.errors import GraphError
 from qspec_core.patterns import argument, called_operator, written_arguments
 from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
+from qspec_core.subgraphs import attribute, bodies, control_calls, set_attribute
 
 __all__ = [
     "Constants",
     "add_constant",
-    "attribute",
     "computes_float",
     "constant_value",
     "copy_graph_module",
@@ -26,8 +26,10 @@ __all__ = [
     "gc_paused",
     "is_float",
     "is_view",
+    "mutated_attributes",
     "require_exported",
     "wrap_graph",
+    "written_roots",
 ]
 
 
@@ -60,16 +62,6 @@ def require_exported(module: object, step: str) -> GraphModule:
         expected="torch.fx.GraphModule from torch.export.export(...).module()",
         remedy=remedy,
     )
-
-
-def attribute(module: nn.Module, target: str) -> Any:  # a tensor, a module, or whatever else was stored there
-    """What a `get_attr` or `call_module` target names; None where nothing has that name."""
-    value: Any = module
-    for atom in target.split("."):
-        value = getattr(value, atom, None)
-        if value is None:
-            return None
-    return value
 
 
 def constant_value(module: nn.Module, node: object) -> Tensor | None:
@@ -151,7 +143,7 @@ class Constants:
         self._counters: dict[str, int] = {}
         targets = (str(node.target) for node in source.graph.nodes if node.op in ("get_attr", "call_module"))
         self.attributes: dict[str, object] = {target: attribute(source, target) for target in targets}
-        for target in _mutated_attributes(source):
+        for target in mutated_attributes(source):
             value = self.attributes[target]
             self.attributes[target] = value.clone() if isinstance(value, Tensor) else value
         example = next((n.meta["val"] for n in source.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
@@ -193,7 +185,7 @@ def wrap_graph(source: GraphModule, graph: Graph, attributes: dict[str, object] 
 
 
 def copy_graph_module(module: GraphModule) -> GraphModule:
-    """Copy a graph; share its parameters and buffers, but clone the buffers that the graph mutates.
+    """Copy a graph and the bodies in it; share parameters and buffers, but clone the buffers that the graph mutates.
 
     Annotations are rewritten to name the nodes of the copy. The original is not touched.
 
@@ -215,7 +207,9 @@ def copy_graph_module(module: GraphModule) -> GraphModule:
         if Q_ANNOTATION_KEY in new.meta:
             new.meta[Q_ANNOTATION_KEY] = _moved_annotation(new.meta[Q_ANNOTATION_KEY], nodes)
     copied = wrap_graph(module, graph)
-    for target in _mutated_attributes(copied):
+    for target, body in bodies(copied).items():
+        set_attribute(copied, target, copy_graph_module(body))
+    for target in mutated_attributes(copied):
         _clone_buffer(copied, target)
     return copied
 
@@ -246,23 +240,37 @@ def _moved_spec(spec: Any, nodes: Mapping[Node, Node]) -> Any:  # as in _moved_a
     return spec
 
 
-def _mutated_attributes(module: GraphModule) -> set[str]:
-    """Targets of the buffers that some operator of the graph writes to, directly or through a view."""
-    targets: set[str] = set()
+def written_roots(module: GraphModule) -> set[Node]:
+    """The inputs and constants that an operator of a graph, or of a body in it, writes to, directly or through a view.
+
+    Cost: O(nodes + edges), bodies included.
+    """
+    roots: set[Node] = set()
     for node in module.graph.nodes:
         called = called_operator(node)
         for name in written_arguments(called) if called is not None else ():
-            value = argument(node, name)
-            while is_view(value):
-                value = value.all_input_nodes[0]
-            if isinstance(value, Node) and value.op == "get_attr":
-                targets.add(str(value.target))
-    return targets
+            roots.update(_root(argument(node, name)))
+    for call in control_calls(module):
+        for body in call.bodies:
+            inside = written_roots(body)
+            for operand, place in zip(call.operands, body.graph.find_nodes(op="placeholder"), strict=False):
+                if place in inside:
+                    roots.update(_root(operand))
+    return roots
+
+
+def _root(value: Any) -> tuple[Node, ...]:  # an operand, which is a node where it is a tensor
+    while is_view(value):
+        value = value.all_input_nodes[0]
+    return (value,) if isinstance(value, Node) else ()
+
+
+def mutated_attributes(module: GraphModule) -> set[str]:
+    """Targets of the buffers that the graph, or a body in it, writes to."""
+    return {str(root.target) for root in written_roots(module) if root.op == "get_attr"}
 
 
 def _clone_buffer(module: GraphModule, target: str) -> None:
-    path, _, name = target.rpartition(".")
-    owner = attribute(module, path) if path else module
-    value = getattr(owner, name)
+    value = attribute(module, target)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        setattr(owner, name, value.clone())
+        set_attribute(module, target, value.clone())

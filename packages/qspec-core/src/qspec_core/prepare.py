@@ -8,17 +8,19 @@ from qspec_core.canonical import fold_batch_norms
 from qspec_core.coverage import Coverage, operators, record_coverage
 from qspec_core.errors import GraphError, NothingQuantizedError, Where
 from qspec_core.foreign import adopt_annotations
-from qspec_core.graphs import attribute, copy_graph_module, fresh_attribute_name, gc_paused, require_exported
+from qspec_core.graphs import copy_graph_module, fresh_attribute_name, gc_paused, require_exported
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 from qspec_core.patterns import argument, called_operator, is_call, written_arguments
 from qspec_core.quantizer import Quantizer
 from qspec_core.sharing import Group, Resolution, resolve
+from qspec_core.sinking import sink_constants
 from qspec_core.spec import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
 )
+from qspec_core.subgraphs import attribute, bodies, graph_modules, set_attribute
 
 __all__ = ["is_observer", "observer_nodes", "prepare_pt2e"]
 
@@ -41,7 +43,8 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
     """Copy an exported model, let a quantizer annotate it, and insert an observer at every quantization point.
 
     The copy shares the model's parameters; the model itself is not changed. Batch norms are folded into the layers
-    before them first. Call the result on calibration data, then `convert_pt2e` it.
+    before them first. Bodies of control flow (`no_grad` regions, branches, loops) are graphs that the quantizer
+    annotates one by one. Call the result on calibration data, then `convert_pt2e` it.
 
     Args:
         model: an exported graph module, traced in evaluation mode: `torch.export.export(...).module()`.
@@ -58,24 +61,35 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
     with gc_paused():
         prepared = copy_graph_module(model)
         original = operators(prepared)
-        fold_batch_norms(prepared)
-        prepared = quantizer.transform_for_annotation(prepared)
-        quantizer.annotate(prepared)
-        adopt_annotations(prepared)
+        sink_constants(prepared)
+        prepared = _annotate(prepared, quantizer)
         quantizer.validate(prepared)
         found = record_coverage(prepared, original, type(quantizer).__name__)
         if getattr(quantizer, "has_configuration", False) and not allow_empty:
             _require_some(found)
-        observers = _observers(resolve(prepared.graph))
-        quantizer.prepare_obs_or_fq_callback(prepared, observers)
-        _insert(prepared, observers)
-        prepared.recompile()
+        plans = [(body, _observers(resolve(body.graph))) for _, body in graph_modules(prepared)]
+        for body, observers in plans:
+            quantizer.prepare_obs_or_fq_callback(body, observers)
+            _insert(body, observers)
+            body.recompile()
     return prepared
+
+
+def _annotate(module: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """Fold, transform and annotate a graph, and each body in it as a graph of its own."""
+    fold_batch_norms(module)
+    module = quantizer.transform_for_annotation(module)
+    quantizer.annotate(module)
+    adopt_annotations(module)
+    for target, body in bodies(module).items():
+        set_attribute(module, target, _annotate(body, quantizer))
+    return module
 
 
 def _require_fresh(model: GraphModule) -> None:
     """Raise unless the graph came from an export in evaluation mode and holds no observers yet."""
-    live = observer_nodes(model)
+    graphs = [body for _, body in graph_modules(model)]
+    live = [entry for body in graphs for entry in observer_nodes(body)]
     if live:
         raise GraphError(
             "the model is prepared already",
@@ -91,7 +105,7 @@ def _require_fresh(model: GraphModule) -> None:
             expected="torch.export.export(model.eval(), example_inputs).module()",
             remedy="export the model instead of tracing it symbolically",
         )
-    for node in model.graph.nodes:
+    for node in (node for body in graphs for node in body.graph.nodes):
         flag = "training" if is_call(node, aten.batch_norm.default) else "train" if is_call(node, *_DROPOUTS) else None
         if flag is not None and argument(node, flag):
             raise GraphError(

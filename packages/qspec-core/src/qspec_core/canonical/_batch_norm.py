@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node
-from qspec_core.graphs import add_constant, attribute, constant_value
+from qspec_core.graphs import add_constant, constant_value
 from qspec_core.patterns import argument, is_call, replace_argument
+from qspec_core.subgraphs import attribute
 
 __all__ = ["fold_batch_norms"]
 
