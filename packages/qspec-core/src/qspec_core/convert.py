@@ -14,7 +14,7 @@ from qspec_core import ops
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
 from qspec_core.errors import GraphError, module_path
-from qspec_core.graphs import Constants, constant_value, gc_paused, require_exported, wrap_graph
+from qspec_core.graphs import Constants, constant_value, derived_meta, gc_paused, require_exported, wrap_graph
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 from qspec_core.prepare import observer_nodes
 from qspec_core.sinking import lift_constants
@@ -30,6 +30,7 @@ _PLAIN_DTYPES: Mapping[torch.dtype, torch.dtype] = {
 }
 _CASTS = (torch.float16, torch.bfloat16)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
+_PASS = "convert_pt2e"
 _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own gets
 
 
@@ -206,7 +207,7 @@ class _Rebuild:
             return self._nodes[node]
         target, arguments, after = found
         dequantize = self._graph.call_function(target, arguments)
-        dequantize.meta = _meta(node)
+        dequantize.meta = derived_meta(node, _PASS)
         integers = arguments[0]
         if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
             self._set_value(dequantize, self._cast(integers.meta.get("val"), torch.float32))
@@ -226,7 +227,7 @@ class _Rebuild:
 
     def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
         call = self._graph.call_function(target, arguments)
-        call.meta = _meta(like)
+        call.meta = derived_meta(like, _PASS)
         self._set_value(call, self._cast(call.meta.get("val"), dtype))
         return call
 
@@ -242,7 +243,7 @@ class _Rebuild:
     def _steps(self, steps: tuple[Step, ...], tensor: Node) -> Node:
         for step in steps:
             call = self._graph.call_function(step.target, (tensor, *step.arguments))
-            call.meta = _meta(tensor)
+            call.meta = derived_meta(tensor, _PASS)
             fake = call.meta.get("val")
             self._set_value(call, step(fake) if isinstance(fake, Tensor) else None)
             tensor = call
@@ -251,40 +252,41 @@ class _Rebuild:
     def _quantize_by_form(self, node: Node, source: Node, observer: int, form: ConvertedForm) -> None:
         value = constant_value(self._prepared, source)
         if value is not None and self._fold and form.choose is None:
-            qparams = self._qparams(form, source, None)
-            integers = self._freeze(source, observer, partial(form.integers, value.detach()))
+            qparams = self._qparams(form, node, source, None)
+            integers = self._freeze(node, source, observer, partial(form.integers, value.detach()))
         else:
             tensor = self._steps(form.before, self._read(source))
-            qparams = self._qparams(form, source, tensor)
+            qparams = self._qparams(form, node, source, tensor)
             like = tensor if form.before else node
             integers = self._call(form.quantize, (tensor, *qparams, *form.limits), like, form.dtype)
         self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *form.last), form.after
 
-    def _qparams(self, form: ConvertedForm, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
+    def _qparams(self, form: ConvertedForm, node: Node, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
         """Scale and zero point: found from `tensor` when the model runs, numbers, or buffers."""
         if form.choose is not None:
             chosen = self._graph.call_function(form.choose.target, (tensor, *form.choose.arguments))
             first, second = (self._graph.call_function(operator.getitem, (chosen, i)) for i in range(2))
+            for made in (chosen, first, second):
+                made.meta = derived_meta(node, _PASS)
+            if isinstance(tensor, Node) and isinstance(tensor.meta.get("val"), Tensor):
+                values = tuple(form.choose(tensor.meta["val"]))
+                for made, value in ((chosen, values), (first, values[0]), (second, values[1])):
+                    self._set_value(made, value)
             return first, second
         if not isinstance(form.scale, Tensor) or not isinstance(form.zero_point, Tensor):
             return form.scale, form.zero_point
         is_constant = constant_value(self._prepared, source) is not None
         scope = "" if is_constant else module_path(source).rpartition(".")[2].replace(".", "_")
         return (
-            self._constants.add(f"{scope}_scale_", form.scale),
-            self._constants.add(f"{scope}_zero_point_", form.zero_point),
+            self._constants.add(f"{scope}_scale_", form.scale, node, _PASS),
+            self._constants.add(f"{scope}_zero_point_", form.zero_point, node, _PASS),
         )
 
-    def _freeze(self, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
+    def _freeze(self, node: Node, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
         """Node that reads the integers of a constant. Readers of one constant through one observer share the tensor."""
         key = str(source.target), observer
         if key in self._frozen:
-            return self._constants.read(self._frozen[key])
-        node = self._constants.add("_frozen_param", quantize().contiguous())
-        self._frozen[key] = str(node.target)
-        return node
-
-
-def _meta(source: Node) -> dict[str, object]:
-    kept = ("val", "nn_module_stack", "stack_trace", "torch_fn")
-    return {key: source.meta[key] for key in kept if key in source.meta}
+            return self._constants.read(self._frozen[key], node, _PASS)
+        frozen = self._constants.add("_frozen_param", quantize().contiguous(), node, _PASS)
+        self._frozen[key] = str(frozen.target)
+        return frozen

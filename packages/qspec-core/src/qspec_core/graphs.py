@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from qspec_core._torch import FakeTensors, copy_persistence, forbid_mode_switch, move_codegen, schema_of
+from qspec_core._torch import (
+    FakeTensors,
+    copy_persistence,
+    forbid_mode_switch,
+    forbid_pickling,
+    move_codegen,
+    schema_of,
+    sourced_from,
+)
 from qspec_core.errors import GraphError
 from qspec_core.patterns import argument, called_operator, written_arguments
 from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
@@ -22,6 +30,7 @@ __all__ = [
     "computes_float",
     "constant_value",
     "copy_graph_module",
+    "derived_meta",
     "fresh_attribute_name",
     "gc_paused",
     "is_float",
@@ -94,6 +103,23 @@ def computes_float(node: Node) -> bool:
     return isinstance(first, Tensor) and first.is_floating_point()
 
 
+def derived_meta(source: Node, pass_name: str, reader: Node | None = None) -> dict[str, Any]:  # as node.meta is
+    """Metadata of a node made for another: its value and place, and that it was made from it.
+
+    Args:
+        source: the node it is made for.
+        pass_name: what makes it.
+        reader: where the source has no place (an input, a constant), the place of this node is taken.
+    """
+    meta = {"from_node": [sourced_from(source, pass_name)]}
+    for key in ("val", "nn_module_stack", "stack_trace", "torch_fn"):
+        if key in source.meta:
+            meta[key] = source.meta[key]
+        elif reader is not None and key != "val" and key in reader.meta:
+            meta[key] = reader.meta[key]
+    return meta
+
+
 def fresh_attribute_name(module: nn.Module, prefix: str) -> str:
     """The first of `prefix0`, `prefix1`, ... that the module does not have. Counters are kept on the module."""
     counters: dict[str, int] = module.__dict__.setdefault("_qspec_counters", {})
@@ -149,18 +175,20 @@ class Constants:
         example = next((n.meta["val"] for n in source.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
         self.fakes = FakeTensors(example)
 
-    def add(self, prefix: str, value: Tensor) -> Node:
-        """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it."""
+    def add(self, prefix: str, value: Tensor, like: Node, pass_name: str) -> Node:
+        """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it, with the
+        metadata of the node that it stands for."""
         index = self._counters.get(prefix, 0)
         while f"{prefix}{index}" in self.attributes:
             index += 1
         self._counters[prefix] = index + 1
         self.attributes[f"{prefix}{index}"] = value
-        return self.read(f"{prefix}{index}")
+        return self.read(f"{prefix}{index}", like, pass_name)
 
-    def read(self, name: str) -> Node:
+    def read(self, name: str, like: Node, pass_name: str) -> Node:
         """Write a node that reads a tensor kept under this name."""
         node = self._graph.get_attr(name)
+        node.meta = derived_meta(like, pass_name)
         node.meta["val"] = self.fakes.like(self.attributes[name])
         return node
 
@@ -181,6 +209,7 @@ def wrap_graph(source: GraphModule, graph: Graph, attributes: dict[str, object] 
             copy_persistence(owner, copied)
     module.meta = {key: dict(value) if isinstance(value, dict) else value for key, value in source.meta.items()}
     forbid_mode_switch(module)
+    forbid_pickling(module)
     return module
 
 

@@ -8,7 +8,7 @@ from qspec_core.canonical import fold_batch_norms
 from qspec_core.coverage import Coverage, operators, record_coverage
 from qspec_core.errors import GraphError, NothingQuantizedError, Where
 from qspec_core.foreign import adopt_annotations
-from qspec_core.graphs import copy_graph_module, fresh_attribute_name, gc_paused, require_exported
+from qspec_core.graphs import copy_graph_module, derived_meta, fresh_attribute_name, gc_paused, require_exported
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 from qspec_core.patterns import argument, called_operator, is_call, written_arguments
 from qspec_core.quantizer import Quantizer
@@ -176,25 +176,25 @@ def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None
         spot = inputs[-1].next if producer.op == "placeholder" else producer.next
         source = producer
         if own is not None:
-            source = _observe(module, own, producer, spot)
+            source = _observe(module, own, producer, spot, next(iter(producer.users), None))
             for user in list(producer.users):
                 if user is not source and not _writes(user, producer):
                     user.replace_input_with(producer, source)
         for observer, consumers in readers.items():
             if observer is own:
                 continue
-            observed = _observe(module, observer, source, spot)
+            observed = _observe(module, observer, source, spot, consumers[0])
             for consumer in consumers:
                 if not _writes(consumer, producer):
                     consumer.replace_input_with(source, observed)
 
 
-def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Node) -> Node:
+def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Node, reader: Node | None) -> Node:
     name = fresh_attribute_name(module, "activation_post_process_")
     module.add_module(name, observer)
     with module.graph.inserting_before(before):
         node = module.graph.call_module(name, (source,))
-    node.meta = {key: source.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in source.meta}
+    node.meta = derived_meta(source, "prepare_pt2e", reader)
     return node
 
 
