@@ -17,6 +17,7 @@ from qspec_core.errors import GraphError, module_path
 from qspec_core.graphs import Constants, constant_value, derived_meta, gc_paused, require_exported, wrap_graph
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 from qspec_core.prepare import observer_nodes
+from qspec_core.reference import to_reference
 from qspec_core.sinking import lift_constants
 from qspec_core.spec import Q_ANNOTATION_KEY
 from qspec_core.subgraphs import bodies, graph_modules
@@ -34,7 +35,9 @@ _PASS = "convert_pt2e"
 _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own gets
 
 
-def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModule:
+def convert_pt2e(
+    model: GraphModule, *, fold_quantize: bool = True, use_reference_representation: bool = False
+) -> GraphModule:
     """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that
     observers of constants which saw no data observe them now.
 
@@ -44,6 +47,8 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
     Args:
         model: from `prepare_pt2e`, after it ran on calibration data.
         fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
+        use_reference_representation: write the result in integer arithmetic of plain operators, as
+            `qspec_core.reference.to_reference` does: for checking what a device computes.
     Returns: the quantized module, in `quantized_decomposed` operators, without the float weights that it does not need.
     Raises: GraphError: the model is no graph module, was not prepared, or is converted already.
     Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
@@ -51,7 +56,8 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
     """
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
-        return _Rebuild(model, _plan(model), fold_quantize).run()
+        converted = _Rebuild(model, _plan(model), fold_quantize).run()
+        return to_reference(converted) if use_reference_representation else converted
 
 
 def _require_prepared(model: GraphModule) -> None:
