@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import EmbeddingQuantizer, convert_pt2e, prepare_pt2e
+from qspec_core.patterns import Outputs
 
 Q = decomposed.quantize_per_tensor.default
 
 
-def forms(model: nn.Module, *x: Tensor, config: Any = CONFIG, **options: Any) -> tuple[GraphModule, GraphModule]:
+def forms(
+    model: nn.Module, *x: Tensor, config: Any = CONFIG, outputs: Outputs = Outputs.DEMAND, **options: Any
+) -> tuple[GraphModule, GraphModule]:
     """The converted graph and its integer form."""
-    prepared = prepare_pt2e(export(model, *x), quantizer(config))
+    prepared = prepare_pt2e(export(model, *x), quantizer(config, outputs))
     with torch.no_grad():
         prepared(*x)
     return convert_pt2e(prepared, **options), convert_pt2e(prepared, use_reference_representation=True, **options)
@@ -72,7 +75,8 @@ def test_network_in_integers_is_a_step_from_the_converted_one(dtype: torch.dtype
     x = torch.randn(2, 3, 16, 16)
     low = 0 if dtype is torch.uint8 else -128
     act = replace(ACT, dtype=dtype, quant_min=low, quant_max=low + 255)
-    converted, reference = forms(network(), x, config=replace(CONFIG, input_activation=act), fold_quantize=fold)
+    config = replace(CONFIG, input_activation=act, output_activation=act)
+    converted, reference = forms(network(), x, config=config, outputs=Outputs.ALWAYS, fold_quantize=fold)
     assert left(reference) == set()
     last = max(float(node.args[1]) for node in calls(converted, Q))  # type: ignore[arg-type]  # numbers
     weight = max(float(v.max()) for name, v in converted.state_dict().items() if "_scale_" in name)
