@@ -58,6 +58,7 @@ from qspec_core.quantizer import (
     get_output_act_qspec,
     get_weight_qspec,
 )
+from qspec_core.serialization import spec_from_dict, spec_to_dict
 from qspec_core.sharing import Group, Resolution, resolve
 from qspec_core.spec import (
     Q_ANNOTATION_KEY,
@@ -142,4 +143,6 @@ __all__ = [
     "prepare_pt2e",
     "quantize",
     "resolve",
+    "spec_from_dict",
+    "spec_to_dict",
 ]

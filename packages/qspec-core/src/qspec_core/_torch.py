@@ -9,9 +9,10 @@ import torch
 from torch import FunctionSchema, Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.traceback import NodeSource, NodeSourceAction
 
-from qspec_core.errors import TrainingModeError
+from qspec_core.errors import ExportError, TrainingModeError
 
 __all__ = [
     "FakeTensors",
@@ -19,9 +20,11 @@ __all__ = [
     "OpOverloadPacket",
     "copy_persistence",
     "forbid_mode_switch",
+    "forbid_pickling",
     "load_quantized_decomposed",
     "move_codegen",
     "schema_of",
+    "sourced_from",
     "uncompiled",
 ]
 
@@ -91,6 +94,34 @@ def forbid_mode_switch(module: GraphModule) -> None:
 def _replace_switches(module: GraphModule) -> None:
     module.train = MethodType(_no_switch, module)  # type: ignore[method-assign]  # one instance, as torch.export does
     module.eval = MethodType(_no_switch, module)  # type: ignore[method-assign]  # as above
+
+
+def _no_pickle(self: GraphModule, protocol: object = None) -> Any:  # as above
+    raise ExportError(
+        "an exported graph cannot be pickled: Python cannot pickle the guards that torch.export leaves in it",
+        found=f"pickle or torch.save of {type(self).__name__}",
+        remedy="save a converted module with torch.export.save(torch.export.export(module, inputs), path); keep the "
+        "calibration of a prepared one as its state_dict(); copy either with copy.deepcopy",
+    )
+
+
+def forbid_pickling(module: GraphModule) -> None:
+    """Make pickling of a graph module and of its copies raise `ExportError` with what to do instead."""
+    _replace_pickling(module)
+    module._register_deepcopy_hook(_replace_pickling)
+
+
+def _replace_pickling(module: GraphModule) -> None:
+    module.__reduce_ex__ = MethodType(_no_pickle, module)  # type: ignore[method-assign]  # one instance
+
+
+def sourced_from(node: Node, pass_name: str) -> NodeSource:
+    """Provenance of a node made from another, for `node.meta["from_node"]`. torch's constructor copies the whole
+    history of the node, 0.1 ms each; this refers to it."""
+    source = NodeSource(None, pass_name, NodeSourceAction.CREATE)
+    source.node_info = NodeSource.NodeInfo(node.name, str(node.target), id(node.graph))
+    source.from_node = node.meta.get("from_node", [])
+    return source
 
 
 class FakeTensors:

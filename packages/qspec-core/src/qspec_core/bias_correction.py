@@ -17,16 +17,16 @@ from torch.fx.node import map_arg
 
 from qspec_core.graphs import (
     add_constant,
-    attribute,
     constant_value,
     copy_graph_module,
     fresh_attribute_name,
     gc_paused,
     wrap_graph,
 )
-from qspec_core.layers import CONVOLUTIONS, LAYERS, LINEARS
+from qspec_core.layers import CONVOLUTIONS, LINEARS, TRANSPOSED
 from qspec_core.patterns import argument, called_operator, is_call, replace_argument
 from qspec_core.prepare import is_observer
+from qspec_core.subgraphs import attribute
 
 __all__ = ["InputMeans", "correct_biases"]
 
@@ -58,6 +58,8 @@ class _Mean(nn.Module):
 class InputMeans:
     """Gathers the mean input of each convolution and linear layer with a quantized weight.
 
+    Layers in the bodies of control flow are left out: their weights are operands of the body once converted.
+
     Args:
         prepared: from `prepare_pt2e`; not changed.
 
@@ -74,16 +76,9 @@ class InputMeans:
                 weight = _observed_weight(module, node)
                 if weight is not None:
                     self._weights[node.name] = weight
-                    self._record(module, node, -1 if node.target in LINEARS else 1 - weight.ndim)
+                    self._means[node.name] = _record(module, node, -1 if node.target in LINEARS else 1 - weight.ndim)
             module.recompile()
         self.module = module
-
-    def _record(self, module: GraphModule, node: Node, channel: int) -> None:
-        name = fresh_attribute_name(module, "_input_mean_")
-        self._means[node.name] = _Mean(channel)
-        module.add_module(name, self._means[node.name])
-        with module.graph.inserting_before(node):
-            module.graph.call_module(name, (argument(node, "input"),))
 
     def shifts(self, converted: GraphModule) -> Mapping[str, Tensor]:
         """What each layer's bias lacks, by the layer's name.
@@ -116,15 +111,25 @@ def correct_biases(converted: GraphModule, means: InputMeans) -> GraphModule:
         module = copy_graph_module(converted)
         shifts = means.shifts(module)
         for node in [node for node in module.graph.nodes if node.name in shifts]:
-            old = argument(node, "bias")
-            value = constant_value(module, old)
-            if old is None or value is not None:  # one that the graph computes stays as it is
-                _replace_bias(module, node, value, shifts[node.name])
+            _correct(module, node, shifts[node.name])
         return wrap_graph(module, module.graph)
 
 
-def _replace_bias(module: GraphModule, node: Node, value: Tensor | None, shift: Tensor) -> None:
+def _record(module: GraphModule, node: Node, channel: int) -> _Mean:
+    """Insert a module in front of a layer that takes the mean of its input."""
+    name, recorder = fresh_attribute_name(module, "_input_mean_"), _Mean(channel)
+    module.add_module(name, recorder)
+    with module.graph.inserting_before(node):
+        module.graph.call_module(name, (argument(node, "input"),))
+    return recorder
+
+
+def _correct(module: GraphModule, node: Node, shift: Tensor) -> None:
+    """Give a layer a corrected bias; one that the graph computes stays as it is."""
     old = argument(node, "bias")
+    value = constant_value(module, old)
+    if old is not None and value is None:
+        return
     corrected = shift if value is None else value.double() + shift
     dtype = node.meta["val"].dtype if value is None else value.dtype
     bias = nn.Parameter(corrected.to(dtype), requires_grad=False)
@@ -136,7 +141,7 @@ def _replace_bias(module: GraphModule, node: Node, value: Tensor | None, shift: 
 
 def _observed_weight(module: GraphModule, node: Node) -> Tensor | None:
     """The float weight of a layer whose weight is observed; None for every other node."""
-    if not is_call(node, *LAYERS):
+    if not is_call(node, *LINEARS, *CONVOLUTIONS, *TRANSPOSED):
         return None
     weight = argument(node, "weight")
     if weight.op != "call_module" or not is_observer(attribute(module, str(weight.target))):

@@ -13,11 +13,14 @@ from torch.fx.node import Argument
 from qspec_core import ops
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
-from qspec_core.errors import GraphError, Where, module_path
-from qspec_core.graphs import Constants, constant_value, gc_paused, require_exported, wrap_graph
+from qspec_core.errors import GraphError, module_path
+from qspec_core.graphs import Constants, constant_value, derived_meta, gc_paused, require_exported, wrap_graph
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 from qspec_core.prepare import observer_nodes
+from qspec_core.reference import to_reference
+from qspec_core.sinking import lift_constants
 from qspec_core.spec import Q_ANNOTATION_KEY
+from qspec_core.subgraphs import bodies, graph_modules
 
 __all__ = ["convert_pt2e"]
 
@@ -28,10 +31,13 @@ _PLAIN_DTYPES: Mapping[torch.dtype, torch.dtype] = {
 }
 _CASTS = (torch.float16, torch.bfloat16)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
+_PASS = "convert_pt2e"
 _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own gets
 
 
-def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModule:
+def convert_pt2e(
+    model: GraphModule, *, fold_quantize: bool = True, use_reference_representation: bool = False
+) -> GraphModule:
     """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that
     observers of constants which saw no data observe them now.
 
@@ -41,6 +47,8 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
     Args:
         model: from `prepare_pt2e`, after it ran on calibration data.
         fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
+        use_reference_representation: write the result in integer arithmetic of plain operators, as
+            `qspec_core.reference.to_reference` does: for checking what a device computes.
     Returns: the quantized module, in `quantized_decomposed` operators, without the float weights that it does not need.
     Raises: GraphError: the model is no graph module, was not prepared, or is converted already.
     Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
@@ -48,13 +56,15 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
     """
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
-        return _Rebuild(model, _plan(model), fold_quantize).run()
+        converted = _Rebuild(model, _plan(model), fold_quantize).run()
+        return to_reference(converted) if use_reference_representation else converted
 
 
 def _require_prepared(model: GraphModule) -> None:
-    if observer_nodes(model):
+    graphs = [body for _, body in graph_modules(model)]
+    if any(map(observer_nodes, graphs)):
         return
-    if any(map(ops.is_dequantize, model.graph.nodes)):
+    if any(ops.is_dequantize(node) for body in graphs for node in body.graph.nodes):
         raise GraphError(
             "the model is converted already",
             found="a graph with dequantize operators and no observers",
@@ -74,22 +84,25 @@ def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
     """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
     plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
-    nodes = observer_nodes(model)
-    unseen = {id(observer) for _, observer in nodes if not _has_observed(observer)}
-    for node, observer in nodes:  # before any parameters are asked for: one observer may serve several constants
-        value = constant_value(model, node.args[0])
+    nodes = [
+        (f"{prefix}{node.name}", node, observer, constant_value(body, node.args[0]))
+        for prefix, body in graph_modules(model)
+        for node, observer in observer_nodes(body)
+    ]
+    unseen = {id(observer) for _, _, observer, _ in nodes if not _has_observed(observer)}
+    for _, _, observer, value in nodes:  # before any parameters are asked for: one observer may serve several constants
         if value is not None and id(observer) in unseen:
             observer(value)
-    for node, observer in nodes:
+    for name, node, observer, value in nodes:
         if id(observer) in plan:
             continue
         if not _has_observed(observer):
-            idle.append(_label(Where.of(node)))
+            idle.append(f"{name} in {module_path(node)}" if module_path(node) else name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ObserverNeverRanWarning)
             own = getattr(observer, "converted_form", None)
             if callable(own):
-                plan[id(observer)] = own(_shape(node, constant_value(model, node.args[0])))
+                plan[id(observer)] = own(_shape(node, value))
             else:
                 plan[id(observer)] = _form(observer)
     if idle:
@@ -114,10 +127,6 @@ def _shape(node: Node, value: Tensor | None) -> torch.Size:
             remedy="export the model anew; a pass that ran on it dropped node.meta['val']",
         )
     return fake.shape
-
-
-def _label(where: Where) -> str:
-    return f"{where.node} in {where.module_path}" if where.module_path else str(where.node)
 
 
 def _inner(observer: nn.Module) -> nn.Module:
@@ -177,6 +186,9 @@ class _Rebuild:
 
     def run(self) -> GraphModule:
         """The converted module."""
+        inner = bodies(self._prepared)
+        for target, body in inner.items():
+            self._constants.attributes[target] = _Rebuild(body, self._plan, self._fold).run()
         observers = dict(observer_nodes(self._prepared))
         for node in self._prepared.graph.nodes:
             if node in observers:
@@ -189,7 +201,10 @@ class _Rebuild:
         for constant in self._graph.find_nodes(op="get_attr"):
             if not constant.users:  # a float weight whose integers took its place
                 self._graph.erase_node(constant)
-        return wrap_graph(self._prepared, self._graph, self._constants.attributes)
+        converted = wrap_graph(self._prepared, self._graph, self._constants.attributes)
+        if inner:
+            lift_constants(converted)
+        return converted
 
     def _read(self, node: Node) -> Node:
         """What a reader of a prepared node reads now: a dequantize of its own where the node was an observer."""
@@ -198,7 +213,7 @@ class _Rebuild:
             return self._nodes[node]
         target, arguments, after = found
         dequantize = self._graph.call_function(target, arguments)
-        dequantize.meta = _meta(node)
+        dequantize.meta = derived_meta(node, _PASS)
         integers = arguments[0]
         if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
             self._set_value(dequantize, self._cast(integers.meta.get("val"), torch.float32))
@@ -218,7 +233,7 @@ class _Rebuild:
 
     def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
         call = self._graph.call_function(target, arguments)
-        call.meta = _meta(like)
+        call.meta = derived_meta(like, _PASS)
         self._set_value(call, self._cast(call.meta.get("val"), dtype))
         return call
 
@@ -234,7 +249,7 @@ class _Rebuild:
     def _steps(self, steps: tuple[Step, ...], tensor: Node) -> Node:
         for step in steps:
             call = self._graph.call_function(step.target, (tensor, *step.arguments))
-            call.meta = _meta(tensor)
+            call.meta = derived_meta(tensor, _PASS)
             fake = call.meta.get("val")
             self._set_value(call, step(fake) if isinstance(fake, Tensor) else None)
             tensor = call
@@ -243,40 +258,41 @@ class _Rebuild:
     def _quantize_by_form(self, node: Node, source: Node, observer: int, form: ConvertedForm) -> None:
         value = constant_value(self._prepared, source)
         if value is not None and self._fold and form.choose is None:
-            qparams = self._qparams(form, source, None)
-            integers = self._freeze(source, observer, partial(form.integers, value.detach()))
+            qparams = self._qparams(form, node, source, None)
+            integers = self._freeze(node, source, observer, partial(form.integers, value.detach()))
         else:
             tensor = self._steps(form.before, self._read(source))
-            qparams = self._qparams(form, source, tensor)
+            qparams = self._qparams(form, node, source, tensor)
             like = tensor if form.before else node
             integers = self._call(form.quantize, (tensor, *qparams, *form.limits), like, form.dtype)
         self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *form.last), form.after
 
-    def _qparams(self, form: ConvertedForm, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
+    def _qparams(self, form: ConvertedForm, node: Node, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
         """Scale and zero point: found from `tensor` when the model runs, numbers, or buffers."""
         if form.choose is not None:
             chosen = self._graph.call_function(form.choose.target, (tensor, *form.choose.arguments))
             first, second = (self._graph.call_function(operator.getitem, (chosen, i)) for i in range(2))
+            for made in (chosen, first, second):
+                made.meta = derived_meta(node, _PASS)
+            if isinstance(tensor, Node) and isinstance(tensor.meta.get("val"), Tensor):
+                values = tuple(form.choose(tensor.meta["val"]))
+                for made, value in ((chosen, values), (first, values[0]), (second, values[1])):
+                    self._set_value(made, value)
             return first, second
         if not isinstance(form.scale, Tensor) or not isinstance(form.zero_point, Tensor):
             return form.scale, form.zero_point
         is_constant = constant_value(self._prepared, source) is not None
         scope = "" if is_constant else module_path(source).rpartition(".")[2].replace(".", "_")
         return (
-            self._constants.add(f"{scope}_scale_", form.scale),
-            self._constants.add(f"{scope}_zero_point_", form.zero_point),
+            self._constants.add(f"{scope}_scale_", form.scale, node, _PASS),
+            self._constants.add(f"{scope}_zero_point_", form.zero_point, node, _PASS),
         )
 
-    def _freeze(self, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
+    def _freeze(self, node: Node, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
         """Node that reads the integers of a constant. Readers of one constant through one observer share the tensor."""
         key = str(source.target), observer
         if key in self._frozen:
-            return self._constants.read(self._frozen[key])
-        node = self._constants.add("_frozen_param", quantize().contiguous())
-        self._frozen[key] = str(node.target)
-        return node
-
-
-def _meta(source: Node) -> dict[str, object]:
-    kept = ("val", "nn_module_stack", "stack_trace", "torch_fn")
-    return {key: source.meta[key] for key in kept if key in source.meta}
+            return self._constants.read(self._frozen[key], node, _PASS)
+        frozen = self._constants.add("_frozen_param", quantize().contiguous(), node, _PASS)
+        self._frozen[key] = str(frozen.target)
+        return frozen

@@ -12,10 +12,11 @@ from torch.fx import GraphModule, Node
 from qspec_core import ops
 from qspec_core.canonical import FOLDED_KEY
 from qspec_core.errors import GraphError, module_path
-from qspec_core.graphs import attribute, computes_float
+from qspec_core.graphs import computes_float
 from qspec_core.layers import LAYERS
 from qspec_core.patterns import Reason, ReasonCode, is_call
 from qspec_core.spec import Q_ANNOTATION_KEY
+from qspec_core.subgraphs import attribute, graph_modules
 
 __all__ = [
     "COVERAGE_KEY",
@@ -169,17 +170,17 @@ def operators(module: GraphModule) -> dict[str, tuple[str, str]]:
 
     Nodes of a subgraph (a `no_grad` region, a branch) are named after it: `submod_1.linear`.
     """
-    return {name: (str(node.target), module_path(node)) for name, node, _ in _float_operators(module)}
+    return {name: (str(node.target), module_path(node)) for name, node in _float_operators(module)}
 
 
-def _float_operators(module: GraphModule, prefix: str = "") -> Iterator[tuple[str, Node, str]]:
-    """Name, node, and name of the subgraph ("" for the graph itself) of each float operator, in graph order."""
+def _float_operators(module: GraphModule, prefix: str = "") -> Iterator[tuple[str, Node]]:
+    """Name and node of each float operator, in graph order; those of a body where the body is named."""
     for node in module.graph.nodes:
         inner = attribute(module, str(node.target)) if node.op == "get_attr" else None
         if isinstance(inner, GraphModule):
             yield from _float_operators(inner, f"{prefix}{node.target}.")
         elif _is_float_operator(node):
-            yield f"{prefix}{node.name}", node, prefix.removesuffix(".")
+            yield f"{prefix}{node.name}", node
 
 
 def _is_float_operator(node: Node) -> bool:
@@ -204,9 +205,12 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
         original: `operators` of the graph as it was given, before anything was folded.
         quantizer: what to name as the row of a node that was annotated without one.
     """
-    entries = [_entry(name, node, inside, quantizer) for name, node, inside in _float_operators(module)]
-    present = {node.name for node in module.graph.nodes} | {entry.node for entry in entries}
-    folded = module.meta.get(FOLDED_KEY, {})
+    entries = [_entry(name, node, quantizer) for name, node in _float_operators(module)]
+    graphs = list(graph_modules(module))
+    present = {f"{prefix}{node.name}" for prefix, body in graphs for node in body.graph.nodes}
+    folded = {
+        f"{prefix}{name}": note for prefix, body in graphs for name, note in body.meta.get(FOLDED_KEY, {}).items()
+    }
     entries += [
         Entry(name, operator, path, Status.FOLDED, row=folded.get(name, "rewritten in canonical form"))
         for name, (operator, path) in original.items()
@@ -217,10 +221,8 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
     return result
 
 
-def _entry(name: str, node: Node, inside: str, quantizer: str) -> Entry:
+def _entry(name: str, node: Node, quantizer: str) -> Entry:
     place = name, str(node.target), module_path(node)
-    if inside:
-        return Entry(*place, Status.SKIPPED, code=ReasonCode.NOT_ANNOTATED.value, detail=f"inside subgraph {inside}")
     decision = node.meta.get(_DECISION_KEY, {})
     if "row" in decision:
         return Entry(*place, Status.QUANTIZED, row=decision["row"])

@@ -21,6 +21,7 @@ __all__ = [
     "TrainingModeError",
     "Where",
     "module_path",
+    "module_stack",
 ]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)\n\s*(?P<code>.*)')
@@ -29,9 +30,18 @@ _INSIDE_TORCH = ("/torch/nn/", "/torch/_", "/torch/fx/", "/torch/utils/", "/torc
 
 def module_path(node: "Node") -> str:
     """Path of the module that the node was traced in ("" for the root module), read from `nn_module_stack`."""
+    stack = module_stack(node)
+    return stack[-1][0] if stack else ""
+
+
+def module_stack(node: "Node") -> list[tuple[str, str]]:
+    """Path and qualified type name of the modules around a node, the outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()), ("", None))[0] if stack else ""
-    return str(path).removeprefix("L['self']").removeprefix(".")
+    return [(str(path).removeprefix("L['self']").removeprefix("."), _type_name(kind)) for path, kind in stack.values()]
+
+
+def _type_name(kind: object) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else str(kind)
 
 
 def _source_line(node: "Node") -> str | None:

@@ -10,18 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from qspec_core._torch import FakeTensors, copy_persistence, forbid_mode_switch, move_codegen, schema_of, uncompiled
+from qspec_core._torch import (
+    FakeTensors,
+    copy_persistence,
+    forbid_mode_switch,
+    forbid_pickling,
+    move_codegen,
+    schema_of,
+    sourced_from,
+    uncompiled,
+)
 from qspec_core.errors import GraphError
 from qspec_core.patterns import argument, called_operator, written_arguments
 from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
+from qspec_core.subgraphs import attribute, bodies, control_calls, set_attribute
 
 __all__ = [
     "Constants",
     "add_constant",
-    "attribute",
     "computes_float",
     "constant_value",
     "copy_graph_module",
+    "derived_meta",
     "fresh_attribute_name",
     "gc_paused",
     "is_float",
@@ -29,6 +39,7 @@ __all__ = [
     "mutated_attributes",
     "require_exported",
     "wrap_graph",
+    "written_roots",
 ]
 
 
@@ -63,16 +74,6 @@ def require_exported(module: object, step: str) -> GraphModule:
     )
 
 
-def attribute(module: nn.Module, target: str) -> Any:  # a tensor, a module, or whatever else was stored there
-    """What a `get_attr` or `call_module` target names; None where nothing has that name."""
-    value: Any = module
-    for atom in target.split("."):
-        value = getattr(value, atom, None)
-        if value is None:
-            return None
-    return value
-
-
 def constant_value(module: nn.Module, node: object) -> Tensor | None:
     """Tensor that a `get_attr` node reads; None for any other node or value."""
     if not isinstance(node, Node) or node.op != "get_attr":
@@ -101,6 +102,23 @@ def computes_float(node: Node) -> bool:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, tuple | list) and value else value
     return isinstance(first, Tensor) and first.is_floating_point()
+
+
+def derived_meta(source: Node, pass_name: str, reader: Node | None = None) -> dict[str, Any]:  # as node.meta is
+    """Metadata of a node made for another: its value and place, and that it was made from it.
+
+    Args:
+        source: the node it is made for.
+        pass_name: what makes it.
+        reader: where the source has no place (an input, a constant), the place of this node is taken.
+    """
+    meta = {"from_node": [sourced_from(source, pass_name)]}
+    for key in ("val", "nn_module_stack", "stack_trace", "torch_fn"):
+        if key in source.meta:
+            meta[key] = source.meta[key]
+        elif reader is not None and key != "val" and key in reader.meta:
+            meta[key] = reader.meta[key]
+    return meta
 
 
 def fresh_attribute_name(module: nn.Module, prefix: str) -> str:
@@ -158,18 +176,20 @@ class Constants:
         example = next((n.meta["val"] for n in source.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
         self.fakes = FakeTensors(example)
 
-    def add(self, prefix: str, value: Tensor) -> Node:
-        """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it."""
+    def add(self, prefix: str, value: Tensor, like: Node, pass_name: str) -> Node:
+        """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it, with the
+        metadata of the node that it stands for."""
         index = self._counters.get(prefix, 0)
         while f"{prefix}{index}" in self.attributes:
             index += 1
         self._counters[prefix] = index + 1
         self.attributes[f"{prefix}{index}"] = value
-        return self.read(f"{prefix}{index}")
+        return self.read(f"{prefix}{index}", like, pass_name)
 
-    def read(self, name: str) -> Node:
+    def read(self, name: str, like: Node, pass_name: str) -> Node:
         """Write a node that reads a tensor kept under this name."""
         node = self._graph.get_attr(name)
+        node.meta = derived_meta(like, pass_name)
         node.meta["val"] = self.fakes.like(self.attributes[name])
         return node
 
@@ -194,11 +214,12 @@ def wrap_graph(
             copy_persistence(owner, copied)
     module.meta = {key: dict(value) if isinstance(value, dict) else value for key, value in source.meta.items()}
     forbid_mode_switch(module)
+    forbid_pickling(module)
     return module
 
 
 def copy_graph_module(module: GraphModule) -> GraphModule:
-    """Copy a graph; share its parameters and buffers, but clone the buffers that the graph mutates.
+    """Copy a graph and the bodies in it; share parameters and buffers, but clone the buffers that the graph mutates.
 
     Annotations are rewritten to name the nodes of the copy. The original is not touched.
 
@@ -220,6 +241,8 @@ def copy_graph_module(module: GraphModule) -> GraphModule:
         if Q_ANNOTATION_KEY in new.meta:
             new.meta[Q_ANNOTATION_KEY] = _moved_annotation(new.meta[Q_ANNOTATION_KEY], nodes)
     copied = wrap_graph(module, graph, compiled=False)
+    for target, body in bodies(copied).items():
+        set_attribute(copied, target, copy_graph_module(body))
     for target in mutated_attributes(copied):
         _clone_buffer(copied, target)
     return copied
@@ -251,23 +274,37 @@ def _moved_spec(spec: Any, nodes: Mapping[Node, Node]) -> Any:  # as in _moved_a
     return spec
 
 
-def mutated_attributes(module: GraphModule) -> set[str]:
-    """Targets of the buffers that some operator of the graph writes to, directly or through a view."""
-    targets: set[str] = set()
+def written_roots(module: GraphModule) -> set[Node]:
+    """The inputs and constants that an operator of a graph, or of a body in it, writes to, directly or through a view.
+
+    Cost: O(nodes + edges), bodies included.
+    """
+    roots: set[Node] = set()
     for node in module.graph.nodes:
         called = called_operator(node)
         for name in written_arguments(called) if called is not None else ():
-            value = argument(node, name)
-            while is_view(value):
-                value = value.all_input_nodes[0]
-            if isinstance(value, Node) and value.op == "get_attr":
-                targets.add(str(value.target))
-    return targets
+            roots.update(_root(argument(node, name)))
+    for call in control_calls(module):
+        for body in call.bodies:
+            inside = written_roots(body)
+            for operand, place in zip(call.operands, body.graph.find_nodes(op="placeholder"), strict=False):
+                if place in inside:
+                    roots.update(_root(operand))
+    return roots
+
+
+def _root(value: Any) -> tuple[Node, ...]:  # an operand, which is a node where it is a tensor
+    while is_view(value):
+        value = value.all_input_nodes[0]
+    return (value,) if isinstance(value, Node) else ()
+
+
+def mutated_attributes(module: GraphModule) -> set[str]:
+    """Targets of the buffers that the graph, or a body in it, writes to."""
+    return {str(root.target) for root in written_roots(module) if root.op == "get_attr"}
 
 
 def _clone_buffer(module: GraphModule, target: str) -> None:
-    path, _, name = target.rpartition(".")
-    owner = attribute(module, path) if path else module
-    value = getattr(owner, name)
+    value = attribute(module, target)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        setattr(owner, name, value.clone())
+        set_attribute(module, target, value.clone())

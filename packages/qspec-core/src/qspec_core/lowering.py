@@ -25,6 +25,8 @@ from qspec_core.patterns import (
     match_rows,
 )
 from qspec_core.prepare import observer_nodes
+from qspec_core.sinking import sink_constants
+from qspec_core.subgraphs import graph_modules
 
 __all__ = [
     "Lowering",
@@ -137,7 +139,8 @@ def require_converted(module: object, step: str) -> GraphModule:
     Raises: GraphError: it is no graph, holds live observers, or holds no integers.
     """
     graph = require_exported(module, step)
-    live = observer_nodes(graph)
+    graphs = [body for _, body in graph_modules(graph)]
+    live = [entry for body in graphs for entry in observer_nodes(body)]
     if live:
         raise GraphError(
             "the graph is prepared, not converted: its observers are live",
@@ -146,7 +149,7 @@ def require_converted(module: object, step: str) -> GraphModule:
             expected="a graph from convert_pt2e",
             remedy="call convert_pt2e on it first",
         )
-    if not any(map(ops.is_dequantize, graph.graph.nodes)):
+    if not any(ops.is_dequantize(node) for body in graphs for node in body.graph.nodes):
         raise GraphError(
             "the graph is not quantized",
             found="no dequantize operators",
@@ -222,7 +225,7 @@ class Lowered:
 
     Args:
         module: the lowered module.
-        lowered: label of each match that was lowered, by the name of its anchor.
+        lowered: label of each match that was lowered, by the name of its anchor; in a body, `submod_1.linear`.
         declined: matches that their row could not lower, each with the reason, by the name of the anchor.
     """
 
@@ -234,7 +237,7 @@ class Lowered:
 def lower_rows(
     converted: GraphModule, table: PatternTable, *, target: str, options: Mapping[str, Any] | None = None
 ) -> Lowered:
-    """Lower every row of a table found in a converted graph. The input is not touched.
+    """Lower every row of a table found in a converted graph and in the bodies in it. The input is not touched.
 
     Args:
         converted: a graph from `convert_pt2e`, or one loaded again from disk.
@@ -246,20 +249,24 @@ def lower_rows(
     """
     with gc_paused():
         module = copy_graph_module(converted)
-        canonicalize(module)
-        context = Lowering(module, target, options if options is not None else {})
+        sink_constants(module)
         lowered: dict[str, str] = {}
         declined: dict[str, Reason] = {}
-        # In graph order, so that a producer's integers stand in their place before its reader is lowered.
-        for match in match_converted(module, table):
-            if isinstance(match.row.lower, Delegated):
-                continue
-            name, label = match.anchor.name, match.label
-            reason = match.row.lower(match, context)
-            if reason is None:
-                lowered[name] = label
-            else:
-                declined[name] = reason
-        module.graph.eliminate_dead_code()
+        for prefix, body in graph_modules(module):
+            canonicalize(body)
+            context = Lowering(body, target, options if options is not None else {})
+            # In graph order, so that a producer's integers stand in their place before its reader is lowered.
+            for match in match_converted(body, table):
+                if isinstance(match.row.lower, Delegated):
+                    continue
+                name, label = f"{prefix}{match.anchor.name}", match.label
+                reason = match.row.lower(match, context)
+                if reason is None:
+                    lowered[name] = label
+                else:
+                    declined[name] = reason
+            body.graph.eliminate_dead_code()
+            if body is not module:
+                body.recompile()
         wrapped = wrap_graph(module, module.graph)
     return Lowered(wrapped, lowered, declined)

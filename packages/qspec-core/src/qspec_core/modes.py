@@ -1,14 +1,14 @@
 """Training and evaluation of graphs: the operators themselves are switched, since the modules are gone."""
 
-from collections.abc import Iterator
 from types import MethodType
 
 import torch
 from torch.fx import GraphModule
 
 from qspec_core._torch import OpOverload
-from qspec_core.graphs import attribute, require_exported
+from qspec_core.graphs import require_exported
 from qspec_core.patterns import called_operator, replace_argument
+from qspec_core.subgraphs import graph_modules
 
 __all__ = ["allow_exported_model_train_eval", "move_exported_model_to_eval", "move_exported_model_to_train"]
 
@@ -73,16 +73,8 @@ def _eval(self: GraphModule) -> GraphModule:
     return _switch(self, False)
 
 
-def _graphs(module: GraphModule) -> Iterator[GraphModule]:
-    yield module
-    for node in module.graph.find_nodes(op="get_attr"):
-        inner = attribute(module, str(node.target))
-        if isinstance(inner, GraphModule):
-            yield from _graphs(inner)
-
-
 def _switch(model: GraphModule, training: bool) -> GraphModule:
-    for module in _graphs(model):
+    for _, module in graph_modules(model):
         switched = False
         for node in module.graph.nodes:
             operator = called_operator(node)

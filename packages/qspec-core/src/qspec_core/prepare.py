@@ -8,17 +8,19 @@ from qspec_core.canonical import fold_batch_norms, fold_weights
 from qspec_core.coverage import Coverage, operators, record_coverage
 from qspec_core.errors import GraphError, NothingQuantizedError, Where
 from qspec_core.foreign import adopt_annotations
-from qspec_core.graphs import attribute, copy_graph_module, fresh_attribute_name, gc_paused, require_exported
+from qspec_core.graphs import copy_graph_module, derived_meta, fresh_attribute_name, gc_paused, require_exported
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 from qspec_core.patterns import argument, called_operator, is_call, written_arguments
 from qspec_core.quantizer import Quantizer
 from qspec_core.sharing import Group, Resolution, resolve
+from qspec_core.sinking import sink_constants
 from qspec_core.spec import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
 )
+from qspec_core.subgraphs import attribute, bodies, graph_modules, set_attribute
 
 __all__ = ["is_observer", "observer_nodes", "prepare_pt2e"]
 
@@ -41,7 +43,8 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
     """Copy an exported model, let a quantizer annotate it, and insert an observer at every quantization point.
 
     The copy shares the model's parameters; the model itself is not changed. Batch norms are folded into the layers
-    before them first. Call the result on calibration data, then `convert_pt2e` it.
+    before them first. Bodies of control flow (`no_grad` regions, branches, loops) are graphs that the quantizer
+    annotates one by one. Call the result on calibration data, then `convert_pt2e` it.
 
     Args:
         model: an exported graph module, traced in evaluation mode: `torch.export.export(...).module()`.
@@ -58,25 +61,36 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
     with gc_paused():
         prepared = copy_graph_module(model)
         original = operators(prepared)
-        fold_weights(prepared)
-        fold_batch_norms(prepared)
-        prepared = quantizer.transform_for_annotation(prepared)
-        quantizer.annotate(prepared)
-        adopt_annotations(prepared)
+        sink_constants(prepared)
+        prepared = _annotate(prepared, quantizer)
         quantizer.validate(prepared)
         found = record_coverage(prepared, original, type(quantizer).__name__)
         if getattr(quantizer, "has_configuration", False) and not allow_empty:
             _require_some(found)
-        observers = _observers(resolve(prepared.graph))
-        quantizer.prepare_obs_or_fq_callback(prepared, observers)
-        _insert(prepared, observers)
-        prepared.recompile()
+        plans = [(body, _observers(resolve(body.graph))) for _, body in graph_modules(prepared)]
+        for body, observers in plans:
+            quantizer.prepare_obs_or_fq_callback(body, observers)
+            _insert(body, observers)
+            body.recompile()
     return prepared
+
+
+def _annotate(module: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """Fold, transform and annotate a graph, and each body in it as a graph of its own."""
+    fold_weights(module)
+    fold_batch_norms(module)
+    module = quantizer.transform_for_annotation(module)
+    quantizer.annotate(module)
+    adopt_annotations(module)
+    for target, body in bodies(module).items():
+        set_attribute(module, target, _annotate(body, quantizer))
+    return module
 
 
 def _require_fresh(model: GraphModule) -> None:
     """Raise unless the graph came from an export in evaluation mode and holds no observers yet."""
-    live = observer_nodes(model)
+    graphs = [body for _, body in graph_modules(model)]
+    live = [entry for body in graphs for entry in observer_nodes(body)]
     if live:
         raise GraphError(
             "the model is prepared already",
@@ -92,7 +106,7 @@ def _require_fresh(model: GraphModule) -> None:
             expected="torch.export.export(model.eval(), example_inputs).module()",
             remedy="export the model instead of tracing it symbolically",
         )
-    for node in model.graph.nodes:
+    for node in (node for body in graphs for node in body.graph.nodes):
         flag = _training_flag(node)
         if flag is not None and argument(node, flag):
             raise GraphError(
@@ -174,25 +188,25 @@ def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None
         spot = inputs[-1].next if producer.op == "placeholder" else producer.next
         source = producer
         if own is not None:
-            source = _observe(module, own, producer, spot)
+            source = _observe(module, own, producer, spot, next(iter(producer.users), None))
             for user in list(producer.users):
                 if user is not source and not _writes(user, producer):
                     user.replace_input_with(producer, source)
         for observer, consumers in readers.items():
             if observer is own:
                 continue
-            observed = _observe(module, observer, source, spot)
+            observed = _observe(module, observer, source, spot, consumers[0])
             for consumer in consumers:
                 if not _writes(consumer, producer):
                     consumer.replace_input_with(source, observed)
 
 
-def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Node) -> Node:
+def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Node, reader: Node | None) -> Node:
     name = fresh_attribute_name(module, "activation_post_process_")
     module.add_module(name, observer)
     with module.graph.inserting_before(before):
         node = module.graph.call_module(name, (source,))
-    node.meta = {key: source.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in source.meta}
+    node.meta = derived_meta(source, "prepare_pt2e", reader)
     return node
 
 

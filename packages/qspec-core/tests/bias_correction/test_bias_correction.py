@@ -176,3 +176,15 @@ def test_bias_that_the_graph_computes_stays() -> None:
     _, corrected = both(model, torch.rand(4, 8))
     (call,) = calls(corrected, aten.linear.default)
     assert str(call.args[2]) == "mul"
+
+
+def test_layer_in_a_body_keeps_its_bias() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y: Tensor = m.inner(x)
+        return y * 2
+
+    model = Net(forward, inner=nn.Linear(8, 4))
+    x = torch.rand(32, 8) + 1
+    plain, corrected = both(model, x)
+    assert torch.equal(corrected(x), plain(x))

@@ -149,3 +149,17 @@ def test_weight_that_the_graph_computes_is_not_folded() -> None:
         return result
 
     check(Net(forward, norm=nn.BatchNorm2d(4)), torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), left=1)
+
+
+def test_dropout_in_evaluation_is_no_obstacle_unless_something_else_reads_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.Dropout2d(), nn.BatchNorm2d(4))
+    module = check(model, torch.randn(2, 3, 6, 6))
+    assert targets(module) == ["aten.conv2d.default"]
+    assert list(module.meta[FOLDED_KEY].values()).count("identity in evaluation") == 2
+
+    def read_twice(m: Any, x: Tensor) -> Tensor:  # submodules by name
+        y = m.drop(m.conv(x))
+        return m.norm(y) + y  # type: ignore[no-any-return]  # as above
+
+    parts: dict[str, nn.Module] = {"conv": nn.Conv2d(3, 4, 3), "drop": nn.Dropout(), "norm": nn.BatchNorm2d(4)}
+    check(Net(read_twice, **parts), torch.randn(2, 3, 6, 6), left=1)

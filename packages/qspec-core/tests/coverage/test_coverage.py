@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from core_support import Net, export, quantized, quantizer, settled
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from qspec_core import Coverage, Entry, Status, coverage, prepare_pt2e
 from qspec_core.errors import GraphError
@@ -117,25 +116,3 @@ def test_integer_operators_are_left_out_and_tuples_counted() -> None:
     x = torch.randn(2, 4), torch.tensor([1, 2])
     found = coverage(prepare_pt2e(export(Net(forward, linear=nn.Linear(4, 4)), *x), quantizer()))
     assert [e.operator for e in found] == ["aten.linear.default", "aten.max.dim", "aten.add.Tensor"]
-
-
-def test_regions_without_gradients_are_counted_inside_their_subgraph() -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            y = torch.tanh(m.inner(x))
-        result: Tensor = m.outer(y)
-        return result
-
-    x = torch.randn(2, 4)
-    exported = export(Net(forward, inner=nn.Linear(4, 4), outer=nn.Linear(4, 4)), x)
-    assert any(isinstance(child, GraphModule) for child in exported.children())
-    converted = quantized(exported, (x,))
-    found = coverage(converted)
-    assert [(e.operator, e.module, e.status.value) for e in found] == [
-        ("aten.linear.default", "inner", "skipped"),
-        ("aten.tanh.default", "", "skipped"),
-        ("aten.linear.default", "outer", "quantized"),
-    ]
-    assert all(e.detail.startswith("inside subgraph submod") for e in found.skipped)
-    assert torch.allclose(converted(x), exported(x), atol=0.1)
-    assert len({e.node for e in found}) == 3

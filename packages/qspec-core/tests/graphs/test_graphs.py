@@ -9,7 +9,6 @@ from torch.fx import Graph
 
 from qspec_core.graphs import (
     add_constant,
-    attribute,
     constant_value,
     copy_graph_module,
     fresh_attribute_name,
@@ -17,6 +16,7 @@ from qspec_core.graphs import (
     is_float,
     is_view,
 )
+from qspec_core.subgraphs import attribute
 
 
 def test_collector_is_paused_and_put_back_as_it_was() -> None:

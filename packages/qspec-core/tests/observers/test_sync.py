@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from sync_worker import batches, observe, observers, run
-from torch import Tensor, nn
+from sync_worker import Foreign, batches, observe, observers, run
+from torch import Tensor, distributed, nn
 
 from qspec_core.errors import CalibrationError
 from qspec_core.observers import MinMaxObserver, sync_observers
@@ -117,6 +117,21 @@ def test_unlike_observers_raise_on_every_process_and_change_nothing(
 
 def test_only_the_group_takes_part(results: list[dict[str, Any]]) -> None:
     assert [result["pair"] for result in results] == [(0.0, 2.0), (1.0, 1.0), (0.0, 2.0), (3.0, 3.0)]
+
+
+def test_one_process_alone_keeps_what_it_has(tmp_path: Path) -> None:
+    distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mine = observe(observers(), batches(2)[0])
+        before = {name: value.clone() for name, value in mine.state_dict().items()}
+        sync_observers(mine)
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        mine["foreign"] = Foreign()
+        with pytest.raises(CalibrationError, match="is not of qspec"):
+            sync_observers(mine)
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_no_process_group() -> None:

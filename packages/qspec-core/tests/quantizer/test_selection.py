@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_support import ACT, CONFIG, DYNAMIC, WEIGHT, Net, aten, calls, export, quantizer, table
+from core_support import ACT, CONFIG, DYNAMIC, WEIGHT, Net, aten, calls, export, quantizer, settled, table
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -261,3 +261,20 @@ def test_innermost_of_nested_modules_of_one_type_counts() -> None:
     box = f"{Box.__module__}.{Box.__qualname__}"
     q = TableQuantizer(table()).set_module_type(nn.Sequential, A).set_module_type(box, None)
     assert len(coverage(prepare_pt2e(export(nested, torch.randn(2, 4)), q)).quantized) == 1
+
+
+def test_selectors_may_name_what_folding_removes() -> None:
+    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.BatchNorm2d(4), nn.ReLU()))
+    exported = export(model, torch.randn(2, 3, 5, 5))
+    selects: list[Callable[[TableQuantizer], TableQuantizer]] = [
+        lambda q: q.set_module_type(nn.BatchNorm2d, None),
+        lambda q: q.set_module_name("2", None),
+        lambda q: q.set_operator_type(aten.batch_norm, None),
+        lambda q: q.set_operator_type(aten.batch_norm.default, None),
+        lambda q: q.set_module_type(nn.Dropout, None).set_module_name("1", A),
+    ]
+    for select in selects:
+        found = coverage(prepare_pt2e(exported, select(quantizer())))
+        assert [entry.row for entry in found.quantized] == ["conv2d + relu"] * 2
+    with pytest.raises(SelectorError):
+        prepare_pt2e(exported, quantizer().set_module_type(nn.BatchNorm3d, None))

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from qspec_core.canonical._identity import IDENTITY_NOTE, is_identity
 from qspec_core.canonical._record import fold_node
-from qspec_core.graphs import add_constant, attribute, constant_value
+from qspec_core.graphs import add_constant, constant_value
 from qspec_core.layers import LAYERS, TRANSPOSED
 from qspec_core.patterns import argument, is_call, replace_argument
+from qspec_core.subgraphs import attribute
 
 __all__ = ["fold_batch_norms"]
 
@@ -39,7 +41,7 @@ def fold_batch_norms(module: GraphModule) -> None:
     for node in module.graph.find_nodes(op="get_attr"):
         readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)
     for norm in norms:
-        layer = argument(norm, "input")
+        layer, passed = _layer_before(norm)
         if is_call(norm, aten.batch_norm.default) and argument(norm, "training"):
             continue
         if not is_call(layer, *LAYERS) or len(layer.users) != 1 or not _scales_channels(layer):
@@ -54,7 +56,19 @@ def fold_batch_norms(module: GraphModule) -> None:
         _set_constant(module, layer, "weight", weight, new_weight, readers, weight.meta.get("val"))
         fake_bias = argument(norm, "running_mean").meta.get("val")
         _set_constant(module, layer, "bias", bias, offset.to(weight_value.dtype), readers, fake_bias)
+        for dropout in passed:
+            fold_node(module, dropout, layer, IDENTITY_NOTE)
         _remove(module, norm, layer)
+
+
+def _layer_before(norm: Node) -> tuple[Node, list[Node]]:
+    """What feeds a batch norm, past dropout traced in evaluation that it alone reads, and those dropouts."""
+    source: Node = argument(norm, "input")
+    passed: list[Node] = []
+    while is_identity(source) and len(source.users) == 1:
+        passed.append(source)
+        source = argument(source, "input")
+    return source, passed
 
 
 def _scales_channels(layer: Node) -> bool:

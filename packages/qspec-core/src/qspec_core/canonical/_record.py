@@ -5,11 +5,14 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload
+from qspec_core.errors import module_stack
 
-__all__ = ["FOLDED_KEY", "STANDS_FOR_KEY", "fold_node", "retarget"]
+__all__ = ["FOLDED_KEY", "REMOVED_KEY", "STANDS_FOR_KEY", "fold_node", "retarget"]
 
 FOLDED_KEY = "qspec_folded"
 """Key in a module's `meta`: name of each operator that a pass removed, to what became of it."""
+REMOVED_KEY = "qspec_removed"
+"""Key in a module's `meta`: operator and module stack of what the passes removed, for selectors that name it."""
 STANDS_FOR_KEY = "qspec_stands_for"
 """Key in a module's `meta`: name of each operator that a pass removed, to the node that has its value now."""
 
@@ -26,6 +29,8 @@ def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_valu
     """
     old.replace_all_uses_with(new)
     module.meta.setdefault(FOLDED_KEY, {})[old.name] = note
+    removed = module.meta.setdefault(REMOVED_KEY, [])
+    removed.append((str(old.target), tuple(module_stack(old))))
     if same_value:
         module.meta.setdefault(STANDS_FOR_KEY, {})[old.name] = new.name
     module.graph.erase_node(old)

@@ -1,11 +1,13 @@
 """What an observer stands for in a converted graph, as data that convert writes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.node import Argument
 
+from qspec_core import ops
 from qspec_core._torch import OpOverload
 
 __all__ = ["ConvertedForm", "Step"]
@@ -65,7 +67,18 @@ class ConvertedForm:
         """Quantize a constant; scale and zero point must be known."""
         for step in self.before:
             tensor = step(tensor)
-        integers: Tensor = self.quantize(tensor, self.scale, self.zero_point, *self.limits)
+        scale: Any = self.scale  # a tensor or a number
+        zero_point = self.zero_point
+        if (
+            self.quantize is ops.QUANTIZE_PER_CHANNEL
+            and isinstance(zero_point, Tensor)
+            and zero_point.is_floating_point()
+        ):
+            # The operator rounds, adds the zero point and truncates: up to a step off where that is no integer.
+            shape = [-1 if axis == self.limits[0] else 1 for axis in range(tensor.dim())]
+            tensor = tensor + (zero_point * scale).reshape(shape)
+            zero_point = torch.zeros_like(zero_point)
+        integers: Tensor = self.quantize(tensor, scale, zero_point, *self.limits)
         return integers
 
     @property

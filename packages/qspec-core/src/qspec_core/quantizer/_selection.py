@@ -1,15 +1,15 @@
 """Which configuration a node gets: rules by module name, module type and operator, over a global one."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from fnmatch import fnmatchcase
 
-from torch.fx import Graph, Node
+from torch.fx import GraphModule, Node
 
-from qspec_core._torch import OpOverload
-from qspec_core.errors import SelectorError
+from qspec_core.canonical import REMOVED_KEY
+from qspec_core.errors import SelectorError, module_stack
 from qspec_core.patterns import Reason, ReasonCode, is_call
 from qspec_core.quantizer._config import QuantizationConfig
 
@@ -34,13 +34,6 @@ class Rule:
     config: QuantizationConfig | None
 
 
-def _stack(node: Node) -> Iterator[tuple[str, str]]:
-    """Path and qualified type name of the modules around a node, the outermost first."""
-    for path, kind in (node.meta.get("nn_module_stack") or {}).values():
-        name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        yield str(path).removeprefix("L['self']").removeprefix("."), name
-
-
 def _type_name(selector: object) -> str:
     return f"{selector.__module__}.{selector.__qualname__}" if isinstance(selector, type) else str(selector)
 
@@ -49,20 +42,28 @@ def _is_glob(selector: object) -> bool:
     return any(sign in str(selector) for sign in "*?[")
 
 
-def _fits(rule: Rule, node: Node) -> int | None:
-    """How closely a rule fits a node (a larger number is closer); None if it does not."""
+Place = tuple[str, Sequence[tuple[str, str]]]
+"""Name of an operator, and path and type of each module around it, the outermost first."""
+
+
+def _place(node: Node) -> Place:
+    return str(node.target), module_stack(node)
+
+
+def _fits(rule: Rule, place: Place) -> int | None:
+    """How closely a rule fits an operator (a larger number is closer); None if it does not."""
+    operator, stack = place
     if rule.kind is RuleKind.GLOBAL:
         return 0
     if rule.kind is RuleKind.OPERATOR_TYPE:
-        packet = node.target.overloadpacket if isinstance(node.target, OpOverload) else None
-        return 0 if rule.selector in (node.target, packet) else None
+        return 0 if str(rule.selector) in (operator, operator.rpartition(".")[0]) else None
     if rule.kind is RuleKind.MODULE_TYPE:
         wanted = _type_name(rule.selector)
-        depths = [depth for depth, (_, name) in enumerate(_stack(node)) if name == wanted]
+        depths = [depth for depth, (_, name) in enumerate(stack) if name == wanted]
     elif _is_glob(rule.selector):
-        depths = [depth for depth, (path, _) in enumerate(_stack(node)) if fnmatchcase(path, str(rule.selector))]
+        depths = [depth for depth, (path, _) in enumerate(stack) if fnmatchcase(path, str(rule.selector))]
     else:
-        depths = [depth for depth, (path, _) in enumerate(_stack(node)) if path == rule.selector]
+        depths = [depth for depth, (path, _) in enumerate(stack) if path == rule.selector]
     return depths[-1] if depths else None
 
 
@@ -107,8 +108,9 @@ class Selection:
         if self._filter is not None and not self._filter(node):
             return Reason(ReasonCode.EXCLUDED, "the filter function declines it")
         best: tuple[tuple[int, int, int], Rule] | None = None
+        place = _place(node)
         for index, rule in enumerate(self._rules):
-            closeness = _fits(rule, node)
+            closeness = _fits(rule, place)
             if closeness is not None and (best is None or (int(rule.kind), closeness, index) > best[0]):
                 best = (int(rule.kind), closeness, index), rule
         if best is None:
@@ -118,15 +120,18 @@ class Selection:
             return Reason(ReasonCode.EXCLUDED, f"{rule.kind.name.lower()} {rule.selector}".strip())
         return rule.config
 
-    def require_matches(self, graphs: Iterable[Graph]) -> None:
-        """Check that every selector matches some node of these graphs.
+    def require_matches(self, modules: Iterable[GraphModule]) -> None:
+        """Check that every selector matches some operator of these graphs, or one that was folded out of them.
 
         Raises: SelectorError: one matches nothing; it suggests the nearest names.
         """
-        nodes = [node for graph in graphs for node in graph.nodes if is_call(node)]
+        places: list[Place] = []
+        for module in modules:
+            places += (_place(node) for node in module.graph.nodes if is_call(node))
+            places += module.meta.get(REMOVED_KEY, ())
         for rule in self._rules:
-            if rule.kind is not RuleKind.GLOBAL and not any(_fits(rule, node) is not None for node in nodes):
-                raise _nothing(rule, nodes)
+            if rule.kind is not RuleKind.GLOBAL and not any(_fits(rule, place) is not None for place in places):
+                raise _nothing(rule, places)
 
 
 def _near_by_last_part(wanted: str, known: set[str]) -> list[str]:
@@ -136,13 +141,13 @@ def _near_by_last_part(wanted: str, known: set[str]) -> list[str]:
     return [name for name, part in last.items() if part in near][:5]
 
 
-def _nothing(rule: Rule, nodes: list[Node]) -> SelectorError:
+def _nothing(rule: Rule, places: list[Place]) -> SelectorError:
     if rule.kind is RuleKind.OPERATOR_TYPE:
-        wanted, known = str(rule.selector), {str(node.target) for node in nodes}
+        wanted, known = str(rule.selector), {operator for operator, _ in places}
     elif rule.kind is RuleKind.MODULE_TYPE:
-        wanted, known = _type_name(rule.selector), {name for node in nodes for _, name in _stack(node)}
+        wanted, known = _type_name(rule.selector), {name for _, stack in places for _, name in stack}
     else:
-        wanted, known = str(rule.selector), {path for node in nodes for path, _ in _stack(node) if path}
+        wanted, known = str(rule.selector), {path for _, stack in places for path, _ in stack if path}
     near = difflib.get_close_matches(wanted, sorted(known), n=5, cutoff=0.4) or _near_by_last_part(wanted, known)
     label = rule.kind.name.lower().replace("_", " ")
     return SelectorError(

@@ -28,6 +28,7 @@ from qspec_core.quantizer._config import QuantizationConfig, mode_of
 from qspec_core.quantizer._islands import choose_joins, ends_in_float_sum
 from qspec_core.quantizer._selection import Rule, RuleKind, Selection
 from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationSpecBase, SharedQuantizationSpec
+from qspec_core.subgraphs import graph_modules
 
 __all__ = ["TableQuantizer"]
 
@@ -83,10 +84,8 @@ class TableQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match of the table that has a configuration, and note on each node why or why not.
 
-        Raises: SelectorError: a selector matches nothing.
         Cost: O(nodes + edges).
         """
-        self._selection.require_matches([model.graph])
         configs: dict[Node, QuantizationConfig] = {}
 
         def accept(match: Match) -> Reason | None:
@@ -109,11 +108,16 @@ class TableQuantizer(Quantizer):
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Check that every annotated activation is a floating-point tensor.
+        """Check that every selector matches something, and that every annotated activation is a floating-point tensor,
+        in the model and the bodies in it.
 
-        Raises: AnnotationError: an annotated input is not.
+        Raises:
+            SelectorError: a selector matches nothing.
+            AnnotationError: an annotated input is no floating-point tensor.
         """
-        for node in model.graph.nodes:
+        modules = [module for _, module in graph_modules(model)]
+        self._selection.require_matches(modules)
+        for node in (node for module in modules for node in module.graph.nodes):
             annotation = node.meta.get(Q_ANNOTATION_KEY)
             for source, spec in (annotation.input_qspec_map if annotation is not None else {}).items():
                 if spec is not None and not is_float(source):
