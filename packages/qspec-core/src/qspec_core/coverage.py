@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -154,7 +154,7 @@ class Coverage:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold; `from_dict` reads it back."""
-        return {"entries": [asdict(entry) | {"status": entry.status.value} for entry in self.entries]}
+        return {"entries": [vars(entry) | {"status": entry.status.value} for entry in self.entries]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Coverage":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
@@ -90,7 +90,8 @@ def set_attribute(module: nn.Module, target: str, value: object) -> None:
 
 def bodies(module: GraphModule) -> dict[str, GraphModule]:
     """The bodies that a graph names, by target, in graph order."""
-    found = ((str(n.target), attribute(module, str(n.target))) for n in module.graph.nodes if n.op == "get_attr")
+    readers = (n for n in module.graph.find_nodes(op="get_attr") if not isinstance(n.meta.get("val"), Tensor))
+    found = ((str(n.target), attribute(module, str(n.target))) for n in readers)
     return {target: body for target, body in found if isinstance(body, GraphModule)}
 
 
