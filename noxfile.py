@@ -170,4 +170,4 @@ def zoo(session: nox.Session) -> None:
 @nox.session(name="bench-x86")
 def bench_x86(session: nox.Session) -> None:
     """Latency and accuracy on x86, beside torchao, ONNX Runtime and OpenVINO."""
-    script(session, "benchmarks/x86.py", *PEERS_OF_X86)
+    script(session, "benchmarks/x86.py", *PEERS_OF_X86, "transformers")

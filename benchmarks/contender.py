@@ -6,8 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from examples.pictures import calibration_crops, evaluation_crops, lite0
+from examples.pictures import calibration_crops, evaluation_crops
 from examples.timing import has_vnni
+from flow_models import TOKENS, float_model
 from torch import Tensor, nn
 
 __all__ = ["Built", "Model", "Setting"]
@@ -20,7 +21,7 @@ class Built:
     """A contender that is ready to run.
 
     Args:
-        run: takes float32 (1, 3, 224, 224), returns logits (1, 1000).
+        run: takes one input of the model, returns its output.
         layers: "n of m" convolutions and linear layers quantized; empty where unknown.
         size: of the deployable file, in bytes; None where there is none.
         converted: the quantized program as plain torch computes it; None where there is none.
@@ -42,26 +43,40 @@ class Setting:
     Args:
         folder: shared by all of them: the ONNX file is written once.
         threads: how many each may use.
+        name: of the model, as `flow_models` knows it.
     """
 
     folder: Path
     threads: int
+    name: str = "lite0"
     vnni: bool = field(default_factory=has_vnni)
 
     @cached_property
     def model(self) -> nn.Module:
         """The float model."""
-        return lite0()
+        return float_model(self.name)[0]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its weights are trained, so that its first choice among classes means something."""
+        return self.name == "lite0"
 
     @cached_property
     def evaluation(self) -> list[Tensor]:
-        """Crops that nothing was calibrated on."""
-        return evaluation_crops()
+        """Inputs that nothing was calibrated on: crops of pictures, or noise for a model with random weights."""
+        return evaluation_crops() if self.is_trained else self._noise(16, seed=2)
 
     @cached_property
     def calibration(self) -> list[Tensor]:
-        """Crops to calibrate with."""
-        return calibration_crops()
+        """Inputs to calibrate with."""
+        return calibration_crops() if self.is_trained else self._noise(8, seed=1)
+
+    def _noise(self, count: int, seed: int) -> list[Tensor]:
+        like = float_model(self.name)[1][0]
+        torch.manual_seed(seed)
+        if like.is_floating_point():
+            return [torch.randn_like(like) for _ in range(count)]
+        return [torch.randint_like(like, TOKENS) for _ in range(count)]
 
     @property
     def example(self) -> tuple[Tensor]:
@@ -70,7 +85,7 @@ class Setting:
 
     def onnx(self) -> Path:
         """The float model as an ONNX file."""
-        path = self.folder / "lite0.onnx"
+        path = self.folder / "float.onnx"
         if not path.exists():
             program = torch.onnx.export(self.model, self.example, input_names=["x"], dynamo=True, verbose=False)
             if program is None:

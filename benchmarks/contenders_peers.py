@@ -21,7 +21,7 @@ def onnxruntime_f32(setting: Setting) -> Built:
 
 
 class _Reader:
-    """Hands out the calibration crops, in the form that ONNX Runtime reads them."""
+    """Hands out the calibration inputs, in the form that ONNX Runtime reads them."""
 
     def __init__(self, crops: Sequence[Tensor]) -> None:
         self._crops = iter(crops)
@@ -37,7 +37,7 @@ def onnxruntime_int8(setting: Setting) -> Built:
     import onnx
     from onnxruntime import quantization as q
 
-    ready, path = setting.folder / "lite0-ready.onnx", setting.folder / "lite0-int8.onnx"
+    ready, path = setting.folder / "ready.onnx", setting.folder / "int8.onnx"
     q.quant_pre_process(str(setting.onnx()), str(ready))
     q.quantize_static(
         str(ready),
@@ -94,7 +94,7 @@ def openvino_int8(setting: Setting) -> Built:
         target_device=nncf.TargetDevice.CPU,
         advanced_parameters=advanced,
     )
-    path = setting.folder / "lite0-openvino.xml"
+    path = setting.folder / "openvino.xml"
     openvino.save_model(quantized, path)
     layers = [node for node in quantized.get_ordered_ops() if node.get_type_name() in OPENVINO_LAYERS]
     done = [node for node in layers if _is_quantized(node)]

@@ -1,15 +1,16 @@
-"""The models of `flow.py`: a chain of linear layers, EfficientNet-Lite0, two of `transformers` with random weights."""
+"""The models of the benchmarks: EfficientNet-Lite0, a chain of layers, some of `transformers` with random weights."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BACKEND_OF", "SMALL", "exported", "float_model"]
+__all__ = ["BACKEND_OF", "SMALL", "TOKENS", "exported", "float_model"]
 
 BACKEND_OF = {"chain": "x86", "mobilenet_v2": "x86", "resnet50": "x86", "lite0": "xnnpack"}
 SMALL = "chain:3"
 WIDTH = 64
+TOKENS, SEQUENCE = 30_000, 128  # of the text model: tokens known, tokens in a call
 
 
 def exported(name: str) -> tuple[torch.export.ExportedProgram, tuple[Tensor, ...]]:
@@ -23,9 +24,9 @@ def float_model(name: str, batch: int = 1) -> tuple[nn.Module, tuple[Tensor, ...
     """A model in evaluation mode, and the inputs of one call.
 
     Args:
-        name: "lite0", "resnet50", "chain:N" for N times linear and relu, "mobilenet_v2:created" for the network as its
-            constructor leaves it, "mobilenet_v2:settled" with the statistics of some data in its batch norms.
-        batch: pictures in the call.
+        name: "lite0", "resnet50", "bert", "chain:N" for N times linear and relu, "mobilenet_v2:created" for the network
+            as its constructor leaves it, "mobilenet_v2:settled" with the statistics of some data in its batch norms.
+        batch: pictures or texts in the call.
     """
     torch.manual_seed(0)
     kind, _, form = name.partition(":")
@@ -36,6 +37,8 @@ def float_model(name: str, batch: int = 1) -> tuple[nn.Module, tuple[Tensor, ...
     elif kind == "mobilenet_v2":
         model = _transformers("MobileNetV2ForImageClassification")
         model = settled(model) if form == "settled" else model
+    elif kind == "bert":
+        model, inputs = _transformers("BertModel", "last_hidden_state"), (torch.randint(TOKENS, (batch, SEQUENCE)),)
     elif kind == "resnet50":
         model = settled(_transformers("ResNetForImageClassification"))
     else:
@@ -49,23 +52,23 @@ def _chain(layers: int) -> list[nn.Module]:
     return [module for _ in range(layers) for module in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
 
 
-def _transformers(name: str) -> nn.Module:
-    """A classifier of `transformers` with the sizes of its configuration's defaults, which returns its logits."""
+def _transformers(name: str, output: str = "logits") -> nn.Module:
+    """A model of `transformers` with the sizes of its configuration's defaults, which returns one of its outputs."""
     import transformers
 
     model_class: Any = getattr(transformers, name)
-    return _Logits(model_class(model_class.config_class()))
+    return _Output(model_class(model_class.config_class()), output)
 
 
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _Output(nn.Module):
+    def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._name = model, name
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, 224, 224) to (n, classes)."""
-        logits: Tensor = self.model(x).logits
-        return logits
+        """Pictures (n, 3, 224, 224) or tokens (n, length)."""
+        found: Tensor = getattr(self.model(x), self._name)
+        return found
 
 
 def settled(model: nn.Module) -> nn.Module:

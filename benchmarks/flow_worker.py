@@ -44,10 +44,12 @@ class QSpec:
 
         self._prepare, self.convert = prepare_pt2e, convert_pt2e
         self._backend, self._mode = get_backend(backend), Mode.STATIC
+        # torchao's default has the full range, which is right where products are summed in 32 bits: so has ours here.
+        self._target = "vnni" if "vnni" in self._backend.targets else self._backend.targets[0]
 
     def prepare(self, module: GraphModule) -> GraphModule:
         """As users call it: the quantizer is made anew."""
-        quantizer = self._backend.quantizer(mode=self._mode, target=self._backend.targets[0])
+        quantizer = self._backend.quantizer(mode=self._mode, target=self._target)
         return self._prepare(module, quantizer)
 
     def prepare_with_histograms(self, module: GraphModule) -> GraphModule:

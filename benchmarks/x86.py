@@ -1,9 +1,11 @@
-"""EfficientNet-Lite0 on this CPU: qspec beside torch, torchao, ONNX Runtime, OpenVINO and ExecuTorch.
+"""Models on this CPU: qspec beside torch, torchao, ONNX Runtime, OpenVINO and ExecuTorch.
 
-    python benchmarks/x86.py [--only NAME ...] [--rounds N] [--iterations N] [--threads N] [--json FILE]
+    python benchmarks/x86.py [--models NAME ...] [--only NAME ...] [--rounds N] [--iterations N] [--threads N]
+        [--json FILE]
 
-Batch 1, one process per contender, in turns. All calibrate on the same 32 crops and are compared with float on the same
-64 crops of other pictures. The minimum decides; the median is printed beside it. Only ratios within one run count.
+Batch 1, one process per contender, in turns. All calibrate on the same inputs and are compared with float on the same
+other inputs: 32 and 64 crops of pictures for EfficientNet-Lite0, noise for models with random weights. The minimum
+decides; the median is printed beside it. Only ratios within one run count.
 """
 
 import argparse
@@ -18,6 +20,12 @@ from x86_worker import CONTENDERS
 
 __all__ = ["main"]
 
+MODELS = {
+    "lite0": "EfficientNet-Lite0",
+    "resnet50": "ResNet-50, random weights",
+    "mobilenet_v2:settled": "MobileNetV2, random weights",
+    "bert": "BERT-base, 128 tokens, random weights",
+}
 BASE = "float Inductor"
 ONLY_WITHOUT_VNNI = "qspec x86 for VNNI"  # says what a CPU that has it would compute
 NOT_TIMED = (ONLY_WITHOUT_VNNI,)
@@ -31,21 +39,30 @@ def main() -> None:
     console = Console(width=None if Console().is_terminal else 160)
     console.print(f"{cpu_line()}; {arguments.threads} threads on cores {cores}", highlight=False)
     names = [name for name in arguments.only or CONTENDERS if name != ONLY_WITHOUT_VNNI or not has_vnni()]
+    found: dict[str, Any] = {}
+    for model in arguments.models:
+        found[model] = measure(console, model, names, arguments)
+        console.print(table_of(MODELS[model], found[model]))
+        _print_notes(console, found[model])
+    write_json(arguments.json, {"cpu": cpu_line(), "threads": arguments.threads, "models": found})
+
+
+def measure(console: Console, model: str, names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Build every contender for one model, then time them in turns."""
     threads = {name: str(arguments.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     with console.status("start") as status, Contest(threads) as contest:
         say = Steps(console, status).say
-        found = {name: _enter(contest, name, arguments.threads, say) for name in names}
+        found = {name: _enter(contest, name, model, arguments.threads, say) for name in names}
         contest.contenders = [one for one in contest.contenders if one.name not in NOT_TIMED]
         contest.turns(arguments.rounds, say, do="run", iterations=arguments.iterations)
         for contender in contest.contenders:
             found[contender.name] |= {"ms": contender.times.get("ms", []), "problem": contender.problem}
-    console.print(table_of(found))
-    _print_notes(console, found)
-    write_json(arguments.json, {"cpu": cpu_line(), "threads": arguments.threads, "contenders": found})
+    return found
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="these models alone")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=None, help="these contenders alone")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each contender")
     parser.add_argument("--iterations", type=int, default=10, help="timed runs in a turn")
@@ -54,20 +71,20 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _enter(contest: Contest, name: str, threads: int, say: Any) -> dict[str, Any]:
+def _enter(contest: Contest, name: str, model: str, threads: int, say: Any) -> dict[str, Any]:
     """Build a contender while no other works; what it answers, or its problem."""
-    say(f"build {name}")
+    say(f"{model}: build {name}")
     worker = str(Path(__file__).parent / "x86_worker.py")
-    contender: Contender = contest.add(name, worker, name, str(contest.folder), str(threads))
+    contender: Contender = contest.add(name, worker, name, str(contest.folder), str(threads), model)
     answer = contender.attempt(do="build")
     if name in NOT_TIMED:
         contender.end()
     return {**(answer or {}), "problem": contender.problem}
 
 
-def table_of(found: dict[str, Any]) -> Table:
+def table_of(title: str, found: dict[str, Any]) -> Table:
     """One line per contender."""
-    table = Table(title="EfficientNet-Lite0, batch 1")
+    table = Table(title=f"{title}, batch 1")
     table.add_column("contender")
     for title in (
         "layers\nquantized",
@@ -109,7 +126,9 @@ def _latency(entry: dict[str, Any]) -> Latency | None:
 def _agreement(found: dict[str, Any] | None) -> tuple[str, str]:
     if found is None:
         return "-", "-"
-    return "exact" if found["sqnr"] is None else f"{found['sqnr']:.1f}", str(found["top1"])
+    return "exact" if found["sqnr"] is None else f"{found['sqnr']:.1f}", "-" if found["top1"] is None else str(
+        found["top1"]
+    )
 
 
 def _print_notes(console: Console, found: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """One contender of `x86.py` in a process of its own.
 
-python benchmarks/x86_worker.py NAME FOLDER THREADS, with NAME a key of `CONTENDERS`.
+python benchmarks/x86_worker.py NAME FOLDER THREADS MODEL, with NAME a key of `CONTENDERS`.
 """
 
 import importlib
@@ -59,11 +59,11 @@ class Worker:
             "size": built.size,
             "outside": built.outside,
             "notes": built.notes,
-            "lowered": _agreement(reference, lowered),
+            "lowered": self._agreement(reference, lowered),
             "seconds": time.perf_counter() - start,
         }
         if built.converted is not None:
-            answer["converted"] = _agreement(reference, self._logits(built.converted))
+            answer["converted"] = self._agreement(reference, self._logits(built.converted))
         return answer
 
     def run(self, iterations: int) -> dict[str, Any]:
@@ -82,17 +82,17 @@ class Worker:
         with torch.no_grad():
             return torch.cat([model(crop) for crop in self._setting.evaluation])
 
-
-def _agreement(reference: Tensor, found: Tensor) -> dict[str, Any]:
-    exact = torch.equal(reference, found)
-    return {"sqnr": None if exact else sqnr(reference, found), "top1": top1_agreement(reference, found)}
+    def _agreement(self, reference: Tensor, found: Tensor) -> dict[str, Any]:
+        exact = torch.equal(reference, found)
+        top1 = top1_agreement(reference, found) if self._setting.is_trained else None
+        return {"sqnr": None if exact else sqnr(reference, found), "top1": top1}
 
 
 def main() -> None:
     """Serve `build` and `run`."""
-    name, folder, threads = sys.argv[1:]
+    name, folder, threads, model = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    worker = Worker(name, Setting(Path(folder), int(threads)))
+    worker = Worker(name, Setting(Path(folder), int(threads), model))
     serve({"build": worker.build, "run": worker.run})
 
 

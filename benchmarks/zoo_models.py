@@ -99,7 +99,6 @@ ZOO: tuple[Architecture, ...] = (
     Architecture("MarianModel", "sequence"),
     Architecture("MBartModel", "sequence"),
     *_image("ViTModel", "DeiTModel", "BeitModel", "Dinov2Model", "IJepaModel"),
-    *_image("ViTMAEModel", mask_ratio=0.0),
     *_image("YolosModel", image_size=[SIDE, SIDE], num_detection_tokens=4),
     *_image(
         "DPTForDepthEstimation",
