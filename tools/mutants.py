@@ -93,7 +93,8 @@ def mutants(path: str, text: str) -> Iterator[Mutant]:
         if id(node) in skipped or not isinstance(node, ast.expr):
             continue
         for after in _changes(node):
-            begin, stop = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator]  # parsed nodes have places
+            begin = starts[node.lineno - 1] + node.col_offset
+            stop = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
             start, end = len(raw[:begin].decode()), len(raw[:stop].decode())
             yield Mutant(path, node.lineno, start, end, text[start:end], f"({ast.unparse(after)})")
 
@@ -164,21 +165,25 @@ def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
     place = sources / "qspec_core" / mutant.path
     text = place.read_text()
     place.write_text(mutant.applied(text))
-    environment = {**os.environ, "PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        for tests in tests_of(mutant.path):
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-            try:
-                done = subprocess.run(
-                    command, cwd=ROOT, env=environment, capture_output=True, timeout=timeout, check=False
-                )
-            except subprocess.TimeoutExpired:
-                return True
-            if done.returncode:
-                return True
+        return any(not _passes(tests, sources, timeout) for tests in tests_of(mutant.path))
     finally:
         place.write_text(text)
-    return False
+
+
+def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
+    environment = {**os.environ, "PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def results_in(path: Path) -> list[dict[str, object]]:
+    """What earlier runs found."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def report(results: list[dict[str, object]]) -> str:
@@ -193,9 +198,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """Test the sample, from where the results of the same seed and sources end."""
     pool = everything()
     sample = random.Random(arguments.seed).sample(pool, min(arguments.sample, len(pool)))
-    results = (
-        [json.loads(line) for line in arguments.results.read_text().splitlines()] if arguments.results.exists() else []
-    )
+    results = results_in(arguments.results)
     known = {json.dumps(result["mutant"], sort_keys=True) for result in results}
     with tempfile.TemporaryDirectory() as folder:
         sources = Path(folder) / "src"
