@@ -26,6 +26,11 @@ CORE = ROOT / "packages" / "qspec-core"
 SOURCE = CORE / "src" / "qspec_core"
 FOLDERS = ("sharing", "observers")
 
+TESTED_BY = MappingProxyType({"observers/_range_search.py": "test_histogram.py"})
+"""Files whose tests have another name."""
+SLOW = "test_sync.py"
+"""Tests that launch processes: for the file of their name alone."""
+
 COMPARISONS: Mapping[type[ast.cmpop], type[ast.cmpop]] = MappingProxyType(
     {
         ast.Lt: ast.LtE,
@@ -155,9 +160,10 @@ def everything() -> list[Mutant]:
 def tests_of(path: str) -> list[list[str]]:
     """Arguments of pytest, by stage: the tests of the file, where it has its own, then those of its folder."""
     folder, name = path.split("/")
-    own = CORE / "tests" / folder / f"test_{name.removeprefix('_')}"
+    tests = CORE / "tests" / folder
+    own = tests / TESTED_BY.get(path, f"test_{name.removeprefix('_')}")
     stages = [[str(own)]] if own.exists() else []
-    return [*stages, [str(CORE / "tests" / folder)]]
+    return [*stages, [str(tests), f"--ignore={tests / SLOW}"]]
 
 
 def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
