@@ -4,7 +4,7 @@
     python tools/mutants.py --list                           # the survivors found so far
 
 A mutant's tests are those of its own file first (`observers/_minmax.py`: `tests/observers/test_minmax.py`), then those
-of its folder. A mutant is killed when one fails or does not end in time.
+of its folder, then those of what reads its results. A mutant is killed when one fails or does not end in time.
 """
 
 import argparse
@@ -28,6 +28,8 @@ FOLDERS = ("sharing", "observers")
 
 TESTED_BY = MappingProxyType({"observers/_range_search.py": "test_histogram.py"})
 """Files whose tests have another name."""
+READERS = MappingProxyType({"sharing": "prepare", "observers": "convert"})
+"""For each folder, the tests of what reads its results: they come last."""
 SLOW = "test_sync.py"
 """Tests that launch processes: for the file of their name alone."""
 
@@ -163,7 +165,7 @@ def tests_of(path: str) -> list[list[str]]:
     tests = CORE / "tests" / folder
     own = tests / TESTED_BY.get(path, f"test_{name.removeprefix('_')}")
     stages = [[str(own)]] if own.exists() else []
-    return [*stages, [str(tests), f"--ignore={tests / SLOW}"]]
+    return [*stages, [str(tests), f"--ignore={tests / SLOW}"], [str(CORE / "tests" / READERS[folder])]]
 
 
 def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
