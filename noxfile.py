@@ -150,6 +150,14 @@ def tests_torch(session: nox.Session, torch: str) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Mutation testing of core's sharing and observers: an hour for the sample of 300. Resumes; `-- --list` shows."""
+    install(session, "torch")
+    install(session, *editable("core", extra="[test]"))
+    session.run("python", "tools/mutants.py", *session.posargs)
+
+
+@nox.session
 def quickstart(session: nox.Session) -> None:
     """A real model on two devices, from nothing but Python and nox: one table at the end."""
     script(session, "examples/quickstart.py")

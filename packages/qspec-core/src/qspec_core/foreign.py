@@ -32,7 +32,7 @@ def adopt_annotations(module: GraphModule) -> None:
     """
     for node in module.graph.nodes:
         found = node.meta.get(Q_ANNOTATION_KEY)
-        if found is None or _is_own(found):
+        if found is None or _is_own(found) or not hasattr(found, "input_qspec_map"):  # prepare refuses the last
             continue
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             {source: _spec(node, spec) for source, spec in (found.input_qspec_map or {}).items()},

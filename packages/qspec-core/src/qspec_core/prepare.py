@@ -6,18 +6,27 @@ from torch.fx import GraphModule, Node
 
 from qspec_core.canonical import fold_batch_norms, fold_weights
 from qspec_core.coverage import Coverage, operators, record_coverage
-from qspec_core.errors import GraphError, NothingQuantizedError, Where
+from qspec_core.errors import AnnotationError, GraphError, NothingQuantizedError, Where
 from qspec_core.foreign import adopt_annotations
-from qspec_core.graphs import copy_graph_module, derived_meta, fresh_attribute_name, gc_paused, require_exported
+from qspec_core.graphs import (
+    copy_graph_module,
+    derived_meta,
+    fresh_attribute_name,
+    gc_paused,
+    is_float,
+    require_exported,
+)
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 from qspec_core.patterns import argument, called_operator, is_call, written_arguments
 from qspec_core.quantizer import Quantizer
 from qspec_core.sharing import Group, Resolution, resolve
 from qspec_core.sinking import sink_constants
 from qspec_core.spec import (
+    Q_ANNOTATION_KEY,
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
     QuantizationSpec,
 )
 from qspec_core.subgraphs import attribute, bodies, graph_modules, set_attribute
@@ -63,6 +72,8 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
         original = operators(prepared)
         sink_constants(prepared)
         prepared = _annotate(prepared, quantizer)
+        for _, body in graph_modules(prepared):
+            _require_tensors(body)
         quantizer.validate(prepared)
         found = record_coverage(prepared, original, type(quantizer).__name__)
         if getattr(quantizer, "has_configuration", False) and not allow_empty:
@@ -127,6 +138,32 @@ def _training_flag(node: Node) -> str | None:
         return "train"
     is_norm = is_call(node, aten.batch_norm.default)
     return "training" if is_norm and argument(node, "running_mean") is not None else None
+
+
+def _require_tensors(module: GraphModule) -> None:
+    """Raise unless every annotation is one, and every tensor that it has a spec for holds floating-point numbers."""
+    for node in module.graph.nodes:
+        annotation = node.meta.get(Q_ANNOTATION_KEY)
+        if annotation is None:
+            continue
+        if not isinstance(annotation, QuantizationAnnotation):
+            raise AnnotationError(
+                f"the annotation of '{node.name}' is not a QuantizationAnnotation",
+                where=node,
+                found=repr(annotation),
+                remedy=f"store a QuantizationAnnotation under node.meta['{Q_ANNOTATION_KEY}']",
+            )
+        points = [(f"input '{source}'", source, spec) for source, spec in annotation.input_qspec_map.items()]
+        for label, source, spec in (*points, ("the output", node, annotation.output_qspec)):
+            value = source.meta.get("val") if isinstance(source, Node) else None
+            if spec is not None and value is not None and not is_float(source):
+                raise AnnotationError(
+                    f"{label} of '{node.name}' has a spec, but is not a floating-point tensor",
+                    where=node,
+                    found=f"{value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__,
+                    expected="a floating-point tensor",
+                    remedy="leave this point out of the annotation; annotate what reads one item of a tuple instead",
+                )
 
 
 def _require_some(found: Coverage) -> None:

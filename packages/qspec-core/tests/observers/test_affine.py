@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qspec_core import ops
 from qspec_core.errors import CalibrationError, SpecError
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
@@ -248,3 +249,17 @@ def test_placeholder_hands_on() -> None:
     observer = AffineQuantizedPlaceholderObserver(MappingType.ASYMMETRIC, torch.int8, PerToken(), is_dynamic=True)
     x: Tensor = torch.full((2,), math.nan)
     assert observer(x) is x
+
+
+@pytest.mark.parametrize(("quant_min", "is_served"), [(-128, True), (-127, True), (-126, False)])
+def test_ranges_that_the_operator_for_symmetric_tokens_knows(quant_min: int, is_served: bool) -> None:
+    observer = AffineQuantizedPlaceholderObserver(
+        MappingType.SYMMETRIC, torch.int8, PerToken(), quant_min=quant_min, quant_max=127, is_dynamic=True
+    )
+    if is_served:
+        form = observer.converted_form(torch.Size((2, 5)))
+        assert form.choose is not None
+        assert form.choose.target is ops.CHOOSE_QPARAMS_PER_TOKEN
+    else:
+        with pytest.raises(SpecError, match="AffineQuantizedPlaceholderObserver"):
+            observer.converted_form(torch.Size((2, 5)))

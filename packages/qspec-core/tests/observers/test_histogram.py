@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qspec_core.observers import HistogramObserver, MinMaxObserver
+from qspec_core.observers._range_search import RangeSearch
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 BATCHES = st.lists(st.lists(FLOATS, max_size=8), min_size=1, max_size=5)
@@ -272,3 +273,14 @@ def test_reset_histogram_empties_it() -> None:
     assert int(observer.histogram.sum()) == 0
     assert observer.limit_counts.tolist() == [0, 0]
     assert not observer.has_observed
+
+
+@pytest.mark.parametrize("zero_point", [None, 0])
+def test_estimate_of_a_smooth_histogram_is_near_its_error(zero_point: int | None) -> None:
+    edges = torch.linspace(-4.0, 4.0, 2049, dtype=torch.float64)
+    counts = torch.diff(torch.special.ndtr(edges)) * 1e6
+    quant_min, quant_max = (0, 255) if zero_point is None else (-128, 127)
+    search = RangeSearch(counts, -1024, -1024.0, 1024.0, quant_min, quant_max, zero_point)
+    for share in (1.0, 0.9, 0.75):
+        limit = torch.tensor([share * 1024.0], dtype=torch.float64)
+        assert search.estimate(-limit, limit) == pytest.approx(search.error(-limit, limit), rel=0.02)

@@ -265,3 +265,14 @@ def test_buffers_have_the_names_that_users_know(cls: type[UniformQuantizationObs
     assert {"eps", "min_val", "max_val"} <= names
     assert ("histogram" in names) == (cls is HistogramObserver)
     assert "min_val=" in repr(cls())
+
+
+def test_a_class_of_a_user_gets_the_whole_range_of_its_dtype() -> None:
+    class Plain(UniformQuantizationObserverBase):
+        """Adds what it must."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    observer = Plain()
+    assert (observer.dtype, observer.quant_min, observer.quant_max) == (torch.quint8, 0, 255)

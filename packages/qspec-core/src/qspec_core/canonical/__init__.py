@@ -12,10 +12,27 @@ from qspec_core.canonical._functional import make_functional
 from qspec_core.canonical._identity import remove_identities
 from qspec_core.canonical._linear import canonicalize_linears
 from qspec_core.canonical._padding import canonicalize_pads
-from qspec_core.canonical._record import FOLDED_KEY, REMOVED_KEY, STANDS_FOR_KEY
+from qspec_core.canonical._record import (
+    FOLDED_KEY,
+    NUMERIC_DEBUG_HANDLE_KEY,
+    REMOVED_KEY,
+    STANDS_FOR_KEY,
+    debug_handle,
+    set_debug_handle,
+)
 from qspec_core.canonical._weights import fold_weights
 
-__all__ = ["FOLDED_KEY", "REMOVED_KEY", "STANDS_FOR_KEY", "canonicalize", "fold_batch_norms", "fold_weights"]
+__all__ = [
+    "FOLDED_KEY",
+    "NUMERIC_DEBUG_HANDLE_KEY",
+    "REMOVED_KEY",
+    "STANDS_FOR_KEY",
+    "canonicalize",
+    "debug_handle",
+    "fold_batch_norms",
+    "fold_weights",
+    "set_debug_handle",
+]
 
 _PASSES = (
     remove_identities,  # before make_functional: dropout in evaluation returns its input itself, an alias

@@ -7,14 +7,36 @@ from torch.fx import GraphModule, Node
 from qspec_core._torch import OpOverload
 from qspec_core.errors import module_stack
 
-__all__ = ["FOLDED_KEY", "REMOVED_KEY", "STANDS_FOR_KEY", "fold_node", "retarget"]
+__all__ = [
+    "FOLDED_KEY",
+    "NUMERIC_DEBUG_HANDLE_KEY",
+    "REMOVED_KEY",
+    "STANDS_FOR_KEY",
+    "debug_handle",
+    "fold_node",
+    "retarget",
+    "set_debug_handle",
+]
 
 FOLDED_KEY = "qspec_folded"
 """Key in a module's `meta`: name of each operator that a pass removed, to what became of it."""
+NUMERIC_DEBUG_HANDLE_KEY = "numeric_debug_handle"
+"""Key in a node's `meta["custom"]` of its number in numeric debugging."""
 REMOVED_KEY = "qspec_removed"
 """Key in a module's `meta`: operator and module stack of what the passes removed, for selectors that name it."""
 STANDS_FOR_KEY = "qspec_stands_for"
 """Key in a module's `meta`: name of each operator that a pass removed, to the node that has its value now."""
+
+
+def debug_handle(node: Node) -> int | None:
+    """Number of a node in numeric debugging."""
+    handle: int | None = node.meta.get("custom", {}).get(NUMERIC_DEBUG_HANDLE_KEY)
+    return handle
+
+
+def set_debug_handle(node: Node, handle: int) -> None:
+    """Number a node. What else its `meta["custom"]` holds is kept, in a copy: graphs that were copied share it."""
+    node.meta["custom"] = node.meta.get("custom", {}) | {NUMERIC_DEBUG_HANDLE_KEY: handle}
 
 
 def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_value: bool = True) -> None:
@@ -33,6 +55,9 @@ def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_valu
     removed.append((str(old.target), tuple(module_stack(old))))
     if same_value:
         module.meta.setdefault(STANDS_FOR_KEY, {})[old.name] = new.name
+        handle = debug_handle(old)
+        if handle is not None and new.op == "call_function":
+            set_debug_handle(new, handle)
     module.graph.erase_node(old)
 
 

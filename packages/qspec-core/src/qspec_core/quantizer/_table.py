@@ -5,10 +5,10 @@ from typing import Self
 
 from torch.fx import GraphModule, Node
 
+from qspec_core import ops
 from qspec_core._torch import OpOverload, OpOverloadPacket
 from qspec_core.canonical import canonicalize
 from qspec_core.coverage import decide_quantized, decide_skipped
-from qspec_core.errors import AnnotationError
 from qspec_core.graphs import computes_float, constant_value, is_float
 from qspec_core.patterns import (
     Flow,
@@ -108,26 +108,11 @@ class TableQuantizer(Quantizer):
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Check that every selector matches something, and that every annotated activation is a floating-point tensor,
-        in the model and the bodies in it.
+        """Check that every selector matches something in the model and the bodies in it.
 
-        Raises:
-            SelectorError: a selector matches nothing.
-            AnnotationError: an annotated input is no floating-point tensor.
+        Raises: SelectorError: a selector matches nothing.
         """
-        modules = [module for _, module in graph_modules(model)]
-        self._selection.require_matches(modules)
-        for node in (node for module in modules for node in module.graph.nodes):
-            annotation = node.meta.get(Q_ANNOTATION_KEY)
-            for source, spec in (annotation.input_qspec_map if annotation is not None else {}).items():
-                if spec is not None and not is_float(source):
-                    raise AnnotationError(
-                        f"input {source.name} of {node.name} has a spec but is not a floating-point tensor",
-                        where=node,
-                        found=source.meta.get("val"),
-                        expected="a floating-point tensor",
-                        remedy="leave this edge out of the annotation",
-                    )
+        self._selection.require_matches(module for _, module in graph_modules(model))
 
     def _annotate_match(self, match: Match, config: QuantizationConfig) -> None:
         first: tuple[Node, Node] | None = None
@@ -187,7 +172,11 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
         if not is_float(node):
             return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
     for operand in match.row.operands:
-        if operand.role is Role.WEIGHT and constant_value(model, match.operand(operand.name)) is None:
+        if operand.role is not Role.WEIGHT:
+            continue
+        if ops.is_dequantize(match.operand(operand.name)):
+            return Reason(ReasonCode.ALREADY_QUANTIZED, f"operand {operand.name} is dequantized from integers")
+        if constant_value(model, match.operand(operand.name)) is None:
             return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"operand {operand.name} is computed, not a constant")
     if match.row.has_weight or mode is not Mode.WEIGHT_ONLY:
         return None if computes_float(match.anchor) else Reason(ReasonCode.NOT_FLOATING_POINT)

@@ -1,0 +1,242 @@
+"""Mutation testing of core's sharing and observers: change one operator at a time and see whether a test notices.
+
+    python tools/mutants.py --sample 300 --seed 0            # resumes where results.jsonl ends
+    python tools/mutants.py --list                           # the survivors found so far
+
+A mutant's tests are those of its own file first (`observers/_minmax.py`: `tests/observers/test_minmax.py`), then those
+of its folder, then those of what reads its results. A mutant is killed when one fails or does not end in time.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = ROOT / "packages" / "qspec-core"
+SOURCE = CORE / "src" / "qspec_core"
+FOLDERS = ("sharing", "observers")
+
+TESTED_BY = MappingProxyType({"observers/_range_search.py": "test_histogram.py"})
+"""Files whose tests have another name."""
+READERS = MappingProxyType({"sharing": "prepare", "observers": "convert"})
+"""For each folder, the tests of what reads its results: they come last."""
+SLOW = "test_sync.py"
+"""Tests that launch processes: for the file of their name alone."""
+
+COMPARISONS: Mapping[type[ast.cmpop], type[ast.cmpop]] = MappingProxyType(
+    {
+        ast.Lt: ast.LtE,
+        ast.LtE: ast.Lt,
+        ast.Gt: ast.GtE,
+        ast.GtE: ast.Gt,
+        ast.Eq: ast.NotEq,
+        ast.NotEq: ast.Eq,
+        ast.Is: ast.IsNot,
+        ast.IsNot: ast.Is,
+        ast.In: ast.NotIn,
+        ast.NotIn: ast.In,
+    }
+)
+ARITHMETIC: Mapping[type[ast.operator], type[ast.operator]] = MappingProxyType(
+    {
+        ast.Add: ast.Sub,
+        ast.Sub: ast.Add,
+        ast.Mult: ast.Div,
+        ast.Div: ast.Mult,
+        ast.FloorDiv: ast.Mult,
+        ast.Mod: ast.Mult,
+        ast.Pow: ast.Mult,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one expression.
+
+    Args:
+        path: the file, under `qspec_core`.
+        line: first line of the expression, from 1.
+        start: offset of the expression in the file, in characters.
+        end: offset behind it.
+        before: the expression.
+        after: what replaces it.
+    """
+
+    path: str
+    line: int
+    start: int
+    end: int
+    before: str
+    after: str
+
+    def applied(self, text: str) -> str:
+        """The file with the change."""
+        return text[: self.start] + self.after + text[self.end :]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.before}  ->  {self.after}"
+
+
+def mutants(path: str, text: str) -> Iterator[Mutant]:
+    """Every mutant of a file, in order."""
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line.encode()))
+    raw = text.encode()
+    tree = ast.parse(text)
+    skipped = {id(part) for place in _unread(tree) for part in ast.walk(place)}
+    for node in ast.walk(tree):
+        if id(node) in skipped or not isinstance(node, ast.expr):
+            continue
+        for after in _changes(node):
+            begin = starts[node.lineno - 1] + node.col_offset
+            stop = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+            start, end = len(raw[:begin].decode()), len(raw[:stop].decode())
+            yield Mutant(path, node.lineno, start, end, text[start:end], f"({ast.unparse(after)})")
+
+
+def _unread(tree: ast.AST) -> Iterator[ast.AST]:
+    """Parts whose change no test could see, or should: annotations, and the arguments of errors, which are words."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:
+            yield node.annotation
+        elif isinstance(node, ast.FunctionDef) and node.returns is not None:
+            yield node.returns
+        if _is_unread(node):
+            yield node
+
+
+def _is_unread(node: ast.AST) -> bool:
+    if isinstance(node, ast.Assign):
+        return "__all__" in _names(node)
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    if isinstance(node, ast.FunctionDef):
+        return node.name in ("__repr__", "extra_repr")
+    return isinstance(node, ast.Raise) or (
+        isinstance(node, ast.keyword) and node.arg in ("stacklevel", "strict", "frozen")
+    )
+
+
+def _names(node: ast.Assign) -> set[str]:
+    return {target.id for target in node.targets if isinstance(target, ast.Name)}
+
+
+def _changes(node: ast.expr) -> Iterator[ast.expr]:
+    """What an expression is replaced by, each a mutant of its own."""
+    if isinstance(node, ast.Compare):
+        for index, operator in enumerate(node.ops):
+            changed = [*node.ops[:index], COMPARISONS[type(operator)](), *node.ops[index + 1 :]]
+            yield ast.Compare(node.left, changed, node.comparators)
+    elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        yield ast.BinOp(node.left, ARITHMETIC[type(node.op)](), node.right)
+    elif isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield node.operand
+    elif isinstance(node, ast.IfExp):
+        yield ast.IfExp(node.test, node.orelse, node.body)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield ast.Constant(node.value + 1)
+
+
+def everything() -> list[Mutant]:
+    """The mutants of all files, in order."""
+    paths = sorted(path for folder in FOLDERS for path in (SOURCE / folder).glob("*.py"))
+    return [found for path in paths for found in mutants(str(path.relative_to(SOURCE)), path.read_text())]
+
+
+def tests_of(path: str) -> list[list[str]]:
+    """Arguments of pytest, by stage: the tests of the file, where it has its own, then those of its folder."""
+    folder, name = path.split("/")
+    tests = CORE / "tests" / folder
+    own = tests / TESTED_BY.get(path, f"test_{name.removeprefix('_')}")
+    stages = [[str(own)]] if own.exists() else []
+    return [*stages, [str(tests), f"--ignore={tests / SLOW}"], [str(CORE / "tests" / READERS[folder])]]
+
+
+def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
+    """Whether a test notices the mutant, in a copy of the sources."""
+    place = sources / "qspec_core" / mutant.path
+    text = place.read_text()
+    place.write_text(mutant.applied(text))
+    try:
+        return any(not _passes(tests, sources, timeout) for tests in tests_of(mutant.path))
+    finally:
+        place.write_text(text)
+
+
+def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
+    environment = {**os.environ, "PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def results_in(path: Path) -> list[dict[str, object]]:
+    """What earlier runs found."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def report(results: list[dict[str, object]]) -> str:
+    """The rate and the survivors."""
+    killed = sum(bool(result["killed"]) for result in results)
+    survivors = [str(Mutant(**result["mutant"])) for result in results if not result["killed"]]  # type: ignore[arg-type]  # as run() wrote it
+    rate = f"{killed} of {len(results)} mutants killed ({killed / max(len(results), 1):.1%})"
+    return "\n".join([*survivors, rate])
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """Test the sample, from where the results of the same seed and sources end."""
+    pool = everything()
+    sample = random.Random(arguments.seed).sample(pool, min(arguments.sample, len(pool)))
+    results = results_in(arguments.results)
+    known = {json.dumps(result["mutant"], sort_keys=True) for result in results}
+    with tempfile.TemporaryDirectory() as folder:
+        sources = Path(folder) / "src"
+        shutil.copytree(CORE / "src", sources, ignore=shutil.ignore_patterns("__pycache__"))
+        for mutant in sample:
+            if json.dumps(asdict(mutant), sort_keys=True) in known:
+                continue
+            killed = is_killed(mutant, sources, arguments.timeout)
+            results.append({"mutant": asdict(mutant), "killed": killed})
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+            print("killed  " if killed else "SURVIVED", mutant, flush=True)
+    return results
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each stage of tests")
+    parser.add_argument("--results", type=Path, default=ROOT / ".mutants" / "results.jsonl")
+    parser.add_argument("--list", action="store_true", help="show what was found, test nothing")
+    parser.add_argument("--at-least", type=float, default=0.9, help="rate below which the command fails")
+    arguments = parser.parse_args()
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    results = results_in(arguments.results) if arguments.list else run(arguments)
+    print(report(results))
+    return int(sum(bool(result["killed"]) for result in results) < arguments.at_least * len(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
