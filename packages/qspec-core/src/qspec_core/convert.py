@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import Argument
 
 from qspec_core import ops
+from qspec_core._by_itself import let_convert
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
 from qspec_core.errors import GraphError, Where, module_path
@@ -48,6 +49,8 @@ def convert_pt2e(model: GraphModule, *, fold_quantize: bool = True) -> GraphModu
     """
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
+        _observe_constants(model)
+        model = let_convert(model, fold_quantize=fold_quantize)
         return _Rebuild(model, _plan(model), fold_quantize).run()
 
 
@@ -70,17 +73,21 @@ def _require_prepared(model: GraphModule) -> None:
         )
 
 
+def _observe_constants(model: GraphModule) -> None:
+    """Let observers that saw no data observe their constants, all of them: one observer may serve several."""
+    nodes = observer_nodes(model)
+    unseen = {id(observer) for _, observer in nodes if not _has_observed(observer)}
+    for node, observer in nodes:
+        value = constant_value(model, node.args[0])
+        if value is not None and id(observer) in unseen:
+            observer(value)
+
+
 def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
     """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
     plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
-    nodes = observer_nodes(model)
-    unseen = {id(observer) for _, observer in nodes if not _has_observed(observer)}
-    for node, observer in nodes:  # before any parameters are asked for: one observer may serve several constants
-        value = constant_value(model, node.args[0])
-        if value is not None and id(observer) in unseen:
-            observer(value)
-    for node, observer in nodes:
+    for node, observer in observer_nodes(model):
         if id(observer) in plan:
             continue
         if not _has_observed(observer):
@@ -127,7 +134,13 @@ def _inner(observer: nn.Module) -> nn.Module:
 
 
 def _has_observed(observer: nn.Module) -> bool:
-    return bool(getattr(_inner(observer), "has_observed", True)) or bool(getattr(observer, "is_dynamic", False))
+    """Whether an observer needs no more data. Another stack's is asked for its range: empty or reversed at first."""
+    inner = _inner(observer)
+    found = getattr(inner, "has_observed", None)
+    low, high = getattr(inner, "min_val", None), getattr(inner, "max_val", None)
+    if found is None and isinstance(low, Tensor) and isinstance(high, Tensor):
+        found = low.numel() > 0 and not bool((low > high).any())
+    return found is None or bool(found) or bool(getattr(observer, "is_dynamic", False))
 
 
 def _form(observer: nn.Module) -> ConvertedForm | torch.dtype:
@@ -144,7 +157,9 @@ def _form(observer: nn.Module) -> ConvertedForm | torch.dtype:
     limits = int(low), int(high), plain
     if getattr(observer, "is_dynamic", False):
         eps = getattr(_inner(observer), "eps", None)
-        choose = Step(ops.CHOOSE_QPARAMS, (*limits[:2], _DYNAMIC_EPS if eps is None else float(eps), plain))
+        is_symmetric = getattr(observer, "qscheme", None) == torch.per_tensor_symmetric
+        chooser = ops.CHOOSE_QPARAMS_SYMMETRIC if is_symmetric else ops.CHOOSE_QPARAMS
+        choose = Step(chooser, (*limits[:2], _DYNAMIC_EPS if eps is None else float(eps), plain))
         return ConvertedForm(ops.QUANTIZE_DYNAMIC, ops.DEQUANTIZE_DYNAMIC, plain, limits, choose=choose)
     scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]  # is_observer held
     if getattr(observer, "qscheme", None) not in _PER_CHANNEL:

@@ -1,5 +1,6 @@
 """Annotations of other stacks, read by shape: a quantizer written for another PT2E flow works as it is."""
 
+import warnings
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -27,19 +28,31 @@ def adopt_annotations(module: GraphModule) -> None:
     A spec is recognised by its fields: `edge_or_node` shares, `derive_qparams_fn` derives, `scale` is fixed,
     `observer_or_fake_quant_ctr` observes. Its constructor is kept, whosever it is.
 
+    A spec for an edge that the graph does not have is left out, as other flows do: some quantizers annotate by what an
+    argument was before they rewrote it.
+
     Raises: AnnotationError: an annotation holds something with the fields of no spec.
+    Warns: UserWarning, once: specs were left out.
     Cost: O(nodes + edges).
     """
+    stale: list[str] = []
     for node in module.graph.nodes:
         found = node.meta.get(Q_ANNOTATION_KEY)
         if found is None or _is_own(found):
             continue
+        inputs, arguments = found.input_qspec_map or {}, set(node.all_input_nodes)
+        stale += [f"{source} -> {node.name}" for source in inputs if source not in arguments]
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-            {source: _spec(node, spec) for source, spec in (found.input_qspec_map or {}).items()},
+            {source: _spec(node, spec) for source, spec in inputs.items() if source in arguments},
             _spec(node, found.output_qspec),
             bool(getattr(found, "allow_implicit_sharing", True)),
             dict(getattr(found, "custom", {}) or {}),
             _annotated=True,
+        )
+    if stale:
+        warnings.warn(
+            f"specs for {len(stale)} edges that the graph does not have are left out: {', '.join(stale[:5])}",
+            stacklevel=3,
         )
 
 
