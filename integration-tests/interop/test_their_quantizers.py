@@ -6,10 +6,6 @@ from typing import Any
 import pytest
 import torch
 from flows import Program, by_qspec, by_torchao, expressions
-from torch import nn
-from torch.fx import GraphModule
-
-import qspec_core as qspec
 
 pytest.importorskip("torchao")
 
@@ -84,15 +80,12 @@ def embedding() -> Any:
     return EmbeddingQuantizer()
 
 
-def quantizes(module: GraphModule) -> int:
-    return sum("::quantize" in getattr(node.target, "name", str)() for node in module.graph.nodes)
-
-
 @pytest.mark.parametrize(
     ("program", "make"),
     [
-        *(("encoder", make) for make in (xnnpack, xnnpack_dynamic, vulkan, core_ml, cadence, qualcomm, samsung)),
+        *(("encoder", make) for make in (xnnpack, xnnpack_dynamic, vulkan, cadence, qualcomm, samsung)),
         *(("encoder", make) for make in (x86, embedding)),
+        ("small", core_ml),  # coremltools takes a minute to annotate the others
         *(("lite0", make) for make in (xnnpack, cadence, qualcomm, samsung)),
     ],
     indirect=["program"],
@@ -102,6 +95,7 @@ def test_the_same_graph_and_numbers(program: Program, make: Callable[[], Any]) -
     pytest.importorskip("executorch")
     theirs, ours = by_torchao(program, make()), by_qspec(program, make())
     assert expressions(ours) == expressions(theirs)
+    assert any("quantize" in target for target, _ in expressions(ours))
     with torch.no_grad():
         for batch in program.batches:
             assert torch.equal(ours(*batch), theirs(*batch))

@@ -9,6 +9,7 @@ from qspec_core.errors import AnnotationError
 from qspec_core.spec import (
     Q_ANNOTATION_KEY,
     DerivedQuantizationSpec,
+    EdgeOrNode,
     FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
     QuantizationSpec,
@@ -29,19 +30,20 @@ def adopt_annotations(module: GraphModule) -> None:
     `observer_or_fake_quant_ctr` observes. Its constructor is kept, whosever it is.
 
     A spec for an edge that the graph does not have is left out, as other flows do: some quantizers annotate by what an
-    argument was before they rewrote it.
+    argument was before they rewrote it. What shares with it shares with the output that the edge leads from, or, where
+    that carries no spec, takes the spec over.
 
     Raises: AnnotationError: an annotation holds something with the fields of no spec.
     Warns: UserWarning, once: specs were left out.
     Cost: O(nodes + edges).
     """
-    stale: list[str] = []
+    stale: dict[EdgeOrNode, Any] = {}
     for node in module.graph.nodes:
         found = node.meta.get(Q_ANNOTATION_KEY)
         if found is None or _is_own(found):
             continue
         inputs, arguments = found.input_qspec_map or {}, set(node.all_input_nodes)
-        stale += [f"{source} -> {node.name}" for source in inputs if source not in arguments]
+        stale |= {(source, node): _spec(node, inputs[source]) for source in inputs if source not in arguments}
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
             {source: _spec(node, spec) for source, spec in inputs.items() if source in arguments},
             _spec(node, found.output_qspec),
@@ -50,10 +52,32 @@ def adopt_annotations(module: GraphModule) -> None:
             _annotated=True,
         )
     if stale:
-        warnings.warn(
-            f"specs for {len(stale)} edges that the graph does not have are left out: {', '.join(stale[:5])}",
-            stacklevel=3,
-        )
+        for node in module.graph.nodes:
+            _redirect(node, stale)
+        shown = ", ".join(f"{source} -> {consumer}" for source, consumer in list(stale)[:5])
+        warnings.warn(f"specs for {len(stale)} edges that the graph does not have are left out: {shown}", stacklevel=3)
+
+
+def _redirect(node: Node, stale: dict[EdgeOrNode, Any]) -> None:  # Any: one of qspec's specs, or None
+    """Let what shares with a point that was left out share with the tensor's output, or else stand in for the point."""
+    annotation = node.meta.get(Q_ANNOTATION_KEY)
+    if annotation is None:
+        return
+    for place in (*annotation.input_qspec_map, node):
+        spec = annotation.output_qspec if place is node else annotation.input_qspec_map[place]
+        if not isinstance(spec, SharedQuantizationSpec) or spec.edge_or_node not in stale:
+            continue
+        edge, source = spec.edge_or_node, spec.edge_or_node[0]
+        producer = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, Node) else None
+        if producer is not None and producer.output_qspec is not None and source is not node:
+            found: Any = SharedQuantizationSpec(source)
+        else:
+            found = stale[edge]
+            stale[edge] = SharedQuantizationSpec(node if place is node else (place, node))
+        if place is node:
+            annotation.output_qspec = found
+        else:
+            annotation.input_qspec_map[place] = found
 
 
 def _is_own(annotation: object) -> bool:
