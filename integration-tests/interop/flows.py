@@ -82,6 +82,14 @@ def small() -> Program:
     return program(model, [(torch.randn(2, 3, 16, 16),) for _ in range(3)])
 
 
+def traced() -> Program:
+    """The small one, exported in strict mode from its own graph: Cadence's quantizer reads what that leaves behind."""
+    made = small()
+    graph = torch.export.export(made.graph, made.batches[0], strict=True).module()
+    assert isinstance(graph, GraphModule)
+    return Program(graph, made.batches)
+
+
 def run(given: Program, quantizer: object, prepare: Callable[..., Any], convert: Callable[..., Any]) -> GraphModule:
     """Prepare a copy, calibrate, convert."""
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from flows import Program, by_qspec, by_torchao, expressions
+from torch.fx import GraphModule
 
 pytest.importorskip("torchao")
 
@@ -80,11 +81,46 @@ def embedding() -> Any:
     return EmbeddingQuantizer()
 
 
+def blocks(*, is_dynamic: bool = False) -> Any:
+    """torchao's observers of blocks, which convert themselves into torchao's operators."""
+    from torchao.quantization.granularity import PerGroup, PerTensor
+    from torchao.quantization.pt2e import fake_quantize as its
+    from torchao.quantization.pt2e import quantizer as specs
+    from torchao.quantization.quant_primitives import MappingType
+
+    fields = {"mapping_type": MappingType.ASYMMETRIC, "target_dtype": torch.uint8, "granularity": PerTensor()}
+    grouped = {"mapping_type": MappingType.SYMMETRIC, "target_dtype": torch.int8, "granularity": PerGroup(4)}
+    observer = its.AffineQuantizedMinMaxObserver
+    moving = its.AffineQuantizedMovingAverageMinMaxObserver.with_args(averaging_constant=1.0)
+    activation = specs.QuantizationSpec(
+        torch.uint8, (moving if is_dynamic else observer).with_args(**fields), 0, 255, is_dynamic=is_dynamic
+    )
+    weight = specs.QuantizationSpec(torch.int8, observer.with_args(**grouped), -8, 7)
+
+    class Blocks(specs.Quantizer):  # type: ignore[misc, name-defined]  # torchao is untyped
+        def annotate(self, model: GraphModule) -> GraphModule:
+            for node in model.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
+                inputs = {node.args[0]: activation, node.args[1]: weight}
+                node.meta["quantization_annotation"] = specs.QuantizationAnnotation(inputs, _annotated=True)
+            return model
+
+        def validate(self, model: GraphModule) -> None:
+            pass
+
+    return Blocks()
+
+
+def dynamic_blocks() -> Any:
+    return blocks(is_dynamic=True)
+
+
 @pytest.mark.parametrize(
     ("program", "make"),
     [
         *(("encoder", make) for make in (xnnpack, xnnpack_dynamic, qualcomm, samsung, x86, embedding)),
-        *(("small", make) for make in (vulkan, cadence)),
+        *(("encoder", make) for make in (blocks, dynamic_blocks)),
+        ("small", vulkan),
+        ("traced", cadence),
         pytest.param("small", core_ml, marks=slow),
         *(("lite0", make) for make in (xnnpack, qualcomm, samsung)),
     ],

@@ -188,10 +188,9 @@ def _spec(group: Group, groups: Sequence[Group], specs: Any) -> Any:  # torchao 
     """The group's spec in torchao's class."""
     spec = group.spec
     fields = {name: getattr(spec, name) for name in _FIELDS}
+    if isinstance(spec, FixedQParamsQuantizationSpec | DerivedQuantizationSpec) and spec.range is not None:
+        fields |= {"quant_min": int(spec.range[0]), "quant_max": int(spec.range[1])}  # torchao needs them written out
     if isinstance(spec, FixedQParamsQuantizationSpec):
-        limits = spec.range
-        if limits is not None:
-            fields |= {"quant_min": int(limits[0]), "quant_max": int(limits[1])}
         fields["qscheme"] = torch.per_tensor_affine if spec.qscheme is None else spec.qscheme
         return specs.FixedQParamsQuantizationSpec(scale=spec.scale, zero_point=spec.zero_point, **fields)
     if isinstance(spec, DerivedQuantizationSpec):
