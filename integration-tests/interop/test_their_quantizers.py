@@ -84,17 +84,15 @@ def embedding() -> Any:
 def blocks(*, is_dynamic: bool = False) -> Any:
     """torchao's observers of blocks, which convert themselves into torchao's operators."""
     from torchao.quantization.granularity import PerGroup, PerTensor
-    from torchao.quantization.pt2e import fake_quantize as its
+    from torchao.quantization.pt2e import _affine_quantization as its
     from torchao.quantization.pt2e import quantizer as specs
     from torchao.quantization.quant_primitives import MappingType
 
     fields = {"mapping_type": MappingType.ASYMMETRIC, "target_dtype": torch.uint8, "granularity": PerTensor()}
     grouped = {"mapping_type": MappingType.SYMMETRIC, "target_dtype": torch.int8, "granularity": PerGroup(4)}
-    observer = its.AffineQuantizedMinMaxObserver
-    moving = its.AffineQuantizedMovingAverageMinMaxObserver.with_args(averaging_constant=1.0)
-    activation = specs.QuantizationSpec(
-        torch.uint8, (moving if is_dynamic else observer).with_args(**fields), 0, 255, is_dynamic=is_dynamic
-    )
+    observer, moving = its.AffineQuantizedMinMaxObserver, its.AffineQuantizedMovingAverageMinMaxObserver
+    chosen = moving.with_args(averaging_constant=1.0, **fields) if is_dynamic else observer.with_args(**fields)
+    activation = specs.QuantizationSpec(torch.uint8, chosen, 0, 255, is_dynamic=is_dynamic)
     weight = specs.QuantizationSpec(torch.int8, observer.with_args(**grouped), -8, 7)
 
     class Blocks(specs.Quantizer):  # type: ignore[misc, name-defined]  # torchao is untyped
