@@ -1,15 +1,7 @@
 """Models that both flows quantize. Each test takes what it needs, and is skipped where that is not installed."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-_HERE = str(Path(__file__).parent)
-if _HERE not in sys.path:  # test files are imported by path (--import-mode=importlib)
-    sys.path.append(_HERE)
-
-from flows import Program, encoder, lite0, small, traced  # noqa: E402  # found on the path set above
+from flows import Program, encoder, lite0, small, traced
 
 MAKE = {
     "small": (small, ()),

@@ -1,6 +1,6 @@
 """qspec's quantizers in torchao's flow: the graph and the numbers of qspec's own flow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -34,7 +34,7 @@ def xnnpack() -> Any:
     return its.XNNPACKQuantizer().set_global(its.get_symmetric_quantization_config(is_per_channel=True))
 
 
-def bias_scale(observers: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def bias_scale(observers: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     activation, weight = observers
     assert isinstance(activation, qspec.HistogramObserver)  # a derivation sees qspec's own observers
     scale = activation.calculate_qparams()[0] * weight.calculate_qparams()[0]
@@ -53,7 +53,11 @@ class EveryKind(qspec.Quantizer):
         derived = qspec.DerivedQuantizationSpec(
             [(x, conv), (weight, conv)], bias_scale, torch.int32, qscheme=torch.per_channel_symmetric, ch_axis=0
         )
-        inputs = {bias: derived, x: qspec.SharedQuantizationSpec((relu, second)), weight: WEIGHT}
+        inputs: dict[Any, qspec.QuantizationSpecBase | None] = {
+            bias: derived,
+            x: qspec.SharedQuantizationSpec((relu, second)),
+            weight: WEIGHT,
+        }
         conv.meta[qspec.Q_ANNOTATION_KEY] = qspec.QuantizationAnnotation(inputs)
         qspec.annotate_input_qspec_map(second, relu, ACT)
         fixed = qspec.FixedQParamsQuantizationSpec(torch.uint8, 0.25, 7)

@@ -95,7 +95,7 @@ def blocks(*, is_dynamic: bool = False) -> Any:
     activation = specs.QuantizationSpec(torch.uint8, chosen, 0, 255, is_dynamic=is_dynamic)
     weight = specs.QuantizationSpec(torch.int8, observer.with_args(**grouped), -8, 7)
 
-    class Blocks(specs.Quantizer):  # type: ignore[misc, name-defined]  # torchao is untyped
+    class Blocks(specs.Quantizer):  # type: ignore[misc]  # torchao is untyped
         def annotate(self, model: GraphModule) -> GraphModule:
             for node in model.graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default):
                 inputs = {node.args[0]: activation, node.args[1]: weight}

@@ -9,7 +9,6 @@ from qspec_core.errors import AnnotationError
 from qspec_core.spec import (
     Q_ANNOTATION_KEY,
     DerivedQuantizationSpec,
-    EdgeOrNode,
     FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
     QuantizationSpec,
@@ -37,7 +36,7 @@ def adopt_annotations(module: GraphModule) -> None:
     Warns: UserWarning, once: specs were left out.
     Cost: O(nodes + edges).
     """
-    stale: dict[EdgeOrNode, Any] = {}
+    stale: dict[Any, Any] = {}  # by edge, as EdgeOrNode
     for node in module.graph.nodes:
         found = node.meta.get(Q_ANNOTATION_KEY)
         if found is None or _is_own(found):
@@ -58,7 +57,7 @@ def adopt_annotations(module: GraphModule) -> None:
         warnings.warn(f"specs for {len(stale)} edges that the graph does not have are left out: {shown}", stacklevel=3)
 
 
-def _redirect(node: Node, stale: dict[EdgeOrNode, Any]) -> None:  # Any: one of qspec's specs, or None
+def _redirect(node: Node, stale: dict[Any, Any]) -> None:  # specs by edge
     """Let what shares with a point that was left out share with the tensor's output, or else stand in for the point."""
     annotation = node.meta.get(Q_ANNOTATION_KEY)
     if annotation is None:
@@ -67,7 +66,8 @@ def _redirect(node: Node, stale: dict[EdgeOrNode, Any]) -> None:  # Any: one of 
         spec = annotation.output_qspec if place is node else annotation.input_qspec_map[place]
         if not isinstance(spec, SharedQuantizationSpec) or spec.edge_or_node not in stale:
             continue
-        edge, source = spec.edge_or_node, spec.edge_or_node[0]
+        edge: Any = spec.edge_or_node  # a pair: what is stale is an edge
+        source = edge[0]
         producer = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, Node) else None
         if producer is not None and producer.output_qspec is not None and source is not node:
             found: Any = SharedQuantizationSpec(source)

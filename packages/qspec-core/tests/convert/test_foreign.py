@@ -94,7 +94,7 @@ def test_an_observer_that_writes_itself(exported: GraphModule, fold: bool) -> No
     assert len(calls(converted, torch.ops.aten.to.dtype)) == (1 if fold else 2)
     (linear,) = calls(converted, torch.ops.aten.linear.default)
     kept = {"val", "nn_module_stack", "stack_trace"}
-    assert kept <= linear.args[0].meta.keys()
+    assert kept <= linear.all_input_nodes[0].meta.keys()
     weights = [constant_value(converted, node) for node in converted.graph.find_nodes(op="get_attr")]
     assert (torch.int32 in {value.dtype for value in weights if value is not None}) is fold
     torch.export.export(converted, (X,))
@@ -126,7 +126,7 @@ def test_edges_that_do_not_exist_are_left_out(exported: GraphModule) -> None:
     with pytest.warns(UserWarning, match=f"1 edges .* {x.name} -> linear"):
         prepared = prepare_pt2e(exported, Theirs(**entries))
     (observer,) = [node for node in prepared.graph.nodes if node.op == "call_module" and "post" in str(node.target)]
-    assert observer.args[0].target == torch.ops.aten.linear.default
+    assert observer.all_input_nodes[0].target == torch.ops.aten.linear.default
 
 
 def test_for_torchao_needs_torchao(monkeypatch: pytest.MonkeyPatch) -> None:

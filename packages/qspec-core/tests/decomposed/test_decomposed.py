@@ -102,9 +102,9 @@ def test_tokens_and_groups(case: Any) -> None:
     groups = torch.rand(x.shape[0], x.shape[1] // 4, generator=generator) + 0.01
     nothing = torch.zeros_like(groups, dtype=torch.int32)
     q = check("quantize_per_channel_group", kernels.quantize_per_channel_group, x, groups, nothing, *limits, 4)
-    own = kernels.dequantize_per_channel_group
+    grouped = kernels.dequantize_per_channel_group
     for zero_points in (nothing, None):
-        check("dequantize_per_channel_group", own, q, groups, zero_points, *limits, 4, torch.float32)
+        check("dequantize_per_channel_group", grouped, q, groups, zero_points, *limits, 4, torch.float32)
     rows = scales[:, None], zeros[:, None], *limits, 128  # larger than a row: one group a row
     check("quantize_per_channel_group", kernels.quantize_per_channel_group, x, *rows)
     check("convert_element_type.no_fuse", kernels.convert_element_type, x, torch.bfloat16)

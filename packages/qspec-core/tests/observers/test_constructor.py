@@ -178,7 +178,7 @@ class ForeignRoot(nn.Module):
 
 
 def test_keywords_that_a_class_hands_on_are_those_of_its_base() -> None:
-    assert accepted_keywords(ForeignChild) == {"steps", "dtype", "ch_axis"}
+    assert accepted_keywords(ForeignChild) == frozenset({"steps", "dtype", "ch_axis"})
     built: Any = build_observer(spec_of(ForeignChild, qscheme=torch.per_channel_affine, ch_axis=2))
     assert built.arguments == (torch.int8, 2)
     assert accepted_keywords(ForeignRoot) is None

@@ -1,6 +1,7 @@
 """Two PT2E flows on one program, and what they made, as values that compare."""
 
 import hashlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import qspec_core as qspec
 from qspec_core.canonical import fold_batch_norms
 from qspec_core.graphs import constant_value, copy_graph_module
 
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 os.environ.setdefault("QNN_SDK_ROOT", "")  # Qualcomm's quantizer would download its SDK
 
 
@@ -40,10 +41,9 @@ def program(model: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> Program:
 def lite0() -> Program:
     """EfficientNet-Lite0, on two pictures of half its size."""
     sys.path.append(str(EXAMPLES))
-    from pictures import calibration_crops
-    from pictures import lite0 as model
-
-    return program(model(), [(crop[:, :, ::2, ::2].contiguous(),) for crop in calibration_crops(2)])
+    pictures = importlib.import_module("pictures")
+    crops = pictures.calibration_crops(2)
+    return program(pictures.lite0(), [(crop[:, :, ::2, ::2].contiguous(),) for crop in crops])
 
 
 class Encoder(nn.Module):
