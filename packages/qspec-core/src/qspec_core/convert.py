@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import Argument
 
 from qspec_core import ops
+from qspec_core._by_itself import let_convert
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
 from qspec_core.errors import GraphError, module_path
@@ -56,6 +57,8 @@ def convert_pt2e(
     """
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
+        _observe_constants(model)
+        model = let_convert(model, fold_quantize=fold_quantize)
         converted = _Rebuild(model, _plan(model), fold_quantize).run()
         return to_reference(converted) if use_reference_representation else converted
 
@@ -80,20 +83,29 @@ def _require_prepared(model: GraphModule) -> None:
         )
 
 
-def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
-    """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
-    plan: dict[int, ConvertedForm | torch.dtype] = {}
-    idle: list[str] = []
-    nodes = [
+def _observed(model: GraphModule) -> list[tuple[str, Node, nn.Module, Tensor | None]]:
+    """The calls of observers, bodies included: name, node, observer, and the constant observed if it is one."""
+    return [
         (f"{prefix}{node.name}", node, observer, constant_value(body, node.args[0]))
         for prefix, body in graph_modules(model)
         for node, observer in observer_nodes(body)
     ]
-    unseen = {id(observer) for _, _, observer, _ in nodes if not _has_observed(observer)}
-    for _, _, observer, value in nodes:  # before any parameters are asked for: one observer may serve several constants
+
+
+def _observe_constants(model: GraphModule) -> None:
+    """Let observers that saw no data observe their constants, all of them: one observer may serve several."""
+    found = _observed(model)
+    unseen = {id(observer) for _, _, observer, _ in found if not _has_observed(observer)}
+    for _, _, observer, value in found:
         if value is not None and id(observer) in unseen:
             observer(value)
-    for name, node, observer, value in nodes:
+
+
+def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
+    """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
+    plan: dict[int, ConvertedForm | torch.dtype] = {}
+    idle: list[str] = []
+    for name, node, observer, value in _observed(model):
         if id(observer) in plan:
             continue
         if not _has_observed(observer):
@@ -136,7 +148,13 @@ def _inner(observer: nn.Module) -> nn.Module:
 
 
 def _has_observed(observer: nn.Module) -> bool:
-    return bool(getattr(_inner(observer), "has_observed", True)) or bool(getattr(observer, "is_dynamic", False))
+    """Whether an observer needs no more data. Another stack's is asked for its range: empty or reversed at first."""
+    inner = _inner(observer)
+    found = getattr(inner, "has_observed", None)
+    low, high = getattr(inner, "min_val", None), getattr(inner, "max_val", None)
+    if found is None and isinstance(low, Tensor) and isinstance(high, Tensor):
+        found = low.numel() > 0 and not bool((low > high).any())
+    return found is None or bool(found) or bool(getattr(observer, "is_dynamic", False))
 
 
 def _form(observer: nn.Module) -> ConvertedForm | torch.dtype:
@@ -153,7 +171,9 @@ def _form(observer: nn.Module) -> ConvertedForm | torch.dtype:
     limits = int(low), int(high), plain
     if getattr(observer, "is_dynamic", False):
         eps = getattr(_inner(observer), "eps", None)
-        choose = Step(ops.CHOOSE_QPARAMS, (*limits[:2], _DYNAMIC_EPS if eps is None else float(eps), plain))
+        is_symmetric = getattr(observer, "qscheme", None) == torch.per_tensor_symmetric
+        chooser = ops.CHOOSE_QPARAMS_SYMMETRIC if is_symmetric else ops.CHOOSE_QPARAMS
+        choose = Step(chooser, (*limits[:2], _DYNAMIC_EPS if eps is None else float(eps), plain))
         return ConvertedForm(ops.QUANTIZE_DYNAMIC, ops.DEQUANTIZE_DYNAMIC, plain, limits, choose=choose)
     scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]  # is_observer held
     if getattr(observer, "qscheme", None) not in _PER_CHANNEL:

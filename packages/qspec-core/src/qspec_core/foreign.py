@@ -1,5 +1,6 @@
 """Annotations of other stacks, read by shape: a quantizer written for another PT2E flow works as it is."""
 
+import warnings
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -27,20 +28,56 @@ def adopt_annotations(module: GraphModule) -> None:
     A spec is recognised by its fields: `edge_or_node` shares, `derive_qparams_fn` derives, `scale` is fixed,
     `observer_or_fake_quant_ctr` observes. Its constructor is kept, whosever it is.
 
+    A spec for an edge that the graph does not have is left out, as other flows do: some quantizers annotate by what an
+    argument was before they rewrote it. What shares with it shares with the output that the edge leads from, or, where
+    that carries no spec, takes the spec over.
+
     Raises: AnnotationError: an annotation holds something with the fields of no spec.
+    Warns: UserWarning, once: specs were left out.
     Cost: O(nodes + edges).
     """
+    stale: dict[Any, Any] = {}  # by edge, as EdgeOrNode
     for node in module.graph.nodes:
         found = node.meta.get(Q_ANNOTATION_KEY)
         if found is None or _is_own(found) or not hasattr(found, "input_qspec_map"):  # prepare refuses the last
             continue
+        inputs, arguments = found.input_qspec_map or {}, set(node.all_input_nodes)
+        stale |= {(source, node): _spec(node, inputs[source]) for source in inputs if source not in arguments}
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-            {source: _spec(node, spec) for source, spec in (found.input_qspec_map or {}).items()},
+            {source: _spec(node, spec) for source, spec in inputs.items() if source in arguments},
             _spec(node, found.output_qspec),
             bool(getattr(found, "allow_implicit_sharing", True)),
             dict(getattr(found, "custom", {}) or {}),
             _annotated=True,
         )
+    if stale:
+        for node in module.graph.nodes:
+            _redirect(node, stale)
+        shown = ", ".join(f"{source} -> {consumer}" for source, consumer in list(stale)[:5])
+        warnings.warn(f"specs for {len(stale)} edges that the graph does not have are left out: {shown}", stacklevel=3)
+
+
+def _redirect(node: Node, stale: dict[Any, Any]) -> None:  # specs by edge
+    """Let what shares with a point that was left out share with the tensor's output, or else stand in for the point."""
+    annotation = node.meta.get(Q_ANNOTATION_KEY)
+    if annotation is None:
+        return
+    for place in (*annotation.input_qspec_map, node):
+        spec = annotation.output_qspec if place is node else annotation.input_qspec_map[place]
+        if not isinstance(spec, SharedQuantizationSpec) or spec.edge_or_node not in stale:
+            continue
+        edge: Any = spec.edge_or_node  # a pair: what is stale is an edge
+        source = edge[0]
+        producer = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, Node) else None
+        if producer is not None and producer.output_qspec is not None and source is not node:
+            found: Any = SharedQuantizationSpec(source)
+        else:
+            found = stale[edge]
+            stale[edge] = SharedQuantizationSpec(node if place is node else (place, node))
+        if place is node:
+            annotation.output_qspec = found
+        else:
+            annotation.input_qspec_map[place] = found
 
 
 def _is_own(annotation: object) -> bool:

@@ -4,6 +4,7 @@ import gc
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from qspec_core._torch import (
 )
 from qspec_core.errors import GraphError
 from qspec_core.patterns import argument, called_operator, written_arguments
-from qspec_core.spec import Q_ANNOTATION_KEY, DerivedQuantizationSpec, EdgeOrNode, SharedQuantizationSpec
+from qspec_core.spec import Q_ANNOTATION_KEY, EdgeOrNode
 from qspec_core.subgraphs import attribute, bodies, control_calls, set_attribute
 
 __all__ = [
@@ -266,11 +267,10 @@ def _moved_point(point: EdgeOrNode, nodes: Mapping[Node, Node]) -> EdgeOrNode:
 
 
 def _moved_spec(spec: Any, nodes: Mapping[Node, Node]) -> Any:  # as in _moved_annotation
-    if isinstance(spec, SharedQuantizationSpec):
-        return SharedQuantizationSpec(_moved_point(spec.edge_or_node, nodes))
-    if isinstance(spec, DerivedQuantizationSpec):
-        fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-        return DerivedQuantizationSpec(**fields | {"derived_from": [_moved_point(p, nodes) for p in spec.derived_from]})
+    if hasattr(spec, "edge_or_node"):
+        return replace(spec, edge_or_node=_moved_point(spec.edge_or_node, nodes))
+    if hasattr(spec, "derived_from"):
+        return replace(spec, derived_from=[_moved_point(point, nodes) for point in spec.derived_from])
     return spec
 
 

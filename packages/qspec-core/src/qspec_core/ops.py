@@ -2,6 +2,7 @@
 
 import torch
 
+from qspec_core._decomposed import define_quantized_decomposed
 from qspec_core._torch import OpOverload, load_quantized_decomposed
 
 __all__ = [
@@ -24,7 +25,8 @@ __all__ = [
     "is_quantize",
 ]
 
-load_quantized_decomposed()
+if not load_quantized_decomposed():
+    define_quantized_decomposed()
 _namespace = torch.ops.quantized_decomposed
 
 QUANTIZE: OpOverload = _namespace.quantize_per_tensor.default

@@ -155,8 +155,35 @@ def test_a_foreign_fake_quantize_hands_on_what_its_observer_takes() -> None:
     assert accepted_keywords(ForeignFake) == frozenset({"observer", "dtype", "ch_axis"})
     built: Any = build_observer(spec_of(ForeignFake))
     assert built.inner.arguments == (torch.int8, 5)
-    of_ours = functools.partial(ForeignFake, observer=MinMaxObserver)
-    assert accepted_keywords(of_ours) is None
+    of_ours = accepted_keywords(functools.partial(ForeignFake, observer=MinMaxObserver))
+    assert of_ours is not None
+    assert {"observer", "qscheme", "dtype"} <= of_ours
+    assert "ch_axis" not in of_ours
+
+
+class ForeignChild(Foreign):
+    """Hands on what it does not know, as Qualcomm's observers do."""
+
+    def __init__(self, steps: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.steps = steps
+
+
+class ForeignRoot(nn.Module):
+    """Keeps whatever it is given."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.kwargs = kwargs
+
+
+def test_keywords_that_a_class_hands_on_are_those_of_its_base() -> None:
+    assert accepted_keywords(ForeignChild) == frozenset({"steps", "dtype", "ch_axis"})
+    built: Any = build_observer(spec_of(ForeignChild, qscheme=torch.per_channel_affine, ch_axis=2))
+    assert built.arguments == (torch.int8, 2)
+    assert accepted_keywords(ForeignRoot) is None
+    kept: Any = build_observer(spec_of(ForeignRoot, qscheme=torch.per_channel_affine, ch_axis=2))
+    assert kept.kwargs["ch_axis"] == 2
 
 
 def test_a_function_may_build_it() -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from torch import nn
@@ -105,24 +105,36 @@ def _class_parameters(target: type) -> Mapping[str, inspect.Parameter]:
 def accepted_keywords(constructor: object) -> frozenset[str] | None:
     """Keyword arguments that a constructor takes, read from its signature; None where it takes any.
 
-    A constructor with a parameter `observer` and `**kwargs` hands the latter on to that observer: then the answer is
-    its own parameters and those of the observer.
+    `**kwargs` stand for what they are handed on to: in a constructor with a parameter `observer`, to that observer; in
+    a class, to the constructor of its next base. Then the answer is its own parameters and those.
     """
     target, filled = _unwrap(constructor)
     if not callable(target):
         return frozenset()
+    named: frozenset[str] = frozenset()
     try:
-        parameters = _class_parameters(target) if isinstance(target, type) else inspect.signature(target).parameters
+        for parameters in _signatures(target):
+            named |= {name for name, parameter in parameters.items() if parameter.kind in _KEYWORD_KINDS}
+            if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+                return named
+            observer = filled.get("observer", parameters["observer"].default) if "observer" in parameters else None
+            if observer is not None and observer is not inspect.Parameter.empty:
+                inner = accepted_keywords(observer)
+                return None if inner is None else named | inner
     except ValueError:  # some callables written in C have no signature
         return None
-    named = frozenset(name for name, parameter in parameters.items() if parameter.kind in _KEYWORD_KINDS)
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return named
-    observer = filled.get("observer", parameters["observer"].default) if "observer" in parameters else None
-    if observer is None or observer is inspect.Parameter.empty:
-        return None
-    inner = accepted_keywords(observer)
-    return None if inner is None else named | inner
+    return None
+
+
+def _signatures(target: Callable[..., object]) -> Iterator[Mapping[str, inspect.Parameter]]:
+    """Parameters of a callable; of a class, those of its constructor, then of each constructor among its bases."""
+    if not isinstance(target, type):
+        yield inspect.signature(target).parameters
+        return
+    yield _class_parameters(target)
+    bases = [base for base in target.__mro__ if "__init__" in vars(base) and base not in (nn.Module, object)]
+    for base in bases if "__init__" not in vars(target) else bases[1:]:
+        yield _class_parameters(base)
 
 
 def construct(constructor: Callable[..., object], fields: Mapping[str, object]) -> object:

@@ -81,7 +81,7 @@ def argument(node: Node, name: str) -> Any:  # an operand can be any of fx's arg
 
 
 def replace_argument(node: Node, name: str, value: Any) -> None:  # as in `argument`
-    """Set operand `name` of a call, by position where it stands by position, else by keyword.
+    """Set operand `name` of a call: by position where it stands there or comes next, else by keyword.
 
     Raises: GraphError: the operator has no such operand.
     """
@@ -91,5 +91,7 @@ def replace_argument(node: Node, name: str, value: Any) -> None:  # as in `argum
     position = names.index(name)
     if position < len(node.args):
         node.update_arg(position, value)
+    elif position == len(node.args) and name not in node.kwargs:
+        node.args = (*node.args, value)
     else:
         node.update_kwarg(name, value)
