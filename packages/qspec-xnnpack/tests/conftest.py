@@ -71,8 +71,9 @@ def kernels(tmp_path: Path) -> Callable[[bytes], list[str]]:
             flags = ["--json", "--strict-json", "--raw-binary", "--defaults-json", "--allow-non-utf8"]
             command = [str(root / "data/bin/flatc"), *flags, "-o", str(tmp_path), str(schema), "--"]
             subprocess.run([*command, str(tmp_path / "graph.bin")], check=True, capture_output=True)
-            # flatc writes the open end of a relu as a bare word that is not JSON.
-            graph = json.loads((tmp_path / "graph.json").read_text().replace(": inf", ": Infinity"))
+            # flatc writes the open end of a clamp as a bare word that is not JSON.
+            text = (tmp_path / "graph.json").read_text().replace(": inf", ": Infinity").replace(": -inf", ": -Infinity")
+            graph = json.loads(text)
             names += [node["xnode_union_type"] for node in graph["xnodes"]]
             at = buffer.find(b"XH00", at + 1)
         return names

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from qspec_core.canonical import canonicalize
 from qspec_core.errors import BackendError, GraphError, LoweringError, Where
 from qspec_core.graphs import copy_graph_module, gc_paused, wrap_graph
 from qspec_core.lowering import Lowering, match_converted, require_converted
 from qspec_core.patterns import Match
 from qspec_xnnpack._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
+from qspec_xnnpack._forms import to_delegate_form
 from qspec_xnnpack._program import Delegation, XNNPACKProgram, signature_of
 from qspec_xnnpack._rows import TABLE
 
@@ -76,7 +76,7 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
     reads are left behind: ExecuTorch would write them into the file."""
     with gc_paused():
         module = copy_graph_module(converted)
-        canonicalize(module)
+        to_delegate_form(module)
         context = Lowering(module, "any")
         # A match whose result no reader takes as integers was not quantized by its row.
         matches = [match for match in match_converted(module, TABLE) if context.requantize(match.tail) is not None]

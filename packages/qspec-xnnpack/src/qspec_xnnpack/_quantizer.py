@@ -5,6 +5,7 @@ from typing import Self
 
 import torch
 from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import GraphModule
 
 from qspec_core.errors import SpecError
 from qspec_core.observers import (
@@ -15,6 +16,7 @@ from qspec_core.observers import (
 from qspec_core.patterns import Mode
 from qspec_core.quantizer import QuantizationConfig, TableQuantizer
 from qspec_core.spec import QuantizationSpec
+from qspec_xnnpack._forms import to_delegate_form
 from qspec_xnnpack._rows import TABLE
 
 __all__ = ["XNNPACKQuantizer", "default_quantizer", "get_symmetric_quantization_config"]
@@ -83,6 +85,11 @@ class XNNPACKQuantizer(TableQuantizer):
 
     def __init__(self) -> None:
         super().__init__(TABLE)
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Bring the graph to the form that the delegate takes."""
+        to_delegate_form(model)
+        return model
 
     def set_global(self, config: QuantizationConfig | None) -> Self:
         """Configure every match that no closer rule selects. Raises: SpecError: the kernels do not take it."""

@@ -102,6 +102,7 @@ class Outputs(Enum):
 
 
 Check = Callable[[Node], Reason | None]
+Fit = Callable[[Node, QuantizationSpec], QuantizationSpec]
 
 
 @dataclass(frozen=True)
@@ -129,18 +130,20 @@ class Operand:
         ch_axis: dimension of a weight's output channels.
         absorbs: operators before it that the kernel takes in.
         narrow: for a deployment target that needs narrower weights: the spec for this anchor, from the one configured.
+        adapt: the form of the configured spec that the kernel computes, for this anchor, on every target.
     """
 
     name: str
     role: Role
     ch_axis: int | None = None
     absorbs: tuple[PreOp, ...] = ()
-    narrow: Callable[[Node, QuantizationSpec], QuantizationSpec] | None = None
+    narrow: Fit | None = None
+    adapt: Fit | None = None
 
 
-def activation(name: str, *, absorbs: tuple[PreOp, ...] = ()) -> Operand:
+def activation(name: str, *, absorbs: tuple[PreOp, ...] = (), adapt: Fit | None = None) -> Operand:
     """An operand that changes with the input: quantized as activations are."""
-    return Operand(name, Role.ACTIVATION, absorbs=absorbs)
+    return Operand(name, Role.ACTIVATION, absorbs=absorbs, adapt=adapt)
 
 
 def activations(name: str) -> Operand:
@@ -148,9 +151,7 @@ def activations(name: str) -> Operand:
     return Operand(name, Role.ACTIVATIONS)
 
 
-def weight(
-    name: str, *, ch_axis: int, narrow: Callable[[Node, QuantizationSpec], QuantizationSpec] | None = None
-) -> Operand:
+def weight(name: str, *, ch_axis: int, narrow: Fit | None = None) -> Operand:
     """A constant tensor, stored as integers; `ch_axis` is the dimension of its output channels."""
     return Operand(name, Role.WEIGHT, ch_axis=ch_axis, narrow=narrow)
 
