@@ -209,10 +209,13 @@ def test_narrow_weights_only_where_the_target_needs_them() -> None:
 
 
 def test_adapted_specs_of_activations_on_every_target() -> None:
-    operands = (replace(CONV2D.operands[0], adapt=halve), *CONV2D.operands[1:])
+    def shrink(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
+        return replace(spec, quant_min=0, quant_max=127)
+
+    operands = (replace(CONV2D.operands[0], adapt=shrink), *CONV2D.operands[1:])
     q = TableQuantizer(table((replace(CONV2D, operands=operands),))).set_global(CONFIG)
     found = Annotated(lambda m, x: m.a(x), torch.randn(X), a=conv(), q=q)
-    assert found.inputs(aten.conv2d.default) == [replace(ACT, quant_min=-64, quant_max=63), WEIGHT]
+    assert found.inputs(aten.conv2d.default) == [replace(ACT, quant_min=0, quant_max=127), WEIGHT]
 
 
 def test_scales_lie_along_the_channels_of_the_row() -> None:

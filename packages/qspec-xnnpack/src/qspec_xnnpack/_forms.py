@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical import canonicalize
-from qspec_core.patterns import argument, argument_names, is_call, replace_argument
+from qspec_core.patterns import argument, is_call, replace_argument
 
 __all__ = ["to_delegate_form"]
 
@@ -16,8 +16,8 @@ _IMAGE_RANK = 4
 def to_delegate_form(module: GraphModule) -> None:
     """Bring an owned graph to canonical form, in place, and then to the forms that the delegate takes.
 
-    A mean over height and width that drops them becomes one that keeps them, and a view. ELU's alpha is written out even
-    where it is the default: the delegate reads it from the call.
+    A mean over height and width that drops them becomes one that keeps them, and a view. ELU has its alpha written out
+    as a float: the delegate reads it from the call, and export leaves out what equals the default, the integer 1.
 
     Args:
         module: an exported or converted graph module that the caller owns.
@@ -28,8 +28,9 @@ def to_delegate_form(module: GraphModule) -> None:
         if is_call(node, aten.mean.dim) and _drops_pixels(node):
             _keep_pixels(module, node)
         if is_call(node, aten.elu.default):
-            node.args = tuple(argument(node, name) for name in argument_names(aten.elu.default))
-            node.kwargs = {}
+            scales = {name: argument(node, name) for name in ("scale", "input_scale")}
+            node.args = argument(node, "self"), float(argument(node, "alpha"))
+            node.kwargs = scales
 
 
 def _drops_pixels(node: Node) -> bool:
