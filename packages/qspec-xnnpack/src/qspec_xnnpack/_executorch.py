@@ -133,8 +133,18 @@ class _Method:
         self._method = method
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Execute on flat inputs; returns flat outputs, which are the caller's."""
-        outputs: Sequence[Any] = self._method.execute(inputs)
+        """Execute on flat inputs; returns flat outputs, which are the caller's.
+
+        Raises: LoweringError: the runtime fails.
+        """
+        try:
+            outputs: Sequence[Any] = self._method.execute(inputs)
+        except RuntimeError as error:
+            raise LoweringError(
+                "ExecuTorch's runtime fails to run the program",
+                found=str(error),
+                remedy="its log on stderr names the operator; leave that operator's module out of quantization",
+            ) from error
         return outputs
 
 

@@ -190,12 +190,19 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
     mode = mode_of(config)
     if mode not in match.row.modes:
         return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} has no {mode.value} form")
+    for pre_op, node in match.absorbed.values():
+        if mode not in pre_op.modes:
+            return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} absorbs no {node.name} when {mode.value}")
     if Q_ANNOTATION_KEY in match.anchor.meta:
         return Reason(ReasonCode.ALREADY_QUANTIZED, "annotated before")
     for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
         if not is_float(node):
             return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
     for operand in match.row.operands:
+        spec = _of_role(config, operand)
+        refusal = operand.refuses(match.anchor, spec) if operand.refuses is not None and spec is not None else None
+        if refusal is not None:
+            return refusal
         if operand.role is Role.WEIGHT and constant_value(model, match.operand(operand.name)) is None:
             return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"operand {operand.name} is computed, not a constant")
     if match.row.has_weight or mode is not Mode.WEIGHT_ONLY:

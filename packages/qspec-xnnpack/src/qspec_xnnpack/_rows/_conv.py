@@ -20,10 +20,12 @@ from qspec_core.patterns import (
 )
 from qspec_xnnpack._rows._checks import constant_bias, refused, shape_of
 from qspec_xnnpack._rows._clamps import HARDTANH, RELU
+from qspec_xnnpack._rows._specs import eight_bits, one_image
 
 __all__ = ["ROWS"]
 
 aten = torch.ops.aten
+_STATIC = frozenset({Mode.STATIC})
 
 
 def _spatial_zero_pad(node: Node, *, spatial: int) -> Reason | None:
@@ -51,19 +53,20 @@ def _one_group(node: Node) -> Reason | None:
 
 
 def _conv(spatial: int, anchor: OpOverload) -> Row:
-    pad = PreOp(aten.pad.default, check=partial(_spatial_zero_pad, spatial=spatial))
+    # In front of a dynamic convolution, ExecuTorch 1.5.1 writes a float pad that its own runtime fails to run.
+    pad = PreOp(aten.pad.default, check=partial(_spatial_zero_pad, spatial=spatial), modes=_STATIC)
     return Row(
         name=f"conv{spatial}d",
         anchor=anchor,
         operands=(
-            activation("input", absorbs=(pad,)),
-            weight("weight", ch_axis=0),
+            activation("input", absorbs=(pad,), refuses=one_image),
+            weight("weight", ch_axis=0, refuses=eight_bits),
             # Bias stays float: the delegate quantizes it itself, with the product of the two scales.
             bias("bias"),
         ),
         chains=((HARDTANH,), (RELU,), ()),
         flow=Flow.STARTS,
-        modes=frozenset({Mode.STATIC}),
+        modes=_STATIC if spatial == 1 else _STATIC | {Mode.DYNAMIC},
         lower=DELEGATED,
         checks=(partial(_batched, spatial=spatial), constant_bias),
     )
@@ -73,10 +76,14 @@ def _transposed(spatial: int, anchor: OpOverload) -> Row:
     return Row(
         name=f"conv_transpose{spatial}d",
         anchor=anchor,
-        operands=(activation("input"), weight("weight", ch_axis=1), bias("bias")),
+        operands=(
+            activation("input", refuses=one_image),
+            weight("weight", ch_axis=1, refuses=eight_bits),
+            bias("bias"),
+        ),
         chains=((HARDTANH,), (RELU,), ()),
         flow=Flow.STARTS,
-        modes=frozenset({Mode.STATIC}),
+        modes=_STATIC if spatial == 1 else _STATIC | {Mode.DYNAMIC},
         lower=DELEGATED,
         checks=(partial(_batched, spatial=spatial), constant_bias, _one_group),
     )
