@@ -18,7 +18,7 @@ from qspec_core.observers import (
 from qspec_core.patterns import Mode
 from qspec_core.quantizer import QuantizationConfig, mode_of
 from qspec_core.spec import QuantizationSpec
-from qspec_xnnpack._rows._specs import FOUR_BITS, group_size
+from qspec_xnnpack._rows._specs import FOUR_BITS, group_size, has_four_bits
 
 __all__ = ["fit", "get_symmetric_quantization_config"]
 
@@ -140,9 +140,9 @@ def _combined(config: QuantizationConfig) -> QuantizationConfig:
     group = group_size(weight)
     if mode is Mode.DYNAMIC and weight.qscheme is not torch.per_channel_symmetric:
         raise _unfit("weight", f"{weight.qscheme}, dynamic", "is_per_channel=True: there is no dynamic kernel for it")
-    if group is not None and (group % _GROUPS != 0 or weight.range != FOUR_BITS):
+    if group is not None and (group % _GROUPS != 0 or not has_four_bits(weight)):
         raise _unfit("weight", f"groups of {group}, {weight.range}", f"a multiple of {_GROUPS}, and {FOUR_BITS}")
-    if mode is Mode.STATIC and (group is not None or weight.range == FOUR_BITS):
+    if mode is Mode.STATIC and (group is not None or has_four_bits(weight)):
         raise _unfit("weight", "4 bits, static", "8 bits, or is_dynamic=True")
     return config
 

@@ -114,13 +114,17 @@ class PreOp:
         target: canonical overload.
         operand: schema name of its data input.
         check: reason why this call cannot be absorbed, or None.
-        modes: when the kernel absorbs it; at other times the row does not match behind it.
+        modes: when the kernel absorbs it; at other times the row does not match behind it. None for always.
     """
 
     target: OpOverload
     operand: str = "self"
     check: Check | None = None
-    modes: frozenset[Mode] = frozenset(Mode)
+    modes: frozenset[Mode] | None = None
+
+    def absorbs_in(self, mode: Mode) -> bool:
+        """Whether the kernel absorbs it when activations are quantized so."""
+        return self.modes is None or mode in self.modes
 
 
 @dataclass(frozen=True)

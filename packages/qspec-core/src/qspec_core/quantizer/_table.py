@@ -191,7 +191,7 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
     if mode not in match.row.modes:
         return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} has no {mode.value} form")
     for pre_op, node in match.absorbed.values():
-        if mode not in pre_op.modes:
+        if not pre_op.absorbs_in(mode):
             return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} absorbs no {node.name} when {mode.value}")
     if Q_ANNOTATION_KEY in match.anchor.meta:
         return Reason(ReasonCode.ALREADY_QUANTIZED, "annotated before")

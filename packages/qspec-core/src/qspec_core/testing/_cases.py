@@ -262,7 +262,7 @@ class _Planner:
 def _absorbed(row: Row, mode: Mode) -> Iterator[tuple[str, PreOp]]:
     for operand in row.operands:
         for pre_op in operand.absorbs:
-            if mode in pre_op.modes:
+            if pre_op.absorbs_in(mode):
                 yield operand.name, pre_op
 
 

@@ -11,13 +11,18 @@ from qspec_core.patterns import Reason, argument
 from qspec_core.spec import QuantizationSpec
 from qspec_xnnpack._rows._checks import refused, shape_of
 
-__all__ = ["FOUR_BITS", "by_token", "eight_bits", "group_size", "one_image", "whole_groups"]
+__all__ = ["FOUR_BITS", "by_token", "eight_bits", "group_size", "has_four_bits", "one_image", "whole_groups"]
 
-FOUR_BITS: tuple[float, float] = (-8, 7)
+FOUR_BITS = (-8, 7)
 """The range by which the delegate knows weights of four bits."""
 _BY_TOKEN = AffineQuantizedPlaceholderObserver.with_args(
     mapping_type=MappingType.ASYMMETRIC, target_dtype=torch.int8, granularity=PerToken()
 )
+
+
+def has_four_bits(spec: QuantizationSpec) -> bool:
+    """Whether the delegate stores these weights in 4 bits."""
+    return (spec.quant_min, spec.quant_max) == FOUR_BITS
 
 
 @lru_cache
@@ -48,7 +53,7 @@ def one_image(node: Node, spec: QuantizationSpec) -> Reason | None:
 
 def eight_bits(node: Node, spec: QuantizationSpec) -> Reason | None:
     """Weight of a convolution."""
-    if spec.range == FOUR_BITS or group_size(spec) is not None:
+    if has_four_bits(spec) or group_size(spec) is not None:
         return refused("weights of 4 bits, or with a scale for each group, are for linear layers")
     return None
 
