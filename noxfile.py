@@ -162,6 +162,12 @@ def bench_flow(session: nox.Session) -> None:
     script(session, "benchmarks/flow.py", "torchao")
 
 
+@nox.session(name="bench-xnnpack")
+def bench_xnnpack(session: nox.Session) -> None:
+    """Coverage, accuracy, time and size through XNNPACK, beside ExecuTorch's own quantizer."""
+    script(session, "benchmarks/xnnpack.py", "torchao", "transformers")
+
+
 @nox.session(name="bench-x86")
 def bench_x86(session: nox.Session) -> None:
     """Latency and accuracy on x86, beside torchao, ONNX Runtime and OpenVINO."""
