@@ -59,7 +59,9 @@ class First(nn.Module):
 def _resnet50() -> Bench:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    return _of_pictures(First(ResNetForImageClassification(ResNetConfig(num_labels=1000))))
+    config = ResNetConfig()
+    config.num_labels = 1000
+    return _of_pictures(First(ResNetForImageClassification(config)))
 
 
 def _bert() -> Bench:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qspec_core.testing import Case, DeviceMissingError, Sample, conformance_cases
+from qspec_core.testing import Case, DeviceMissingError, Sample, Samples, conformance_cases
 from qspec_xnnpack import BACKEND, XNNPACKProgram
 
 aten = torch.ops.aten
@@ -20,7 +20,7 @@ def ran(lowered: nn.Module) -> Mapping[str, str]:
 # One image: dynamic convolutions take no more. Depthwise ones, which are static, are in rows/test_rows.py.
 IMAGE, SIZES = (1, 4, 6, 6), {"weight": (4, 4, 3, 3), "bias": (4,)}
 GROUPED = Sample({"input": IMAGE, "weight": (8, 2, 3, 3)}, {"stride": [2, 2], "groups": 2}, name="grouped, strided")
-SAMPLES = {
+SAMPLES: Samples = {
     aten.conv2d.default: (Sample({"input": IMAGE, **SIZES}, {"padding": [1, 1]}), GROUPED),
     aten.conv_transpose2d.input: Sample({"input": IMAGE, **SIZES}, {"stride": [2, 2]}),
     # With both bounds a clamp is a hardtanh in canonical form.
