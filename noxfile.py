@@ -112,7 +112,8 @@ def size(session: nox.Session) -> None:
 def tests(session: nox.Session, of: str) -> None:
     """Each package's tests with only that package, core and its test extra; then wheels. `-- ARGS` go to pytest."""
     if of == "tools":
-        install(session, "pytest")
+        install(session, "torch")
+        install(session, "pytest", "numpy", *editable(*PACKAGES))
         session.run("pytest", "tools/tests", *session.posargs, env={"PYTHONPATH": "tools"})
         return
     install(session, "torch")
@@ -183,6 +184,12 @@ def bench_flow(session: nox.Session) -> None:
 def zoo(session: nox.Session) -> None:
     """Dozens of architectures of transformers through the flow, beside torchao's and ExecuTorch's quantizers."""
     script(session, "benchmarks/zoo.py", "torchao", "transformers", "scipy")
+
+
+@nox.session(name="bench-xnnpack")
+def bench_xnnpack(session: nox.Session) -> None:
+    """Coverage, accuracy, time and size through XNNPACK, beside ExecuTorch's own quantizer."""
+    script(session, "benchmarks/xnnpack.py", "torchao", "transformers")
 
 
 @nox.session(name="bench-x86")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import qspec_core as qspec
 
-__all__ = ["executorch_f32", "executorch_int8", "qspec_xnnpack"]
+__all__ = ["delegated", "executorch_f32", "executorch_int8", "loaded", "qspec_xnnpack"]
 
 DELEGATE_GLUE = ("executorch_call_delegate", "getitem")
 
@@ -19,7 +19,7 @@ def executorch_f32(setting: Setting) -> Built:
     """The float model through XNNPACK."""
     with torch.no_grad():
         program = torch.export.export(setting.model, setting.example)
-    return _delegated(program, setting.folder / "executorch-f32.pte")
+    return delegated(program, setting.folder / "executorch-f32.pte")
 
 
 def executorch_int8(setting: Setting) -> Built:
@@ -36,12 +36,13 @@ def executorch_int8(setting: Setting) -> Built:
         converted = convert_pt2e(prepared)
         program = torch.export.export(converted, setting.example)
     layers = "{} of {}".format(*count_layers(converted))
-    return _delegated(program, setting.folder / "executorch.pte", layers, converted)
+    return delegated(program, setting.folder / "executorch.pte", layers, converted)
 
 
-def _delegated(
+def delegated(
     program: torch.export.ExportedProgram, path: Path, layers: str = "", converted: Model | None = None
 ) -> Built:
+    """Write a program as a .pte file by ExecuTorch's own partitioner, and load it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -50,10 +51,11 @@ def _delegated(
     names = [getattr(node.target, "__name__", str(node.target)) for node in calls]
     outside = tuple(name for name in names if name not in DELEGATE_GLUE)
     path.write_bytes(edge.to_executorch().buffer)
-    return Built(_loaded(path), layers, path.stat().st_size, converted, outside)
+    return Built(loaded(path), layers, path.stat().st_size, converted, outside)
 
 
-def _loaded(path: Path) -> Model:
+def loaded(path: Path) -> Model:
+    """A .pte file of one input and one output in ExecuTorch's runtime."""
     from executorch.runtime import Runtime
 
     method: Any = Runtime.get().load_program(path).load_method("forward")  # untyped
@@ -72,4 +74,4 @@ def qspec_xnnpack(setting: Setting) -> Built:
     path = result.package(setting.folder / "qspec.pte")
     layers = f"{len(result.coverage.quantized_layers)} of {len(result.coverage.layers)}"
     outside: tuple[str, ...] = result.lowered.delegation.outside  # type: ignore[union-attr, assignment]  # the backend's module
-    return Built(_loaded(path), layers, path.stat().st_size, result.converted, outside)
+    return Built(loaded(path), layers, path.stat().st_size, result.converted, outside)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,17 +53,19 @@ def last_step() -> Callable[[torch.fx.GraphModule], float]:
     return read
 
 
+Graphs = Callable[[bytes], list[dict[str, Any]]]
+
+
 @pytest.fixture
-def kernels(tmp_path: Path) -> Callable[[bytes], list[str]]:
-    """Names of the nodes that a .pte hands to XNNPACK, decoded by the flatbuffer compiler from ExecuTorch's schema. A
-    node `XNNConvert` quantizes or dequantizes, so that each one beyond the model's inputs and outputs feeds float."""
+def graphs(tmp_path: Path) -> Graphs:
+    """What a .pte hands to XNNPACK, decoded by the flatbuffer compiler from ExecuTorch's schema."""
     found = importlib.util.find_spec("executorch")
     assert found is not None
     root = Path((found.submodule_search_locations or [""])[0])
     schema = root / "backends/xnnpack/serialization/runtime_schema.fbs"
 
-    def read(buffer: bytes) -> list[str]:
-        names: list[str] = []
+    def read(buffer: bytes) -> list[dict[str, Any]]:
+        decoded = []
         at = buffer.find(b"XH00")
         while at >= 0:
             start = at - 4
@@ -71,10 +74,32 @@ def kernels(tmp_path: Path) -> Callable[[bytes], list[str]]:
             flags = ["--json", "--strict-json", "--raw-binary", "--defaults-json", "--allow-non-utf8"]
             command = [str(root / "data/bin/flatc"), *flags, "-o", str(tmp_path), str(schema), "--"]
             subprocess.run([*command, str(tmp_path / "graph.bin")], check=True, capture_output=True)
-            # flatc writes the open end of a relu as a bare word that is not JSON.
-            graph = json.loads((tmp_path / "graph.json").read_text().replace(": inf", ": Infinity"))
-            names += [node["xnode_union_type"] for node in graph["xnodes"]]
+            # flatc writes the open end of a clamp as a bare word that is not JSON.
+            text = (tmp_path / "graph.json").read_text().replace(": inf", ": Infinity").replace(": -inf", ": -Infinity")
+            decoded.append(json.loads(text))
             at = buffer.find(b"XH00", at + 1)
-        return names
+        return decoded
+
+    return read
+
+
+@pytest.fixture
+def kernels(graphs: Graphs) -> Callable[[bytes], list[str]]:
+    """Names of the nodes that a .pte hands to XNNPACK. A node `XNNConvert` quantizes or dequantizes, so that each one
+    beyond the model's inputs and outputs feeds float."""
+
+    def read(buffer: bytes) -> list[str]:
+        return [node["xnode_union_type"] for graph in graphs(buffer) for node in graph["xnodes"]]
+
+    return read
+
+
+@pytest.fixture
+def datatypes(graphs: Graphs) -> Callable[[bytes], list[str]]:
+    """Data types of the tensors that a .pte hands to XNNPACK."""
+
+    def read(buffer: bytes) -> list[str]:
+        values = [value["xvalue_union"] for graph in graphs(buffer) for value in graph["xvalues"]]
+        return [str(value.get("tensor_value", value)["datatype"]) for value in values]
 
     return read

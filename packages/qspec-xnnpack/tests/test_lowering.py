@@ -192,6 +192,27 @@ def test_operator_computed_in_float_inside_the_delegate_is_an_error(monkeypatch:
     assert "in float" in str(caught.value.found)
 
 
+def test_scales_along_a_dimension_that_the_kernel_cannot_take_are_an_error() -> None:
+    """What another quantizer may write: a transposed convolution with a scale for each input channel."""
+    operands = next(row.operands for row in TABLE.rows if row.name == "conv_transpose2d")
+    other = tuple(replace(operand, ch_axis=0) if operand.ch_axis == 1 else operand for operand in operands)
+    table = with_row(TABLE, "conv_transpose2d", operands=other)
+    quantizer = qspec.TableQuantizer(table).set_global(get_symmetric_quantization_config(is_per_channel=True))
+    model = nn.ConvTranspose2d(3, 4, 2).eval()
+    result = qspec.quantize(model, (X,), calibration=[(X,)], backend=BACKEND, quantizer=quantizer)
+    with pytest.raises(LoweringError) as caught:
+        result.lowered  # noqa: B018  # made when asked for
+    assert "conv_transpose2d" in caught.value.problem
+    assert "per input channel" in str(caught.value.found)
+
+
+def test_failure_of_the_runtime_is_an_error(program: XNNPACKProgram) -> None:
+    execute = _executorch.load_program(program.buffer)
+    with pytest.raises(LoweringError) as caught:
+        execute((torch.zeros(1, 3, 999, 999),))
+    assert "fails to run" in caught.value.problem
+
+
 def test_layer_without_quantized_output_is_an_error(quantized: Callable[..., Result]) -> None:
     """What another quantizer may write: the partitioner takes a static convolution only in front of a quantize."""
     config = replace(get_symmetric_quantization_config(is_per_channel=True), output_activation=None)

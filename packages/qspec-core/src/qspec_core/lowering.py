@@ -49,12 +49,14 @@ class Quantized:
     Args:
         node: the quantize or dequantize.
         integers: node of the integer tensor.
-        scale: a number, or the node of a tensor for per-channel and dynamic parameters.
+        scale: a number, or the node of a tensor for parameters by channel, token or group, and for dynamic ones.
         zero_point: likewise; None where the operator has none.
         quant_min: smallest quantized value.
         quant_max: largest quantized value.
         dtype: dtype of the integers.
-        ch_axis: dimension of the channels; None per tensor.
+        ch_axis: dimension of the channels; None where there is no scale for each channel alone.
+        group_size: elements of the last dimension that have one scale; None but for groups.
+        by_token: each vector along the last dimension has a scale.
     """
 
     node: Node
@@ -65,11 +67,13 @@ class Quantized:
     quant_max: int
     dtype: torch.dtype
     ch_axis: int | None = None
+    group_size: int | None = None
+    by_token: bool = False
 
     @property
     def is_dynamic(self) -> bool:
         """Whether the parameters are computed from the tensor when the model runs."""
-        return self.ch_axis is None and isinstance(self.scale, Node)
+        return isinstance(self.scale, Node) and self.scale.op == "call_function"
 
     @property
     def parameters(self) -> tuple[object, ...]:
@@ -82,7 +86,10 @@ def quantized_value(node: object) -> Quantized | None:
     if not isinstance(node, Node) or not (ops.is_quantize(node) or ops.is_dequantize(node)):
         return None
     per_channel = is_call(node, ops.QUANTIZE_PER_CHANNEL, ops.DEQUANTIZE_PER_CHANNEL)
-    names = ("scales", "zero_points") if per_channel else ("scale", "zero_point")
+    per_group = is_call(node, ops.QUANTIZE_PER_GROUP, ops.DEQUANTIZE_PER_GROUP)
+    by_token = is_call(node, ops.QUANTIZE_PER_TOKEN, ops.DEQUANTIZE_PER_TOKEN)
+    several = per_channel or per_group or by_token
+    names = ("scales", "zero_points") if several else ("scale", "zero_point")
     return Quantized(
         node=node,
         integers=argument(node, "input") if ops.is_dequantize(node) else node,
@@ -92,6 +99,8 @@ def quantized_value(node: object) -> Quantized | None:
         quant_max=argument(node, "quant_max"),
         dtype=argument(node, "dtype"),
         ch_axis=argument(node, "axis") if per_channel else None,
+        group_size=argument(node, "group_size") if per_group else None,
+        by_token=by_token,
     )
 
 

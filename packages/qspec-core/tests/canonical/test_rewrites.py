@@ -67,7 +67,8 @@ def test_clamps_at_zero_alone_become_relu(function: Function) -> None:
     ("function", "kept"),
     [
         (lambda x: x.clamp(max=0.5), aten.clamp.default),
-        (lambda x: x.clamp_min(-0.5), aten.clamp_min.default),
+        (lambda x: x.clamp_min(-0.5), aten.clamp.default),
+        (lambda x: x.clamp_max(0.5), aten.clamp.default),
         (lambda x: x.clamp(x - 1, x + 1), aten.clamp.Tensor),
         (lambda x: x.to(torch.int64).clamp(0.5, 2.5), aten.clamp.default),
         (lambda x: x.to(torch.int64).clamp(0, 2), aten.clamp.default),

@@ -29,7 +29,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import Coverage, TableQuantizer, coverage, prepare_pt2e
 from qspec_core.errors import AnnotationError, NothingQuantizedError
-from qspec_core.patterns import Flow, Outputs, PreOp, activation
+from qspec_core.patterns import Flow, Outputs, PreOp, activation, bias, weight
 from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpec, SharedQuantizationSpec
 
 X = (2, 4, 8, 8)
@@ -206,6 +206,25 @@ def test_narrow_weights_only_where_the_target_needs_them() -> None:
         q = TableQuantizer(rows, narrow=narrow).set_global(CONFIG)
         found = Annotated(lambda m, x: m.a(x), torch.randn(X), a=conv(), q=q)
         assert found.inputs(aten.conv2d.default) == [ACT, want]
+
+
+def test_adapted_specs_of_activations_on_every_target() -> None:
+    def shrink(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
+        return replace(spec, quant_min=0, quant_max=127)
+
+    operands = (replace(CONV2D.operands[0], adapt=shrink), *CONV2D.operands[1:])
+    q = TableQuantizer(table((replace(CONV2D, operands=operands),))).set_global(CONFIG)
+    found = Annotated(lambda m, x: m.a(x), torch.randn(X), a=conv(), q=q)
+    assert found.inputs(aten.conv2d.default) == [replace(ACT, quant_min=0, quant_max=127), WEIGHT]
+
+
+def test_scales_lie_along_the_channels_of_the_row() -> None:
+    operands = (activation("input"), weight("weight", ch_axis=1), bias("bias"))
+    rows = table((replace(CONV2D, anchor=aten.conv_transpose2d.input, operands=operands),))
+    q = TableQuantizer(rows).set_global(CONFIG)
+    found = Annotated(lambda m, x: m.a(x), torch.randn(X), a=nn.ConvTranspose2d(4, 3, 2), q=q)
+    assert WEIGHT.ch_axis == 0
+    assert found.inputs(aten.conv_transpose2d.input) == [ACT, replace(WEIGHT, ch_axis=1)]
 
 
 def test_bias_spec_is_put_on_the_bias() -> None:

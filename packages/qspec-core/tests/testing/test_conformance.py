@@ -168,8 +168,9 @@ def with_weight(spec: QuantizationSpec) -> Backend:
 
 
 def test_another_channel_axis_than_the_rows_fails() -> None:
-    spec = replace(core.WEIGHT, ch_axis=1)
-    assert "ch_axis=1" in failure(the_case(with_weight(spec), LINEAR_CASE))
+    operands = tuple(replace(o, ch_axis=1) if o.ch_axis == 0 else o for o in LINEAR.operands)
+    other = tuple(replace(row, operands=operands) if row is LINEAR else row for row in ROWS)
+    assert "ch_axis=1" in failure(the_case(device(quantizer=quantizer_of(other)), LINEAR_CASE))
 
 
 def test_weights_on_a_grid_that_is_far_too_coarse_fail() -> None:

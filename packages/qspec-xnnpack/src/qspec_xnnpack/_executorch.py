@@ -86,10 +86,14 @@ def compile_program(program: torch.export.ExportedProgram) -> Compiled:
     """
     _require()
     with _quiet(), _overheard() as causes:
+        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+        from executorch.backends.xnnpack.partition.config.generic_node_configs import EluConfig
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        manager = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        # The delegate has a kernel for ELU that the partitioner's own list leaves out.
+        partitioner = XnnpackPartitioner(configs=list(dict.fromkeys([*ALL_PARTITIONER_CONFIGS, EluConfig])))
+        manager = to_edge_transform_and_lower(program, partitioner=[partitioner])
         module = manager.exported_program().graph_module
         calls = [node for node in module.graph.nodes if node.op == "call_function"]
         delegates = [node for node in calls if _name(node) == _DELEGATE_CALL]
@@ -129,8 +133,18 @@ class _Method:
         self._method = method
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Execute on flat inputs; returns flat outputs, which are the caller's."""
-        outputs: Sequence[Any] = self._method.execute(inputs)
+        """Execute on flat inputs; returns flat outputs, which are the caller's.
+
+        Raises: LoweringError: the runtime fails.
+        """
+        try:
+            outputs: Sequence[Any] = self._method.execute(inputs)
+        except RuntimeError as error:
+            raise LoweringError(
+                "ExecuTorch's runtime fails to run the program",
+                found=str(error),
+                remedy="its log on stderr names the operator; leave that operator's module out of quantization",
+            ) from error
         return outputs
 
 

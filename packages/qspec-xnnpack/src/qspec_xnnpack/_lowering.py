@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from qspec_core.canonical import canonicalize
 from qspec_core.errors import BackendError, GraphError, LoweringError, Where
 from qspec_core.graphs import copy_graph_module, gc_paused, wrap_graph
-from qspec_core.lowering import Lowering, match_converted, require_converted
-from qspec_core.patterns import Match
+from qspec_core.lowering import Lowering, match_converted, quantized_value, require_converted
+from qspec_core.patterns import Match, Role
 from qspec_xnnpack._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
+from qspec_xnnpack._forms import to_delegate_form
 from qspec_xnnpack._program import Delegation, XNNPACKProgram, signature_of
 from qspec_xnnpack._rows import TABLE
 
@@ -76,15 +76,20 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
     reads are left behind: ExecuTorch would write them into the file."""
     with gc_paused():
         module = copy_graph_module(converted)
-        canonicalize(module)
+        to_delegate_form(module)
         context = Lowering(module, "any")
-        # A match whose result no reader takes as integers was not quantized by its row.
-        matches = [match for match in match_converted(module, TABLE) if context.requantize(match.tail) is not None]
+        matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
         for match in matches:
             for node in match.nodes:
                 node.meta["custom"] = {**(node.meta.get("custom") or {}), CUSTOM_KEY: match.anchor.name}
         module.graph.eliminate_dead_code()
         return wrap_graph(module, module.graph), {match.anchor.name: match for match in matches}
+
+
+def _is_quantized(match: Match, context: Lowering) -> bool:
+    """Whether its row quantized a match: a static one whose result no reader takes as integers was not."""
+    inputs = (quantized_value(node) for _, node in match.inputs(Role.ACTIVATION))
+    return any(found is not None and found.is_dynamic for found in inputs) or context.requantize(match.tail) is not None
 
 
 def _export(module: GraphModule, example_inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:

@@ -43,6 +43,24 @@ class Model(nn.Module):
         return self.function(*(start(x) for start, x in zip(self.starts, tensors, strict=True)))
 
 
+class MM(nn.Module):
+    """A product with a weight of (in, out), which no bias is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(10, 7) / 3), nn.Parameter(torch.randn(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class AddMM(MM):
+    """GPT-2's layer: rank 2, whatever the input, and a bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, 10), self.weight).view(*x.shape[:-1], 7)
+
+
 def layer(x: Tensor, made: Function) -> Tensor:
     return made(x)
 
@@ -61,6 +79,14 @@ def layer_hardtanh(x: Tensor, made: Function) -> Tensor:
 
 def uneven_pad_layer(x: Tensor, made: Function) -> Tensor:
     return F.relu6(made(F.pad(x, (0, 1, 2, 1))))
+
+
+def uneven_pad_signal(x: Tensor, made: Function) -> Tensor:
+    return F.relu6(made(F.pad(x, (1, 2))))
+
+
+def layer_clamp(x: Tensor, made: Function) -> Tensor:
+    return made(x).clamp(-0.25, 1.5)
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
@@ -85,6 +111,30 @@ def mean(x: Tensor) -> Tensor:
 
 def average(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, 1)
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def mean_flat_by_name(x: Tensor) -> Tensor:
+    return torch.mean(x, dim=(-2, -1), keepdim=False)
+
+
+def clamp_below(x: Tensor) -> Tensor:
+    return x.clamp(min=-0.5)
+
+
+def clamp_above(x: Tensor) -> Tensor:
+    return torch.clamp_max(x, 0.75)
+
+
+def elu(x: Tensor) -> Tensor:
+    return F.elu(x)
+
+
+def elu_alpha(x: Tensor) -> Tensor:
+    return F.elu(x, alpha=0.5)
 
 
 def maximum(x: Tensor) -> Tensor:
@@ -131,6 +181,10 @@ IMAGE = (1, 8, 9, 10)
 CONV = (nn.Conv2d, (8, 16, 3), {"padding": 1, "stride": 2})
 DEPTHWISE = (nn.Conv2d, (8, 8, 3), {"groups": 8, "bias": False, "dilation": 2})
 GROUPED = (nn.Conv2d, (8, 12, (3, 1)), {"groups": 4})
+SIGNAL = (1, 8, 20)
+CONV1D = (nn.Conv1d, (8, 16, 3), {"padding": 1, "stride": 2})
+TRANSPOSED = (nn.ConvTranspose2d, (8, 6, 3), {"stride": 2, "padding": 1, "output_padding": 1})
+TRANSPOSED1D = (nn.ConvTranspose1d, (8, 6, 3), {"stride": 2, "padding": 1, "output_padding": 1})
 LINEAR: Layer = (nn.Linear, (10, 7), {})
 CASES = {
     "conv2d": Case("conv2d", layer, layer=CONV),
@@ -143,6 +197,21 @@ CASES = {
     "grouped": Case("conv2d", layer, layer=GROUPED),
     "padded conv2d": Case("conv2d + hardtanh", uneven_pad_layer, layer=CONV),
     "padded depthwise": Case("conv2d + hardtanh", uneven_pad_layer, layer=DEPTHWISE),
+    "conv1d": Case("conv1d", layer, (SIGNAL,), CONV1D),
+    "conv1d relu": Case("conv1d + relu", layer_relu, (SIGNAL,), CONV1D),
+    "conv1d relu6": Case("conv1d + hardtanh", layer_relu6, (SIGNAL,), CONV1D),
+    "conv1d same": Case("conv1d", layer, (SIGNAL,), (nn.Conv1d, (8, 4, 4), {"padding": "same"})),
+    "conv1d depthwise": Case("conv1d", layer, (SIGNAL,), (nn.Conv1d, (8, 8, 3), {"groups": 8, "dilation": 2})),
+    "conv1d grouped": Case("conv1d + relu", layer_relu, (SIGNAL,), (nn.Conv1d, (8, 12, 3), {"groups": 4})),
+    "padded conv1d": Case("conv1d + hardtanh", uneven_pad_signal, (SIGNAL,), CONV1D),
+    "conv_transpose2d": Case("conv_transpose2d", layer, layer=TRANSPOSED),
+    "conv_transpose2d relu": Case("conv_transpose2d + relu", layer_relu, layer=TRANSPOSED),
+    "conv_transpose2d relu6": Case("conv_transpose2d + hardtanh", layer_relu6, layer=TRANSPOSED),
+    "conv_transpose2d no bias": Case("conv_transpose2d", layer, layer=(nn.ConvTranspose2d, (8, 5, 2), {"bias": False})),
+    "conv_transpose1d": Case("conv_transpose1d", layer, (SIGNAL,), TRANSPOSED1D),
+    "conv_transpose1d relu": Case("conv_transpose1d + relu", layer_relu, (SIGNAL,), TRANSPOSED1D),
+    "conv_transpose1d hardtanh": Case("conv_transpose1d + hardtanh", layer_hardtanh, (SIGNAL,), TRANSPOSED1D),
+    "conv2d clamp": Case("conv2d + hardtanh", layer_clamp, layer=CONV),
     "linear": Case("linear", layer, ((5, 10),), LINEAR),
     "linear of rank 3": Case("linear", layer, ((2, 3, 10),), LINEAR),
     "linear relu": Case("linear + relu", layer_relu, ((5, 10),), LINEAR),
@@ -157,6 +226,17 @@ CASES = {
     "relu": Case("relu", mul_relu, (IMAGE, IMAGE)),
     "hardtanh": Case("hardtanh", add_relu6, (IMAGE, IMAGE)),
     "mean": Case("mean", mean),
+    "mean without keepdim": Case("mean", mean_flat),
+    "mean by name": Case("mean", mean_flat_by_name),
+    "clamp below": Case("clamp", clamp_below),
+    "clamp above": Case("clamp", clamp_above),
+    "elu": Case("elu", elu),
+    "elu alpha": Case("elu", elu_alpha),
+    "addmm": Case("linear", layer, ((5, 10),), (AddMM, (), {})),
+    "addmm of rank 3": Case("linear", layer, ((2, 3, 10),), (AddMM, (), {})),
+    "mm": Case("linear", layer, ((5, 10),), (MM, (), {})),
+    "mm relu": Case("linear + relu", layer_relu, ((5, 10),), (MM, (), {})),
+    "mm hardtanh": Case("linear + hardtanh", layer_hardtanh, ((5, 10),), (MM, (), {})),
     "adaptive_avg_pool2d": Case("adaptive_avg_pool2d", average),
     "max_pool2d": Case("max_pool2d", maximum),
     "max_pool2d ceil": Case("max_pool2d", maximum_ceil),
@@ -182,6 +262,7 @@ def test_every_chain_has_a_case() -> None:
     assert {case.row for case in CASES.values()} == chains
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", CASES)
 def test_row_runs_in_integers(
     name: str,

@@ -1,4 +1,4 @@
-"""Clamps in all their spellings become relu or hardtanh."""
+"""Clamps in all their spellings become relu, hardtanh or, with one bound, clamp."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -20,15 +20,18 @@ def _bounds(node: Node) -> tuple[object, object] | None:
         return argument(node, "min"), argument(node, "max")
     if is_call(node, aten.clamp_min.default):
         return argument(node, "min"), None
+    if is_call(node, aten.clamp_max.default):
+        return None, argument(node, "max")
     if is_call(node, aten.hardtanh.default):
         return argument(node, "min_val"), argument(node, "max_val")
     return None
 
 
 def canonicalize_activations(module: GraphModule) -> None:
-    """Write relu6, clamp and clamp_min as `hardtanh(x, low, high)`, or as `relu(x)` where they clamp at 0 alone.
+    """Write relu6 and clamps as `hardtanh(x, low, high)`, as `relu(x)` where they clamp at 0 alone, and as
+    `clamp(x, low, high)` with another lone bound.
 
-    A clamp of integers, with tensors or symbols as bounds, or with another lone bound, stays.
+    A clamp of integers, or with tensors or symbols as bounds, stays.
 
     Cost: O(nodes).
     """
@@ -37,10 +40,12 @@ def canonicalize_activations(module: GraphModule) -> None:
         if bounds is None or not is_float(argument(node, "self")):
             continue
         low, high = bounds
-        if not isinstance(low, int | float) or not isinstance(high, int | float | None):
+        if not isinstance(low, int | float | None) or not isinstance(high, int | float | None):
             continue
         source = argument(node, "self")
         if low == 0 and (high is None or high == float("inf")):
             retarget(node, aten.relu.default, source)
-        elif high is not None:
+        elif low is None or high is None:
+            retarget(node, aten.clamp.default, source, low, high)
+        else:
             retarget(node, aten.hardtanh.default, source, float(low), float(high))

@@ -102,6 +102,8 @@ class Outputs(Enum):
 
 
 Check = Callable[[Node], Reason | None]
+Fit = Callable[[Node, QuantizationSpec], QuantizationSpec]
+Refusal = Callable[[Node, QuantizationSpec], Reason | None]
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,17 @@ class PreOp:
         target: canonical overload.
         operand: schema name of its data input.
         check: reason why this call cannot be absorbed, or None.
+        modes: when the kernel absorbs it; at other times the row does not match behind it. None for always.
     """
 
     target: OpOverload
     operand: str = "self"
     check: Check | None = None
+    modes: frozenset[Mode] | None = None
+
+    def absorbs_in(self, mode: Mode) -> bool:
+        """Whether the kernel absorbs it when activations are quantized so."""
+        return self.modes is None or mode in self.modes
 
 
 @dataclass(frozen=True)
@@ -129,18 +137,24 @@ class Operand:
         ch_axis: dimension of a weight's output channels.
         absorbs: operators before it that the kernel takes in.
         narrow: for a deployment target that needs narrower weights: the spec for this anchor, from the one configured.
+        adapt: the form of the configured spec that the kernel computes, for this anchor, on every target.
+        refuses: reason why the kernel cannot take this operand of this anchor with the configured spec, or None.
     """
 
     name: str
     role: Role
     ch_axis: int | None = None
     absorbs: tuple[PreOp, ...] = ()
-    narrow: Callable[[Node, QuantizationSpec], QuantizationSpec] | None = None
+    narrow: Fit | None = None
+    adapt: Fit | None = None
+    refuses: Refusal | None = None
 
 
-def activation(name: str, *, absorbs: tuple[PreOp, ...] = ()) -> Operand:
+def activation(
+    name: str, *, absorbs: tuple[PreOp, ...] = (), adapt: Fit | None = None, refuses: Refusal | None = None
+) -> Operand:
     """An operand that changes with the input: quantized as activations are."""
-    return Operand(name, Role.ACTIVATION, absorbs=absorbs)
+    return Operand(name, Role.ACTIVATION, absorbs=absorbs, adapt=adapt, refuses=refuses)
 
 
 def activations(name: str) -> Operand:
@@ -148,11 +162,9 @@ def activations(name: str) -> Operand:
     return Operand(name, Role.ACTIVATIONS)
 
 
-def weight(
-    name: str, *, ch_axis: int, narrow: Callable[[Node, QuantizationSpec], QuantizationSpec] | None = None
-) -> Operand:
+def weight(name: str, *, ch_axis: int, narrow: Fit | None = None, refuses: Refusal | None = None) -> Operand:
     """A constant tensor, stored as integers; `ch_axis` is the dimension of its output channels."""
-    return Operand(name, Role.WEIGHT, ch_axis=ch_axis, narrow=narrow)
+    return Operand(name, Role.WEIGHT, ch_axis=ch_axis, narrow=narrow, refuses=refuses)
 
 
 def bias(name: str) -> Operand:

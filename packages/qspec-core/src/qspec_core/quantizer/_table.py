@@ -1,6 +1,7 @@
 """The quantizer of a pattern table: the rows decide what is annotated, the selection decides how."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Self
 
 from torch.fx import GraphModule, Node
@@ -14,6 +15,7 @@ from qspec_core.patterns import (
     Flow,
     Match,
     Mode,
+    Operand,
     OtherRole,
     Outputs,
     PatternTable,
@@ -27,7 +29,7 @@ from qspec_core.quantizer._base import Quantizer, annotate_input_qspec_map, anno
 from qspec_core.quantizer._config import QuantizationConfig, mode_of
 from qspec_core.quantizer._islands import choose_joins, ends_in_float_sum
 from qspec_core.quantizer._selection import Rule, RuleKind, Selection
-from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationSpecBase, SharedQuantizationSpec
+from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from qspec_core.subgraphs import graph_modules
 
 __all__ = ["TableQuantizer"]
@@ -136,16 +138,14 @@ class TableQuantizer(Quantizer):
         """Each input edge of a match as `(producer, consumer, spec)`; edges without a spec are left out."""
         for operand, node in match.inputs():
             consumer = match.consumer(operand)
-            if operand.role in (Role.ACTIVATION, Role.ACTIVATIONS):
-                spec = config.input_activation
-            elif operand.role is Role.WEIGHT:
-                spec = config.weight
-                if self.narrow and spec is not None and operand.narrow is not None:
-                    spec = operand.narrow(match.anchor, spec)
-            else:
-                spec = config.bias
-            if spec is not None:
-                yield node, consumer, spec
+            spec = _of_role(config, operand)
+            if spec is None:
+                continue
+            if self.narrow and operand.narrow is not None:
+                spec = operand.narrow(match.anchor, spec)
+            if operand.adapt is not None:
+                spec = operand.adapt(match.anchor, spec)
+            yield node, consumer, spec
         for link in match.links:
             if link.post_op.other is OtherRole.QUANTIZED and config.input_activation is not None:
                 yield link.other, link.node, config.input_activation
@@ -161,17 +161,37 @@ class TableQuantizer(Quantizer):
             decide_skipped(node, reason if reason is not None else Reason(ReasonCode.NO_ROW))
 
 
+def _of_role(config: QuantizationConfig, operand: Operand) -> QuantizationSpec | None:
+    """The configured spec of an operand. A scale for each channel lies along the row's channels, wherever they are: a
+    transposed convolution has its output channels second."""
+    if operand.role in (Role.ACTIVATION, Role.ACTIVATIONS):
+        return config.input_activation
+    if operand.role is Role.BIAS:
+        return config.bias
+    spec = config.weight
+    if spec is None or spec.ch_axis is None or operand.ch_axis is None or spec.ch_axis == operand.ch_axis:
+        return spec
+    return replace(spec, ch_axis=operand.ch_axis)
+
+
 def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reason | None:
     """Why a match cannot take a configuration, whatever the device."""
     mode = mode_of(config)
     if mode not in match.row.modes:
         return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} has no {mode.value} form")
+    for pre_op, node in match.absorbed.values():
+        if not pre_op.absorbs_in(mode):
+            return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} absorbs no {node.name} when {mode.value}")
     if Q_ANNOTATION_KEY in match.anchor.meta:
         return Reason(ReasonCode.ALREADY_QUANTIZED, "annotated before")
     for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
         if not is_float(node):
             return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
     for operand in match.row.operands:
+        spec = _of_role(config, operand)
+        refusal = operand.refuses(match.anchor, spec) if operand.refuses is not None and spec is not None else None
+        if refusal is not None:
+            return refusal
         if operand.role is not Role.WEIGHT:
             continue
         if ops.is_dequantize(match.operand(operand.name)):

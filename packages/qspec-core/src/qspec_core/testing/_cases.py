@@ -225,7 +225,7 @@ class _Planner:
         for mode in modes:
             for chain in row.chains:
                 yield from self._of_chain(row, chain, mode)
-            for name, pre_op in _absorbed(row):
+            for name, pre_op in _absorbed(row, mode):
                 yield from self._of_absorbed(row, name, pre_op, mode)
 
     def _missing(self, row: Row, *others: OpOverload) -> tuple[OpOverload, ...]:
@@ -259,10 +259,11 @@ class _Planner:
         return (False, True) if mode is Mode.STATIC and on_demand else (False,)
 
 
-def _absorbed(row: Row) -> Iterator[tuple[str, PreOp]]:
+def _absorbed(row: Row, mode: Mode) -> Iterator[tuple[str, PreOp]]:
     for operand in row.operands:
         for pre_op in operand.absorbs:
-            yield operand.name, pre_op
+            if pre_op.absorbs_in(mode):
+                yield operand.name, pre_op
 
 
 def _value(mode: Mode) -> str:

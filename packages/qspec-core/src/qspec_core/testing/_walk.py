@@ -150,7 +150,7 @@ class _Run(Interpreter):
         if not isinstance(source, Node):
             raise ConformanceError("a quantize reads a constant", where=node, remedy="fold it when converting")
         value, error = self.env[source].double(), self.errors[source]
-        scale, zero = (_along(self._value(item), found.ch_axis, value) for item in (found.scale, found.zero_point))
+        scale, zero = (_along(self._value(item), found, value) for item in (found.scale, found.zero_point))
         low, high = (found.quant_min - zero) * scale, (found.quant_max - zero) * scale
         if isinstance(found.scale, float) and isinstance(found.zero_point, int):
             key = (found.scale, found.zero_point, found.quant_min, found.quant_max)
@@ -170,16 +170,20 @@ class _Run(Interpreter):
         integers = self.env[found.integers]
         if self._other is Other.LOWERED:
             return torch.zeros_like(integers, dtype=torch.float64)
-        scale = _along(self._value(found.scale), found.ch_axis, integers)
+        scale = _along(self._value(found.scale), found, integers)
         return (scale / 2).expand(integers.shape).clone()
 
     def _value(self, item: Any) -> Any:  # a number or a node
         return self.env[item] if isinstance(item, Node) else 0 if item is None else item
 
 
-def _along(value: Any, axis: int | None, like: Tensor) -> Tensor:
+def _along(value: Any, found: Quantized, like: Tensor) -> Tensor:
     """A number or tensor of parameters, in float64, shaped to broadcast against `like`."""
-    tensor = torch.as_tensor(value, dtype=torch.float64)
+    tensor, axis = torch.as_tensor(value, dtype=torch.float64), found.ch_axis
+    if found.by_token:
+        return tensor.reshape(*like.shape[:-1], 1)
+    if found.group_size is not None:
+        return tensor.reshape(like.shape[0], -1).repeat_interleave(found.group_size, dim=1)
     if axis is None:
         return tensor.reshape(())
     return tensor.reshape([-1 if dim == axis % like.dim() else 1 for dim in range(like.dim())])

@@ -1,12 +1,17 @@
 """The table: every operator pattern that XNNPACK's delegate executes in integers, one file a family."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
-from qspec_core.patterns import Outputs, PatternTable
+import torch
+
+from qspec_core.patterns import Flow, Outputs, PatternTable
 from qspec_xnnpack._rows import _conv, _elementwise, _linear, _pool, _shape
 from qspec_xnnpack._rows._float_only import FLOAT_ONLY
 
-__all__ = ["TABLE"]
+__all__ = ["STARTING_TABLE", "TABLE"]
+
+aten = torch.ops.aten
 
 TABLE = PatternTable(
     # Convolutions and linear layers first, so that they, and no lone clamp, take the clamp behind them.
@@ -15,3 +20,11 @@ TABLE = PatternTable(
     outputs=Outputs.ALWAYS,
     float_only=MappingProxyType(FLOAT_ONLY),
 )
+STARTING_TABLE = replace(
+    TABLE,
+    rows=tuple(
+        replace(row, flow=Flow.STARTS) if row.anchor in (aten.add.Tensor, aten.mul.Tensor) else row
+        for row in TABLE.rows
+    ),
+)
+"""The same rows, in which sums and products start integers."""

@@ -1,6 +1,9 @@
 """Convolution family: int8 by int8, accumulated in int32; the delegate clamps as it writes the result."""
 
+from functools import partial
+
 import torch
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from qspec_core.patterns import (
@@ -17,44 +20,78 @@ from qspec_core.patterns import (
 )
 from qspec_xnnpack._rows._checks import constant_bias, refused, shape_of
 from qspec_xnnpack._rows._clamps import HARDTANH, RELU
+from qspec_xnnpack._rows._specs import eight_bits, one_image
 
 __all__ = ["ROWS"]
 
 aten = torch.ops.aten
-_SPATIAL = 2
+_STATIC = frozenset({Mode.STATIC})
 
 
-def _spatial_zero_pad(node: Node) -> Reason | None:
-    """The kernel pads with its zero point, so only by zeros, only outwards, and only height and width."""
+def _spatial_zero_pad(node: Node, *, spatial: int) -> Reason | None:
+    """The kernel pads with its zero point, so only by zeros, only outwards, and only spatial dimensions."""
     sides = argument(node, "pad")
     if argument(node, "mode") != "constant" or argument(node, "value") not in (None, 0):
         return refused("the pad adds something else than zeros")
-    if len(sides) > 2 * _SPATIAL or any(not isinstance(side, int) or side < 0 for side in sides):
-        return refused(f"pad={sides} crops, reaches beyond height and width, or is not known beforehand")
+    if len(sides) > 2 * spatial or any(not isinstance(side, int) or side < 0 for side in sides):
+        return refused(f"pad={sides} crops, reaches beyond the spatial dimensions, or is not known beforehand")
     return None
 
 
-def _batched(node: Node) -> Reason | None:
+def _batched(node: Node, *, spatial: int) -> Reason | None:
     """Without a batch dimension the convolution decomposes into a squeeze, which the delegate refuses."""
     shape = shape_of(node)
-    if shape is None or len(shape) == _SPATIAL + 2:
+    if shape is None or len(shape) == spatial + 2:
         return None
     return refused(f"the input has no batch dimension, the output has rank {len(shape)}")
 
 
-CONV2D = Row(
-    name="conv2d",
-    anchor=aten.conv2d.default,
-    operands=(
-        activation("input", absorbs=(PreOp(aten.pad.default, check=_spatial_zero_pad),)),
-        weight("weight", ch_axis=0),
-        # Bias stays float: the delegate quantizes it itself, with the product of the two scales.
-        bias("bias"),
-    ),
-    chains=((HARDTANH,), (RELU,), ()),
-    flow=Flow.STARTS,
-    modes=frozenset({Mode.STATIC}),
-    lower=DELEGATED,
-    checks=(_batched, constant_bias),
+def _one_group(node: Node) -> Reason | None:
+    """With a scale for each output channel, and groups, the kernel would find the scales along the wrong dimension."""
+    groups = argument(node, "groups")
+    return None if groups == 1 else refused(f"groups={groups}, and the transposed kernel takes 1")
+
+
+def _conv(spatial: int, anchor: OpOverload) -> Row:
+    # In front of a dynamic convolution, ExecuTorch 1.5.1 writes a float pad that its own runtime fails to run.
+    pad = PreOp(aten.pad.default, check=partial(_spatial_zero_pad, spatial=spatial), modes=_STATIC)
+    return Row(
+        name=f"conv{spatial}d",
+        anchor=anchor,
+        operands=(
+            activation("input", absorbs=(pad,), refuses=one_image),
+            weight("weight", ch_axis=0, refuses=eight_bits),
+            # Bias stays float: the delegate quantizes it itself, with the product of the two scales.
+            bias("bias"),
+        ),
+        chains=((HARDTANH,), (RELU,), ()),
+        flow=Flow.STARTS,
+        modes=_STATIC if spatial == 1 else _STATIC | {Mode.DYNAMIC},
+        lower=DELEGATED,
+        checks=(partial(_batched, spatial=spatial), constant_bias),
+    )
+
+
+def _transposed(spatial: int, anchor: OpOverload) -> Row:
+    return Row(
+        name=f"conv_transpose{spatial}d",
+        anchor=anchor,
+        operands=(
+            activation("input", refuses=one_image),
+            weight("weight", ch_axis=1, refuses=eight_bits),
+            bias("bias"),
+        ),
+        chains=((HARDTANH,), (RELU,), ()),
+        flow=Flow.STARTS,
+        modes=_STATIC if spatial == 1 else _STATIC | {Mode.DYNAMIC},
+        lower=DELEGATED,
+        checks=(partial(_batched, spatial=spatial), constant_bias, _one_group),
+    )
+
+
+ROWS = (
+    _conv(2, aten.conv2d.default),
+    _conv(1, aten.conv1d.default),
+    _transposed(2, aten.conv_transpose2d.input),
+    _transposed(1, aten.conv_transpose1d.default),
 )
-ROWS = (CONV2D,)

@@ -24,6 +24,11 @@ def _alpha_is_one(node: Node) -> Reason | None:
     return None if alpha == 1 else refused(f"alpha={alpha}, and the kernel scales neither operand")
 
 
+def _unit_scales(node: Node) -> Reason | None:
+    scales = [argument(node, name) for name in ("scale", "input_scale")]
+    return None if scales == [1, 1] else refused(f"scale and input_scale are {scales}: the kernel knows alpha alone")
+
+
 ADD = Row(
     name="add",
     anchor=aten.add.Tensor,
@@ -75,4 +80,24 @@ LONE_HARDTANH = Row(
     modes=_STATIC,
     lower=DELEGATED,
 )
-ROWS = (ADD, SUB, MUL, LONE_RELU, LONE_HARDTANH)
+# A clamp with one bound; the canonical form writes one with two as hardtanh.
+LONE_CLAMP = Row(
+    name="clamp",
+    anchor=aten.clamp.default,
+    operands=(activation("self"),),
+    chains=((),),
+    flow=Flow.JOINS,
+    modes=_STATIC,
+    lower=DELEGATED,
+)
+ELU = Row(
+    name="elu",
+    anchor=aten.elu.default,
+    operands=(activation("self"),),
+    chains=((),),
+    flow=Flow.JOINS,
+    modes=_STATIC,
+    lower=DELEGATED,
+    checks=(_unit_scales,),
+)
+ROWS = (ADD, SUB, MUL, LONE_RELU, LONE_HARDTANH, LONE_CLAMP, ELU)

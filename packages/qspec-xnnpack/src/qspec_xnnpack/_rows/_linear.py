@@ -5,16 +5,21 @@ import torch
 from qspec_core.patterns import DELEGATED, Flow, Mode, Row, activation, bias, weight
 from qspec_xnnpack._rows._checks import constant_bias
 from qspec_xnnpack._rows._clamps import HARDTANH, RELU
+from qspec_xnnpack._rows._specs import by_token, whole_groups
 
 __all__ = ["ROWS"]
 
 LINEAR = Row(
     name="linear",
     anchor=torch.ops.aten.linear.default,
-    operands=(activation("input"), weight("weight", ch_axis=0), bias("bias")),
+    operands=(
+        activation("input", adapt=by_token),
+        weight("weight", ch_axis=0, refuses=whole_groups),
+        bias("bias"),
+    ),
     chains=((HARDTANH,), (RELU,), ()),
     flow=Flow.STARTS,
-    modes=frozenset({Mode.STATIC}),
+    modes=frozenset({Mode.STATIC, Mode.DYNAMIC}),
     lower=DELEGATED,
     checks=(constant_bias,),
 )

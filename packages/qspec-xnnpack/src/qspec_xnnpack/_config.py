@@ -1,0 +1,156 @@
+"""The configurations that XNNPACK's kernels take."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from qspec_core.errors import SpecError
+from qspec_core.observers import (
+    AffineQuantizedMinMaxObserver,
+    MappingType,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+    PerChannelMSEObserver,
+    PerGroup,
+    PlaceholderObserver,
+)
+from qspec_core.patterns import Mode
+from qspec_core.quantizer import QuantizationConfig, mode_of
+from qspec_core.spec import QuantizationSpec
+from qspec_xnnpack._rows._specs import FOUR_BITS, group_size, has_four_bits
+
+__all__ = ["fit", "get_symmetric_quantization_config"]
+
+# Smallest static activation scale. That of a dead output would be tiny, and XNNPACK creates no convolution or linear
+# layer whose input scale times weight scale over output scale reaches 256. Weights need no floor; small ones suffer by
+# it, and so do dynamic activations.
+_ACTIVATION_EPS = 2**-12
+_WHOLE = (-128, 127)
+_GROUPS = 32
+
+
+class GroupObserver(AffineQuantizedMinMaxObserver):
+    """Range of each group of weights, with scales that bfloat16 holds: the delegate stores them so."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of each group, (out_features, in_features / group_size)."""
+        scale, zero_point = super().calculate_qparams()
+        return scale.to(torch.bfloat16).to(scale.dtype), zero_point
+
+
+@lru_cache
+def get_symmetric_quantization_config(
+    is_per_channel: bool = False,
+    is_qat: bool = False,
+    is_dynamic: bool = False,
+    act_qmin: int = -128,
+    act_qmax: int = 127,
+    weight_qmin: int = -127,
+    weight_qmax: int = 127,
+    *,
+    group_size: int | None = None,
+) -> QuantizationConfig:
+    """The configuration that XNNPACK's kernels take: int8 affine activations, symmetric weights, float biases.
+
+    Weights in -8..7 are stored in 4 bits. They are for linear layers, and for dynamic quantization.
+
+    Args:
+        is_per_channel: one scale for each output channel of a weight, rather than one for all.
+        is_qat: made for training; not available in this version.
+        is_dynamic: activation parameters are computed when the model runs; weights must be per channel.
+        act_qmin: smallest quantized activation.
+        act_qmax: largest quantized activation.
+        weight_qmin: smallest quantized weight.
+        weight_qmax: largest quantized weight.
+        group_size: one scale for each run of so many weights along the input features, a multiple of 32, rather than
+            one for each output channel; 4-bit weights only.
+    Returns: the configuration; equal arguments give the same object.
+    Raises: SpecError: `is_qat` is set, a range is empty or outside int8, or there is no kernel for the combination.
+    """
+    if is_qat:
+        raise SpecError(
+            "this version of qspec-xnnpack has no configuration for quantization-aware training",
+            found="is_qat=True",
+            expected="is_qat=False",
+            remedy="quantize after training, with is_qat=False",
+        )
+    activation = QuantizationSpec(
+        dtype=torch.int8,
+        observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else MinMaxObserver.with_args(eps=_ACTIVATION_EPS),
+        quant_min=act_qmin,
+        quant_max=act_qmax,
+        qscheme=torch.per_tensor_affine,
+        is_dynamic=is_dynamic,
+    )
+    weight = _weight(is_per_channel, (weight_qmin, weight_qmax), group_size)
+    config = QuantizationConfig(activation, None if is_dynamic else activation, weight, None)
+    return _combined(config)
+
+
+def _weight(is_per_channel: bool, limits: tuple[int, int], group: int | None) -> QuantizationSpec:
+    if group is not None:
+        scheme = {"mapping_type": MappingType.SYMMETRIC, "target_dtype": torch.int8}
+        observer = GroupObserver.with_args(**scheme, granularity=PerGroup(group))
+    elif not is_per_channel:
+        observer = MinMaxObserver.with_args()
+    else:
+        # Of 15 steps, clipping the largest weights saves more than it costs.
+        observer = (PerChannelMSEObserver if limits == FOUR_BITS else PerChannelMinMaxObserver).with_args()
+    return QuantizationSpec(
+        dtype=torch.int8,
+        observer_or_fake_quant_ctr=observer,
+        quant_min=limits[0],
+        quant_max=limits[1],
+        qscheme=torch.per_channel_symmetric if is_per_channel or group is not None else torch.per_tensor_symmetric,
+        ch_axis=0 if is_per_channel or group is not None else None,
+    )
+
+
+def fit(config: QuantizationConfig | None) -> QuantizationConfig | None:
+    """The configuration itself, if XNNPACK has kernels for it.
+
+    Raises: SpecError: it has none.
+    """
+    if config is None:
+        return None
+    for role, spec, schemes in (
+        ("input activation", config.input_activation, (torch.per_tensor_affine, torch.per_tensor_symmetric)),
+        ("output activation", config.output_activation, (torch.per_tensor_affine, torch.per_tensor_symmetric)),
+        ("weight", config.weight, (torch.per_tensor_symmetric, torch.per_channel_symmetric)),
+    ):
+        if spec is not None and (spec.dtype is not torch.int8 or spec.qscheme not in schemes):
+            raise _unfit(role, f"{spec.dtype}, {spec.qscheme}", f"torch.int8, {' or '.join(map(str, schemes))}")
+    if config.weight is not None and config.weight.ch_axis not in (None, 0):
+        raise _unfit("weight", f"ch_axis={config.weight.ch_axis}", "ch_axis=0, which stands for the output channels")
+    if config.bias is not None and config.bias.dtype is not torch.float32:
+        raise _unfit("bias", config.bias.dtype, "no spec: the delegate quantizes biases itself")
+    return _combined(config)
+
+
+def _combined(config: QuantizationConfig) -> QuantizationConfig:
+    """The configuration itself, if the kernels take its specs together."""
+    activation, weight, mode = config.input_activation, config.weight, mode_of(config)
+    if mode is Mode.WEIGHT_ONLY:
+        raise _unfit("input activation", "none", "a static or dynamic spec: there is no kernel for weights alone")
+    if mode is Mode.DYNAMIC and activation is not None and activation.range != _WHOLE:
+        raise _unfit("input activation", f"dynamic, {activation.range}", f"{_WHOLE}, which the delegate computes")
+    if weight is None:
+        return config
+    group = group_size(weight)
+    if mode is Mode.DYNAMIC and weight.qscheme is not torch.per_channel_symmetric:
+        raise _unfit("weight", f"{weight.qscheme}, dynamic", "is_per_channel=True: there is no dynamic kernel for it")
+    if group is not None and (group % _GROUPS != 0 or not has_four_bits(weight)):
+        raise _unfit("weight", f"groups of {group}, {weight.range}", f"a multiple of {_GROUPS}, and {FOUR_BITS}")
+    if mode is Mode.STATIC and (group is not None or has_four_bits(weight)):
+        raise _unfit("weight", "4 bits, static", "8 bits, or is_dynamic=True")
+    return config
+
+
+def _unfit(role: str, found: object, expected: str) -> SpecError:
+    return SpecError(
+        f"XNNPACK has no kernel for the configuration's {role} spec",
+        found=found,
+        expected=expected,
+        remedy="build the configuration with get_symmetric_quantization_config()",
+    )

@@ -1,0 +1,55 @@
+"""Forms of operators that the delegate takes, in place of equal ones that it refuses."""
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from qspec_core.canonical import canonicalize
+from qspec_core.patterns import argument, is_call, replace_argument
+
+__all__ = ["to_delegate_form"]
+
+aten = torch.ops.aten
+_IMAGE_RANK = 4
+
+
+def to_delegate_form(module: GraphModule) -> None:
+    """Bring an owned graph to canonical form, in place, and then to the forms that the delegate takes.
+
+    A mean over height and width that drops them becomes one that keeps them, and a view. ELU has its alpha written out
+    as a float: the delegate reads it from the call, and export leaves out what equals the default, the integer 1.
+
+    Args:
+        module: an exported or converted graph module that the caller owns.
+    Cost: O(nodes + edges).
+    """
+    canonicalize(module)
+    for node in list(module.graph.nodes):
+        if is_call(node, aten.mean.dim) and _drops_pixels(node):
+            _keep_pixels(module, node)
+        if is_call(node, aten.elu.default):
+            scales = {name: argument(node, name) for name in ("scale", "input_scale")}
+            node.args = argument(node, "self"), float(argument(node, "alpha"))
+            node.kwargs = scales
+
+
+def _drops_pixels(node: Node) -> bool:
+    source, dims = argument(node, "self"), argument(node, "dim")
+    value, result = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(value, Tensor) or not isinstance(result, Tensor) or value.dim() != _IMAGE_RANK or not dims:
+        return False
+    is_known = all(isinstance(size, int) for size in result.shape)
+    return is_known and not argument(node, "keepdim") and sorted(dim % _IMAGE_RANK for dim in dims) == [2, 3]
+
+
+def _keep_pixels(module: GraphModule, mean: Node) -> None:
+    value: Tensor = mean.meta["val"]
+    with module.graph.inserting_after(mean):
+        flat = module.graph.call_function(aten.view.default, (mean, list(value.shape)))
+    flat.meta = dict(mean.meta)
+    mean.replace_all_uses_with(flat, delete_user_cb=lambda user: user is not flat)
+    if len(mean.args) > 2:
+        replace_argument(mean, "keepdim", True)
+    else:
+        mean.kwargs = {**mean.kwargs, "keepdim": True}
+    mean.meta = {**mean.meta, "val": value[..., None, None]}

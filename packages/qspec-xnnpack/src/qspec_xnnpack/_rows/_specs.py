@@ -1,0 +1,66 @@
+"""What the kernels take of a configuration, operand by operand."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch.fx import Node
+
+from qspec_core.observers import AffineQuantizedPlaceholderObserver, MappingType, PerGroup, PerToken, build_observer
+from qspec_core.patterns import Reason, argument
+from qspec_core.spec import QuantizationSpec
+from qspec_xnnpack._rows._checks import refused, shape_of
+
+__all__ = ["FOUR_BITS", "by_token", "eight_bits", "group_size", "has_four_bits", "one_image", "whole_groups"]
+
+FOUR_BITS = (-8, 7)
+"""The range by which the delegate knows weights of four bits."""
+_BY_TOKEN = AffineQuantizedPlaceholderObserver.with_args(
+    mapping_type=MappingType.ASYMMETRIC, target_dtype=torch.int8, granularity=PerToken()
+)
+
+
+def has_four_bits(spec: QuantizationSpec) -> bool:
+    """Whether the delegate stores these weights in 4 bits."""
+    return (spec.quant_min, spec.quant_max) == FOUR_BITS
+
+
+@lru_cache
+def group_size(spec: QuantizationSpec) -> int | None:
+    """Weights of one input row that have one scale; None where it is not by groups."""
+    granularity = getattr(build_observer(spec), "granularity", None)
+    return granularity.group_size if isinstance(granularity, PerGroup) else None
+
+
+def by_token(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
+    """Dynamic input of a linear layer: the delegate finds parameters for each row, whatever the graph says, so that the
+    graph is made to say so too."""
+    return replace(spec, observer_or_fake_quant_ctr=_BY_TOKEN) if spec.is_dynamic else spec
+
+
+def one_image(node: Node, spec: QuantizationSpec) -> Reason | None:
+    """Dynamic input of a convolution: the delegate finds parameters for each image, and the graph one pair for all."""
+    if not spec.is_dynamic:
+        return None
+    shape, weight = shape_of(argument(node, "input")), shape_of(argument(node, "weight"))
+    if shape is not None and shape[0] != 1:
+        return refused(f"dynamic, with a batch of {shape[0]}: the delegate quantizes each image by itself")
+    groups = argument(node, "groups")
+    if weight is not None and groups > 1 and weight[1] == 1:
+        return refused("dynamic and depthwise, and the delegate has that kernel for static quantization only")
+    return None
+
+
+def eight_bits(node: Node, spec: QuantizationSpec) -> Reason | None:
+    """Weight of a convolution."""
+    if has_four_bits(spec) or group_size(spec) is not None:
+        return refused("weights of 4 bits, or with a scale for each group, are for linear layers")
+    return None
+
+
+def whole_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
+    """Weight of a linear layer."""
+    size, shape = group_size(spec), shape_of(argument(node, "weight"))
+    if size is None or shape is None or shape[1] % size == 0:
+        return None
+    return refused(f"{shape[1]} input features are no whole number of groups of {size}")
