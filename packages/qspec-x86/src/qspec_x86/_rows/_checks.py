@@ -1,12 +1,14 @@
 """Why a call cannot run in a kernel: checks that rows share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from qspec_core.patterns import Reason, ReasonCode, argument, argument_names
 
-__all__ = ["is_constant_pad", "is_float32", "is_plain_sum", "is_rank_4"]
+__all__ = ["has_rank", "is_constant_pad", "is_float32", "is_plain_sum"]
 
 
 def _declined(detail: str) -> Reason:
@@ -30,12 +32,16 @@ def is_float32(node: Node) -> Reason | None:
     return _declined(f"its result is {value.dtype}; the kernels write float32")
 
 
-def is_rank_4(node: Node) -> Reason | None:
-    """The kernel takes batches only."""
-    value = _value(node)
-    if value is None or value.dim() == 4:
-        return None
-    return _declined(f"its input has rank {value.dim()}; the kernel takes (batch, channels, height, width)")
+def has_rank(rank: int) -> Callable[[Node], Reason | None]:
+    """A check that the result has `rank` dimensions: the kernels take batches only."""
+
+    def check(node: Node) -> Reason | None:
+        value = _value(node)
+        if value is None or value.dim() == rank:
+            return None
+        return _declined(f"its input has rank {value.dim()}; the kernel takes rank {rank}, a batch of channels")
+
+    return check
 
 
 def is_plain_sum(previous: Node, node: Node) -> Reason | None:

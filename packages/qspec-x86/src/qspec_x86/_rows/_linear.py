@@ -5,8 +5,8 @@ import torch
 from qspec_core.patterns import Flow, Mode, Row, activation, bias, weight
 from qspec_x86._lowering import lower_linear
 from qspec_x86._rows._checks import is_float32
-from qspec_x86._rows._clamps import HARDTANH, RELU
 from qspec_x86._rows._narrow import narrow_weight_spec
+from qspec_x86._rows._tails import UNARY
 
 __all__ = ["ROWS"]
 
@@ -16,7 +16,7 @@ LINEAR = Row(
     name="linear",
     anchor=aten.linear.default,
     operands=(activation("input"), weight("weight", ch_axis=0, narrow=narrow_weight_spec), bias("bias")),
-    chains=((RELU,), (HARDTANH,), ()),
+    chains=UNARY,
     flow=Flow.STARTS,
     modes=frozenset({Mode.STATIC}),
     lower=lower_linear,
