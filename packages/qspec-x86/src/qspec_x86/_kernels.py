@@ -16,6 +16,7 @@ from torch.fx import Node
 from qspec_core.lowering import Lowering, Quantized
 from qspec_x86._bounds import Output
 from qspec_x86._parameters import plain_parameters
+from qspec_x86._torch import size_hint
 from qspec_x86._weights import Weight
 
 __all__ = ["PREPACK", "QCONV", "QCONV_DYNAMIC", "Geometry", "insert_qconv", "insert_qconv_sum", "qconv_sum"]
@@ -44,11 +45,11 @@ class Geometry:
 
 
 def _shape(x: Node) -> list[int] | None:
-    """Sizes of a tensor; None if one is symbolic or unknown."""
+    """Sizes of a tensor, those of the example where they may vary; None if one is unknown."""
     value = x.meta.get("val")
-    if not isinstance(value, Tensor) or any(not isinstance(size, int) for size in value.shape):
-        return None
-    return list(value.shape)
+    sizes = [size_hint(size) for size in value.shape] if isinstance(value, Tensor) else [None]
+    known = [size for size in sizes if size is not None]
+    return known if len(known) == len(sizes) else None
 
 
 def _packed(
@@ -56,7 +57,8 @@ def _packed(
 ) -> tuple[Any, ...]:
     """The kernel's arguments up to the weight's zero points: input, its parameters, the packing of the weight.
 
-    The exact shape and zero point matter: packed for others, the weight is reordered on every call. Of a zero point
+    Shape and zero point matter: packed for others, the weight is reordered on every call; a linear of 768 by 3072 over
+    128 rows then takes 7 ms, not 1.4. Where a size may vary, the example's is the best guess. Of a zero point
     that is known only when the model runs, what matters is that it is not 0: packed for 0, one row of 768 features took
     ten times as long.
     """

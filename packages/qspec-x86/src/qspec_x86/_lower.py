@@ -14,6 +14,7 @@ from qspec_core.lowering import lower_rows, require_converted
 from qspec_core.patterns import Reason, is_call
 from qspec_x86._kernels import PREPACK
 from qspec_x86._options import Form, Options
+from qspec_x86._ranges import write_ranges
 from qspec_x86._rows import TABLE
 from qspec_x86._target import resolve_target
 
@@ -86,6 +87,7 @@ def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
     report = LoweringReport(
         resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), tuple(options.narrowed)
     )
+    write_ranges(found.module)
     _reshape_in_place_of_view(found.module)
     found.module.meta[LOWERING_KEY] = report
     return found.module

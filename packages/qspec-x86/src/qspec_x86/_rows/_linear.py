@@ -18,7 +18,7 @@ LINEAR = Row(
     operands=(activation("input"), weight("weight", ch_axis=0, narrow=narrow_weight_spec), bias("bias")),
     chains=UNARY,
     flow=Flow.STARTS,
-    modes=frozenset({Mode.STATIC}),
+    modes=frozenset({Mode.STATIC, Mode.DYNAMIC}),
     lower=lower_linear,
     checks=(is_float32,),
 )
