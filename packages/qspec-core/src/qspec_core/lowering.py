@@ -15,6 +15,7 @@ from qspec_core.graphs import add_constant, constant_value, copy_graph_module, g
 from qspec_core.patterns import (
     Delegated,
     Match,
+    Mode,
     OtherRole,
     PatternTable,
     Reason,
@@ -111,8 +112,11 @@ def quantized_operand(match: Match, name: str) -> Quantized:
 
 
 def _integers_behind(match: Match) -> Reason | None:
-    """Accept a match whose activations and weight are dequantized, and the second operands that must be."""
-    for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS, Role.WEIGHT):
+    """Accept a match whose activations and weight are dequantized, and the second operands that must be. Of a row that
+    quantizes weights only, the activations may be anything.
+    """
+    activations = () if match.row.modes == {Mode.WEIGHT_ONLY} else (Role.ACTIVATION, Role.ACTIVATIONS)
+    for operand, node in match.inputs(*activations, Role.WEIGHT):
         if not ops.is_dequantize(node):
             return Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"operand {operand.name} is float in the converted graph")
     for link in match.links:

@@ -88,7 +88,7 @@ BACKEND = Backend(
     lower=lower,
     package=package,
     targets=TARGETS,
-    modes=frozenset({Mode.STATIC, Mode.DYNAMIC}),
+    modes=frozenset(Mode),
     suffix=".pt2",
     capabilities={"compile": True, "compiled_ahead_of_time": True, "activations": "uint8", "weights": "int8"},
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qspec_core._torch import OpOverload
+from qspec_core.patterns import Mode
 
 __all__ = ["SAMPLES", "ErrorRule", "Integers", "Operands", "Sample", "Samples", "merge_samples"]
 
@@ -72,12 +73,16 @@ class Sample:
         constants: the other arguments, by name; those left out have the schema's defaults.
         name: tells it from other samples of the operator in the name of a case.
         error: how the operator passes on errors, where core does not know it.
+        dtype: of its floating-point tensors.
+        modes: the modes that it is a sample of.
     """
 
     tensors: Mapping[str, Shape | tuple[Shape, ...] | Integers]
     constants: Mapping[str, Any] = field(default_factory=dict)  # whatever an operator takes
     name: str = ""
     error: ErrorRule | None = None
+    dtype: torch.dtype = torch.float32
+    modes: frozenset[Mode] = frozenset(Mode)
 
 
 Samples = Mapping[OpOverload, Sample | Sequence[Sample]]

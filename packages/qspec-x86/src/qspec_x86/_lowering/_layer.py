@@ -13,7 +13,7 @@ from qspec_x86._options import options_of
 from qspec_x86._parameters import unfit_activation, unfit_output
 from qspec_x86._weights import Weight, narrow_weight, read_weight
 
-__all__ = ["Layer", "finish", "read_layer", "requantize", "reshaped"]
+__all__ = ["Layer", "finish", "output_shape", "read_layer", "requantize", "reshaped"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,21 @@ def reshaped(lowering: Lowering, before: Node, value: Node, target: object, *arg
     if isinstance(fake, Tensor) and callable(target):
         moved.meta["val"] = target(fake, *arguments)
     return moved
+
+
+def output_shape(lowering: Lowering, anchor: Node, source: Node) -> list[int | Node]:
+    """Sizes of a linear's result: numbers, and -1 for a lone symbolic one; several, any of which may be 0, are read
+    from `source`, its input.
+    """
+    shape = anchor.meta["val"].shape
+    symbolic = [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
+    if len(symbolic) == 1 and all(size != 0 for size in shape if isinstance(size, int)):
+        return [size if isinstance(size, int) else -1 for size in shape]
+    sizes: list[int | Node] = list(shape)
+    for dim in symbolic:
+        sizes[dim] = read = lowering.call(anchor, torch.ops.aten.sym_size.int, source, dim)
+        read.meta["val"] = shape[dim]
+    return sizes
 
 
 def finish(lowering: Lowering, tail: Node, result: Node, quantized: Quantized | None) -> None:

@@ -4,13 +4,12 @@ from math import prod
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
-from qspec_core.lowering import Lowering, quantized_operand
+from qspec_core.lowering import Lowering
 from qspec_core.patterns import Match, Reason
 from qspec_x86._bounds import fused_output
 from qspec_x86._kernels import Geometry, insert_qconv
-from qspec_x86._lowering._layer import finish, read_layer, requantize
+from qspec_x86._lowering._layer import finish, output_shape, read_layer, requantize
 from qspec_x86._weights import Weight
 
 __all__ = ["lower_linear"]
@@ -38,23 +37,6 @@ def lower_linear(match: Match, lowering: Lowering) -> Reason | None:
     output, quantized = fused_output(match.links, requantize(lowering, tail))
     result = insert_qconv(lowering, tail, pixels, layer.x, kernel, layer.bias, _POINTWISE, output)
     back = lowering.call(tail, aten.permute.default, result, [0, 2, 3, 1])
-    shaped = lowering.call(tail, aten.reshape.default, back, _output_shape(lowering, match))
+    shaped = lowering.call(tail, aten.reshape.default, back, output_shape(lowering, match.anchor, layer.x.integers))
     finish(lowering, tail, shaped, quantized)
     return None
-
-
-def _output_shape(lowering: Lowering, match: Match) -> list[int | Node]:
-    """Sizes of the result: numbers, and -1 for a lone symbolic one; several, any of which may be 0, are read from the
-    input.
-    """
-    source, shape = match.operand("input"), match.anchor.meta["val"].shape
-    symbolic = [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
-    if len(symbolic) == 1 and 0 not in shape:
-        return [size if isinstance(size, int) else -1 for size in shape]
-    sizes: list[int | Node] = list(shape)
-    for dim in symbolic:
-        sizes[dim] = read = lowering.call(
-            match.tail, aten.sym_size.int, quantized_operand(match, "input").integers, dim
-        )
-        read.meta["val"] = source.meta["val"].shape[dim]
-    return sizes
