@@ -271,7 +271,8 @@ def test_a_row_of_another_mode_does_not_hide_why_one_of_this_mode_declined() -> 
     def refuses(_: object) -> Reason:
         return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "too small")
 
-    for rows in ((replace(WEIGHT_ROW, checks=(refuses,)), LINEAR), (LINEAR, replace(WEIGHT_ROW, checks=(refuses,)))):
+    refusing, static = replace(WEIGHT_ROW, checks=(refuses,)), replace(LINEAR, modes=frozenset({Mode.STATIC}))
+    for rows in ((refusing, static), (static, refusing)):
         chosen = TableQuantizer(table(rows)).set_global(WEIGHT_CONFIG)
         found = coverage(prepare_pt2e(export(network(), X), chosen, allow_empty=True))
         assert {entry.detail for entry in found if entry.is_layer} == {"too small"}
