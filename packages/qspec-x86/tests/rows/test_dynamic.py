@@ -128,18 +128,42 @@ def test_the_package_and_the_compiled_form_equal_integers(
             check(loaded(x), model, converted, x)
 
 
-def test_what_has_no_dynamic_form_says_so() -> None:
-    class Mixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+class Convolutions(nn.Module):
+    """A convolution over each number of dimensions, one with a sum, and a depthwise one."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.linear(self.conv(x).mean((2, 3)))
-            return result
+    def __init__(self) -> None:
+        super().__init__()
+        self.plane, self.again = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Conv2d(16, 16, 1)
+        self.depthwise, self.line = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv1d(16, 8, 3, bias=False)
+        self.volume = nn.Conv3d(2, 4, (2, 3, 3))
 
-    exported = torch.export.export(Mixed().eval(), (torch.randn(1, 3, 8, 8),)).module()
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.plane(x))
+        y = nn.functional.silu(self.depthwise(self.again(y) + y))
+        z = nn.functional.hardswish(self.line(y.flatten(2)))
+        result: Tensor = self.volume(z[:, None].expand(-1, 2, -1, -1).unflatten(3, (2, -1)).transpose(2, 3))
+        return result
+
+
+def sqnr(found: Tensor, expected: Tensor) -> float:
+    return float(10 * torch.log10(expected.pow(2).mean() / (found - expected).pow(2).mean()))
+
+
+@pytest.mark.parametrize("lower", FORMS)
+def test_convolutions_as_close_to_float_as_8_bits_are(lower: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Convolutions().eval(), torch.randn(2, 3, 16, 20) + 3
+    exported = torch.export.export(model, (x,)).module()
     assert isinstance(exported, GraphModule)
-    found = coverage(prepare_pt2e(exported, default_quantizer(mode=Mode.DYNAMIC)))
-    assert [entry.row for entry in found.quantized] == ["linear"]
-    assert ["dynamic" in entry.detail for entry in found if entry.is_layer] == [True, False]
+    converted = convert_pt2e(prepare_pt2e(exported, default_quantizer(mode=Mode.DYNAMIC)))
+    layers = {entry.module: entry.row or entry.detail for entry in coverage(converted) if entry.is_layer}
+    rows = [layers[name] for name in ("plane", "again", "line")]
+    assert rows == ["conv2d.dynamic + relu", "conv2d.dynamic", "conv1d.dynamic + hardswish"]
+    assert "depthwise" in layers["depthwise"]
+    assert "no dynamic form" in layers["volume"]
+    lowered = lower(converted, "any")
+    assert [str(node.target) for node in lowered.graph.nodes].count("onednn.qconv_pointwise.tensor") == 3
+    with torch.no_grad():
+        for given in (x, x.to(memory_format=torch.channels_last), torch.randn(20, 16, 3, 2).permute(3, 2, 1, 0)):
+            assert sqnr(converted(given), model(given)) > 30
+            assert sqnr(lowered(given), converted(given)) > 50

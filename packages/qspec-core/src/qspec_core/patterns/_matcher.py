@@ -100,7 +100,7 @@ class Matching:
     Args:
         matches: in the order of their anchors in the graph.
         claimed: the match of each claimed node.
-        declined: for each anchor that no row took, the reason of the last row that looked at it, other than that the row
+        declined: for each anchor that no row took, the reason of the last row that looked at it, other than that it
             has another mode.
     """
 

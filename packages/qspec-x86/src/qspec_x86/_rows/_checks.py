@@ -8,8 +8,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from qspec_core.patterns import Reason, ReasonCode, argument, argument_names
+from qspec_x86._depthwise import is_depthwise
 
-__all__ = ["has_rank", "is_constant_pad", "is_float32", "is_plain_sum", "pays_by_weight_alone"]
+__all__ = [
+    "has_rank",
+    "is_constant_pad",
+    "is_float32",
+    "is_plain_sum",
+    "pays_by_weight_alone",
+    "pays_to_find_its_range",
+]
 
 
 def _declined(detail: str) -> Reason:
@@ -56,6 +64,13 @@ def pays_by_weight_alone(node: Node) -> Reason | None:
     if isinstance(rows, int) and rows > _FEW_ROWS:
         return _declined(f"it has {rows} rows; int8 weights alone are faster than bfloat16 for up to {_FEW_ROWS}")
     return None
+
+
+def pays_to_find_its_range(node: Node) -> Reason | None:
+    """A depthwise convolution computes too little for each value that would be quantized anew in each call."""
+    if not is_depthwise(node):
+        return None
+    return _declined("it is depthwise: finding the range of its input costs more than integers save")
 
 
 def has_rank(rank: int) -> Callable[[Node], Reason | None]:
