@@ -61,6 +61,10 @@ ErrorRule = Callable[[Operands], Any]
 """How far each element of an operator's result may be off, given how far its operands may: a float64 tensor."""
 
 
+def _all_modes() -> frozenset[Mode]:
+    return frozenset(Mode)
+
+
 @dataclass(frozen=True)
 class Sample:
     """The smallest useful call of an operator.
@@ -82,7 +86,7 @@ class Sample:
     name: str = ""
     error: ErrorRule | None = None
     dtype: torch.dtype = torch.float32
-    modes: frozenset[Mode] = frozenset(Mode)
+    modes: frozenset[Mode] = field(default_factory=_all_modes)
 
 
 Samples = Mapping[OpOverload, Sample | Sequence[Sample]]

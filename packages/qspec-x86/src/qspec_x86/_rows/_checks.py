@@ -60,7 +60,7 @@ def pays_by_weight_alone(node: Node) -> Reason | None:
         return _declined(
             f"it has {features} input features; the kernel reads blocks of {_BLOCK}, past the end otherwise"
         )
-    rows = prod(value.shape[:-1])
+    rows: int | torch.SymInt = prod(value.shape[:-1])
     if isinstance(rows, int) and rows > _FEW_ROWS:
         return _declined(f"it has {rows} rows; int8 weights alone are faster than bfloat16 for up to {_FEW_ROWS}")
     return None
