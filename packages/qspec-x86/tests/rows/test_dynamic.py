@@ -35,7 +35,8 @@ def integers(x: Tensor, linear: nn.Linear, weight: Tensor, scale: Tensor) -> Ten
     zero_point = (-torch.round(torch.tensor(low) / step)).clamp(0, 255)
     values = torch.clamp(torch.round(x.double() / step) + zero_point, 0, 255) - zero_point
     y = (values @ weight.double().t()) * step * scale.double()
-    return y if linear.bias is None else y + linear.bias.double()
+    bias = linear._parameters["bias"]
+    return y if bias is None else y + bias.double()
 
 
 def convert(model: nn.Module, example: Tensor) -> GraphModule:
@@ -141,7 +142,7 @@ class Convolutions(nn.Module):
         y = torch.relu(self.plane(x))
         y = nn.functional.silu(self.depthwise(self.again(y) + y))
         z = nn.functional.hardswish(self.line(y.flatten(2)))
-        result: Tensor = self.volume(z[:, None].expand(-1, 2, -1, -1).unflatten(3, (2, -1)).transpose(2, 3))
+        result: Tensor = self.volume(z[:, None].expand(-1, 2, -1, -1).reshape(2, 2, 8, 2, -1).transpose(2, 3))
         return result
 
 

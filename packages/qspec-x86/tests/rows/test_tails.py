@@ -38,7 +38,7 @@ class Layer(nn.Module):
 
     def layer(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         function = (F.linear, F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 2]
-        result: Tensor = function(x, weight, bias, **self.geometry)  # type: ignore[operator]  # one of several functions
+        result: Tensor = function(x, weight, bias, **self.geometry)
         return result
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ FORMS = [lower_eager, lower_portable]
 ROWS = torch.export.Dim("rows", max=64)
 
 
-def network(has_bias: bool = True) -> nn.Module:
+def network(has_bias: bool = True) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(48, 33, bias=has_bias).eval().bfloat16()
 
@@ -32,7 +32,7 @@ def convert(model: nn.Module, *, mode: Mode = Mode.WEIGHT_ONLY) -> GraphModule:
 def reference(converted: GraphModule, x: Tensor, bias: Tensor | None) -> Tensor:
     (node,) = converted.graph.find_nodes(op="call_function", target=qspec_core.ops.DEQUANTIZE_PER_CHANNEL)
     weight, scale = (getattr(converted, str(argument.target)).double() for argument in node.args[:2])
-    y = x.double() @ (weight * scale[:, None]).t()
+    y: Tensor = x.double() @ (weight * scale[:, None]).t()
     return y if bias is None else y + bias.double()
 
 
