@@ -1,17 +1,52 @@
 """The conformance kit on the x86 table, lowered to the eager form: the compiled one takes a C++ compiler a case."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from qspec_core.testing import Case, conformance_cases
+from qspec_core.patterns import Mode
+from qspec_core.testing import SAMPLES as SAMPLES_OF_CORE
+from qspec_core.testing import Case, Sample, conformance_cases
 from qspec_x86 import BACKEND, LOWERING_KEY, lower_eager, saturates
 
 # A CPU that cuts sums to 16 bits cannot run what was made for one that does not.
 TARGETS = tuple(target for target in BACKEND.targets if target != "vnni" or not saturates())
+
+
+_LINEAR = {"input": (3, 8), "weight": (6, 8), "bias": (6,)}
+_WEIGHT_ONLY = frozenset({Mode.WEIGHT_ONLY})
+_STATIC, _DYNAMIC = frozenset({Mode.STATIC}), frozenset({Mode.DYNAMIC})
+
+
+def convolution(rank: int) -> tuple[Sample, ...]:
+    """Core's, of which the depthwise one is not for dynamic quantization."""
+    found = SAMPLES_OF_CORE[getattr(torch.ops.aten, f"conv{rank}d").default]
+    assert isinstance(found, Sequence)
+    plain, depthwise = found
+    grouped = {"input": (2, 4, *(6,) * rank), "weight": (8, 2, *(3,) * rank)}
+    strided = Sample(grouped, {"stride": [2] * rank, "groups": 2}, name="grouped, strided, no bias", modes=_DYNAMIC)
+    return plain, replace(depthwise, modes=_STATIC), strided
+
+
+SAMPLES = {
+    torch.ops.aten.conv1d.default: convolution(1),
+    torch.ops.aten.conv2d.default: convolution(2),
+    torch.ops.aten.linear.default: (
+        Sample(_LINEAR, modes=frozenset(Mode) - _WEIGHT_ONLY),
+        Sample({"input": (2, 3, 8), "weight": (6, 8)}, name="rank 3, no bias", modes=frozenset(Mode) - _WEIGHT_ONLY),
+        Sample(
+            {"input": (3, 16), "weight": (6, 16), "bias": (6,)},
+            name="bfloat16",
+            dtype=torch.bfloat16,
+            modes=_WEIGHT_ONLY,
+        ),
+    ),
+}
 
 
 def eager(converted: GraphModule, example_inputs: tuple[Any, ...], target: str) -> nn.Module:
@@ -24,6 +59,9 @@ def ran(lowered: nn.Module) -> Mapping[str, str]:
     return report
 
 
-@pytest.mark.parametrize("case", conformance_cases(BACKEND, targets=TARGETS, lower=eager, ran=ran), ids=str)
+CASES = conformance_cases(BACKEND, samples=SAMPLES, targets=TARGETS, lower=eager, ran=ran)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_conformance(case: Case) -> None:
     case.check()

@@ -19,7 +19,13 @@ from qspec_core import (
     prepare_pt2e,
 )
 from qspec_core.observers import build_observer
-from qspec_x86 import BACKEND, X86InductorQuantizer, default_quantizer, get_default_x86_inductor_quantization_config
+from qspec_x86 import (
+    BACKEND,
+    X86InductorQuantizer,
+    default_quantizer,
+    get_default_x86_inductor_quantization_config,
+    lower_pt2e_quantized_to_x86,
+)
 
 
 class Two(nn.Module):
@@ -61,11 +67,28 @@ def test_a_function_without_a_row_is_refused() -> None:
     assert caught.value.found == "matmul"
 
 
-@pytest.mark.parametrize("asked", ["is_qat", "is_dynamic"])
-def test_what_is_not_supported_yet_says_so(asked: str) -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_what_is_not_supported_yet_says_so(dynamic: bool) -> None:
     with pytest.raises(SpecError) as caught:
-        get_default_x86_inductor_quantization_config(**{asked: True})
-    assert caught.value.found == f"{asked}=True"
+        get_default_x86_inductor_quantization_config(is_qat=True, is_dynamic=dynamic)
+    assert caught.value.found == "is_qat=True"
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_the_known_dynamic_configuration(reduced: bool) -> None:
+    config = get_default_x86_inductor_quantization_config(is_dynamic=True, reduce_range=reduced)
+    assert [spec.range for spec in specs(config)] == [(0, 127 if reduced else 255)] * 2 + [(-128, 127)]
+    assert [spec.is_dynamic for spec in specs(config)] == [True, True, False]
+    exported = torch.export.export(Two().eval(), (torch.randn(1, 3, 8, 8),)).module()
+    assert isinstance(exported, GraphModule)
+    converted = convert_pt2e(prepare_pt2e(exported, X86InductorQuantizer().set_global(config)))
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = converted(x)
+        torch.testing.assert_close(lower_pt2e_quantized_to_x86(converted, (x,))(x), expected, rtol=0.05, atol=0.02)
+    chosen = [node for node in converted.graph.nodes if "choose_qparams" in str(node.target)]
+    assert {node.args[1:4] for node in chosen} == {(0, 127 if reduced else 255, 2.0**-12)}
+    assert len(chosen) == 2  # of the convolution and the linear: a depthwise convolution stays in float
 
 
 def specs(config: QuantizationConfig) -> list[QuantizationSpec]:
@@ -118,5 +141,5 @@ def test_importing_changes_nothing_of_torchs() -> None:
 def test_the_backend_names_its_parts() -> None:
     assert BACKEND.name == "x86"
     assert BACKEND.resolve_target(None) == "any"
-    assert BACKEND.modes == frozenset({Mode.STATIC})
+    assert BACKEND.modes == frozenset(Mode)
     assert BACKEND.suffix == ".pt2"

@@ -33,6 +33,7 @@ _PLAIN_DTYPES: Mapping[torch.dtype, torch.dtype] = {
 _CASTS = (torch.float16, torch.bfloat16)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _PASS = "convert_pt2e"
+_NAME_THEIR_DTYPE = (ops.DEQUANTIZE, ops.DEQUANTIZE_DYNAMIC, ops.DEQUANTIZE_PER_CHANNEL)
 _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own gets
 
 
@@ -232,7 +233,7 @@ class _Rebuild:
         if found is None:
             return self._nodes[node]
         target, arguments, after = found
-        dequantize = self._graph.call_function(target, arguments)
+        dequantize = self._graph.call_function(target, arguments, _out_dtype(target, node))
         dequantize.meta = derived_meta(node, _PASS)
         integers = arguments[0]
         if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
@@ -316,3 +317,11 @@ class _Rebuild:
         frozen = self._constants.add("_frozen_param", quantize().contiguous(), node, _PASS)
         self._frozen[key] = str(frozen.target)
         return frozen
+
+
+def _out_dtype(target: OpOverload, observed: Node) -> dict[str, Argument]:
+    """The dtype to name to a dequantize, which gives float32 unless told otherwise."""
+    value = observed.meta.get("val")
+    if target not in _NAME_THEIR_DTYPE or not isinstance(value, Tensor) or value.dtype is torch.float32:
+        return {}
+    return {"out_dtype": value.dtype}

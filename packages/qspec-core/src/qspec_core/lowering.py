@@ -14,7 +14,9 @@ from qspec_core.errors import GraphError, LoweringError
 from qspec_core.graphs import add_constant, constant_value, copy_graph_module, gc_paused, require_exported, wrap_graph
 from qspec_core.patterns import (
     Delegated,
+    Flow,
     Match,
+    Mode,
     OtherRole,
     PatternTable,
     Reason,
@@ -121,11 +123,21 @@ def quantized_operand(match: Match, name: str) -> Quantized:
     return found
 
 
+def _mode(dequantize: Node) -> Mode:
+    found = quantized_value(dequantize)
+    return Mode.DYNAMIC if found is not None and found.is_dynamic else Mode.STATIC
+
+
 def _integers_behind(match: Match) -> Reason | None:
-    """Accept a match whose activations and weight are dequantized, and the second operands that must be."""
-    for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS, Role.WEIGHT):
+    """Accept a match whose activations and weight are dequantized, and the second operands that must be. Of a row that
+    quantizes weights only, the activations may be anything; one that starts integers takes those of its own modes.
+    """
+    activations = () if match.row.modes == {Mode.WEIGHT_ONLY} else (Role.ACTIVATION, Role.ACTIVATIONS)
+    for operand, node in match.inputs(*activations, Role.WEIGHT):
         if not ops.is_dequantize(node):
             return Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"operand {operand.name} is float in the converted graph")
+        if match.row.flow is Flow.STARTS and operand.role is not Role.WEIGHT and _mode(node) not in match.row.modes:
+            return Reason(ReasonCode.UNSUPPORTED_MODE, f"operand {operand.name} is quantized in another mode")
     for link in match.links:
         if link.post_op.other is OtherRole.QUANTIZED and not ops.is_dequantize(link.other):
             return Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"second operand of {link.post_op.kernel} is float")

@@ -32,7 +32,7 @@ from qspec_core.coverage import coverage
 from qspec_core.errors import LoweringError
 from qspec_core.graphs import copy_graph_module
 from qspec_core.lowering import Lowering, lower_rows, match_converted, quantized_operand, quantized_value
-from qspec_core.patterns import Match, Reason, ReasonCode, match_rows
+from qspec_core.patterns import Match, Mode, Reason, ReasonCode, match_rows
 
 X = torch.randn(4, 4)
 
@@ -249,3 +249,30 @@ def test_in_place_sums_of_a_foreign_converted_graph_are_found() -> None:
     lower_rows(converted, table((replace(CONV2D, lower=see), *ROWS[1:])), target="any")
     assert names == ["conv2d + relu", "conv2d"]
     assert relu.target is aten.relu_.default
+
+
+WEIGHT_CONFIG = replace(CONFIG, input_activation=None, output_activation=None)
+WEIGHT_ROW = replace(LINEAR, name="weight", chains=((),), modes=frozenset({Mode.WEIGHT_ONLY}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_for_weights_alone_takes_float_activations_and_no_other_row_does(dtype: torch.dtype) -> None:
+    rows = table((LINEAR, WEIGHT_ROW))
+    prepared = prepare_pt2e(
+        export(network().to(dtype), X.to(dtype)), TableQuantizer(rows).set_global(WEIGHT_CONFIG), allow_empty=True
+    )
+    converted = convert_pt2e(prepared)
+    assert [match.label for match in match_converted(converted, rows)] == ["weight", "weight"]
+    assert match_converted(converted, table((LINEAR,))) == ()
+    assert converted(X.to(dtype)).dtype is dtype  # the dequantize gives the dtype that its reader takes
+
+
+def test_a_row_of_another_mode_does_not_hide_why_one_of_this_mode_declined() -> None:
+    def refuses(_: object) -> Reason:
+        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "too small")
+
+    refusing, static = replace(WEIGHT_ROW, checks=(refuses,)), replace(LINEAR, modes=frozenset({Mode.STATIC}))
+    for rows in ((refusing, static), (static, refusing)):
+        chosen = TableQuantizer(table(rows)).set_global(WEIGHT_CONFIG)
+        found = coverage(prepare_pt2e(export(network(), X), chosen, allow_empty=True))
+        assert {entry.detail for entry in found if entry.is_layer} == {"too small"}

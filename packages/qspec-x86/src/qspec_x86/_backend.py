@@ -28,11 +28,11 @@ def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86In
     """The quantizer of `qspec_core.quantize`: everything that has a row, weights as wide as the deployment CPU allows.
 
     Args:
-        mode: static only; the backend says so in its `modes`.
+        mode: when activations are quantized.
         target: class of the deployment CPU: "any", "vnni" or "native".
     """
     narrow = resolve_target(target) != "vnni"
-    return X86InductorQuantizer(narrow=narrow).set_global(default_config())
+    return X86InductorQuantizer(narrow=narrow).set_global(default_config(mode))
 
 
 def lower(
@@ -88,7 +88,7 @@ BACKEND = Backend(
     lower=lower,
     package=package,
     targets=TARGETS,
-    modes=frozenset({Mode.STATIC}),
+    modes=frozenset(Mode),
     suffix=".pt2",
     capabilities={"compile": True, "compiled_ahead_of_time": True, "activations": "uint8", "weights": "int8"},
 )

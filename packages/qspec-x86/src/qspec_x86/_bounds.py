@@ -1,4 +1,4 @@
-"""Clamps fused after a kernel: which of them its saturation does for free, and which the kernel must be told."""
+"""What is fused after a kernel: which clamps its saturation does for free, and what the kernel must be told."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from qspec_core.lowering import Quantized
 from qspec_core.patterns import Link, argument
 from qspec_x86._parameters import plain_parameters
 
-__all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "is_clamp", "output_of"]
+__all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "fused_output", "output_of"]
 
 KERNEL_MIN, KERNEL_MAX = 0, 255
 """Limits to which the kernels saturate a uint8 result, whatever range the graph quantizes to."""
@@ -46,9 +46,7 @@ def _hardtanh(node: Node) -> Bounds:
 _CLAMPS: Mapping[str, Callable[[Node], Bounds]] = MappingProxyType({"relu": _relu, "hardtanh": _hardtanh})
 
 
-def is_clamp(link: Link) -> bool:
-    """Whether a post-op is a clamp."""
-    return link.post_op.kernel in _CLAMPS
+_CURVES = frozenset({"hardswish", "swish"})
 
 
 def bounds_of(links: Sequence[Link]) -> Bounds:
@@ -67,7 +65,7 @@ class Output:
         dtype: uint8, or float32 with scale 1 and zero point 0.
         scale: real value of one step.
         zero_point: integer that stands for 0.0.
-        attr: the kernel's name of the clamp: "none", "relu" or "hardtanh".
+        attr: the kernel's name of the post-op: "none", "relu", "hardtanh", "hardswish" or "swish".
         scalars: limits of a "hardtanh"; `(None,)` otherwise, since an empty list cannot be saved.
     """
 
@@ -96,6 +94,25 @@ def output_of(bounds: Bounds, quantized: Quantized | None) -> Output:
     low = -inf if round(inner.low / scale) + zero_point <= KERNEL_MIN else inner.low
     high = inf if round(inner.high / scale) + zero_point >= KERNEL_MAX else inner.high
     return _named(Bounds(low, high), Output(torch.uint8, scale, zero_point))
+
+
+def fused_output(links: Sequence[Link], quantized: Quantized | None) -> tuple[Output, Quantized | None]:
+    """What a kernel writes behind a chain of unary post-ops, and the quantize that it takes over, if any.
+
+    A curve and a clamp do not go together: where the graph quantizes to less than 0..255, the kernel writes the curve
+    in float, and the quantize stays.
+
+    Args:
+        links: one curve, or clamps.
+        quantized: as in `output_of`.
+    """
+    curves = [link.post_op.kernel for link in links if link.post_op.kernel in _CURVES]
+    if not curves:
+        return output_of(bounds_of(links), quantized), quantized
+    if quantized is None or (quantized.quant_min, quantized.quant_max) != (KERNEL_MIN, KERNEL_MAX):
+        return Output(attr=curves[0]), None
+    scale, zero_point = plain_parameters(quantized)
+    return Output(torch.uint8, scale, zero_point, curves[0]), quantized
 
 
 def _named(bounds: Bounds, plain: Output) -> Output:

@@ -5,7 +5,14 @@ from functools import cache
 import torch
 
 from qspec_core.errors import SpecError
-from qspec_core.observers import HistogramObserver, MinMaxObserver, PerChannelMinMaxObserver, PerChannelMSEObserver
+from qspec_core.observers import (
+    HistogramObserver,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+    PerChannelMSEObserver,
+    PlaceholderObserver,
+)
+from qspec_core.patterns import Mode
 from qspec_core.quantizer import QuantizationConfig
 from qspec_core.spec import QuantizationSpec
 
@@ -26,26 +33,24 @@ def get_default_x86_inductor_quantization_config(
 
     Args:
         is_qat: for training; not supported yet.
-        is_dynamic: scales of activations computed from each input; not supported yet.
+        is_dynamic: the range of an activation is found anew in each call.
         reduce_range: activations in 0..127, whose products with 8-bit weights fit 16 bits on CPUs without VNNI.
     Returns: the same object for the same arguments.
-    Raises: SpecError: `is_qat` or `is_dynamic` was asked for.
+    Raises: SpecError: `is_qat` was asked for.
     """
-    if is_qat or is_dynamic:
-        asked = "is_qat" if is_qat else "is_dynamic"
+    if is_qat:
         raise SpecError(
-            f"the x86 backend has no configuration with {asked}=True yet",
-            found=f"{asked}=True",
-            expected="static post-training quantization",
-            remedy="leave is_qat and is_dynamic out",
+            "the x86 backend has no configuration with is_qat=True yet",
+            found="is_qat=True",
+            expected="post-training quantization",
+            remedy="leave is_qat out",
         )
-    activation = QuantizationSpec(
-        torch.uint8,
-        HistogramObserver.with_args(eps=_EPS),
-        0,
-        127 if reduce_range else 255,
-        torch.per_tensor_affine,
-    )
+    highest = 127 if reduce_range else 255
+    if is_dynamic:
+        activation = _dynamic(highest, _EPS)
+    else:
+        observer = HistogramObserver.with_args(eps=_EPS)
+        activation = QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine)
     weight = QuantizationSpec(
         torch.int8,
         PerChannelMinMaxObserver.with_args(eps=_EPS),
@@ -57,11 +62,21 @@ def get_default_x86_inductor_quantization_config(
     return QuantizationConfig(activation, activation, weight, None)
 
 
+def _dynamic(highest: int, eps: float) -> QuantizationSpec:
+    observer = PlaceholderObserver.with_args(eps=eps)
+    return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine, is_dynamic=True)
+
+
 @cache
-def default_config() -> QuantizationConfig:
+def default_config(mode: Mode = Mode.STATIC) -> QuantizationConfig:
     """The default of `qspec_core.quantize`. Activations by minimum and maximum, which measured as good as histograms
     and are found in one pass; weights in -127..127, each channel's range the one of least squared error.
     """
-    activation = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
     weight = QuantizationSpec(torch.int8, PerChannelMSEObserver, -127, 127, torch.per_channel_symmetric, ch_axis=0)
+    if mode is Mode.WEIGHT_ONLY:
+        return QuantizationConfig(None, None, weight, None)
+    if mode is Mode.DYNAMIC:
+        activation = _dynamic(255, torch.finfo(torch.float32).eps)
+    else:
+        activation = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
     return QuantizationConfig(activation, activation, weight, None)

@@ -14,10 +14,13 @@ from qspec_core.lowering import lower_rows, require_converted
 from qspec_core.patterns import Reason, is_call
 from qspec_x86._kernels import PREPACK
 from qspec_x86._options import Form, Options
+from qspec_x86._ranges import write_ranges
 from qspec_x86._rows import TABLE
 from qspec_x86._target import resolve_target
 
 __all__ = ["LOWERING_KEY", "LoweringReport", "lower_eager", "lower_portable"]
+
+aten = torch.ops.aten
 
 LOWERING_KEY = "qspec_x86_lowering"
 """Key of a lowered module's `LoweringReport` in its `meta`."""
@@ -84,8 +87,17 @@ def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
     report = LoweringReport(
         resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), tuple(options.narrowed)
     )
+    write_ranges(found.module)
+    _reshape_in_place_of_view(found.module)
     found.module.meta[LOWERING_KEY] = report
     return found.module
+
+
+def _reshape_in_place_of_view(module: GraphModule) -> None:
+    """Kernels write channels-last tensors, of which the views that the float model took may not exist."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    module.recompile()
 
 
 def _pack_weights(module: GraphModule) -> None:

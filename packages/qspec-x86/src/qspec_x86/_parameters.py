@@ -7,16 +7,23 @@ from qspec_core.errors import LoweringError
 from qspec_core.lowering import Quantized
 from qspec_core.patterns import Reason, ReasonCode
 
-__all__ = ["plain_parameters", "unfit_activation"]
+__all__ = ["plain_parameters", "unfit_activation", "unfit_output"]
 
 
 def unfit_activation(quantized: Quantized) -> Reason | None:
-    """Why the kernels cannot take, or write, an activation with these parameters; None if they can."""
-    if quantized.ch_axis is not None or isinstance(quantized.scale, Node):
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "an activation has parameters that are no plain numbers")
+    """Why the kernels cannot take an activation with these parameters; None if they can."""
+    if quantized.ch_axis is not None or (isinstance(quantized.scale, Node) and not quantized.is_dynamic):
+        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "an activation has a scale for each index of a dimension")
     if quantized.dtype is not torch.uint8:
         return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"an activation is {quantized.dtype}; the kernel takes uint8")
     return None
+
+
+def unfit_output(quantized: Quantized) -> Reason | None:
+    """Why the kernels cannot write an activation with these parameters; None if they can."""
+    if quantized.is_dynamic:
+        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "an activation has parameters that are no plain numbers")
+    return unfit_activation(quantized)
 
 
 def plain_parameters(quantized: Quantized) -> tuple[float, int]:

@@ -18,7 +18,9 @@ aten = torch.ops.aten
 
 _OPERATORS: Mapping[Callable[..., object], tuple[OpOverload, ...]] = MappingProxyType(
     {
+        nn.functional.conv1d: (aten.conv1d.default,),
         nn.functional.conv2d: (aten.conv2d.default,),
+        nn.functional.conv3d: (aten.conv3d.default,),
         nn.functional.linear: (aten.linear.default,),
         nn.functional.max_pool2d: (aten.max_pool2d.default,),
         torch.cat: (aten.cat.default,),

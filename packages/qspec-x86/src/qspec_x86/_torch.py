@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 __all__ = [
     "compile_package",
     "load_runner",
+    "size_hint",
     "symbol_range",
     "tree_leaves",
     "tree_map",
@@ -68,6 +69,13 @@ def load_runner(path: Path) -> tuple[Callable[..., Any], Mapping[str, str]]:
     """The callable in a package, with the package's metadata."""
     runner = aoti_load_package(str(path))
     return cast(Callable[..., Any], runner), runner.get_metadata()
+
+
+def size_hint(size: int | torch.SymInt) -> int | None:
+    """A size as a number: that of the example inputs where it is symbolic; None if it depends on data."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else None
 
 
 def symbol_range(size: torch.SymInt) -> tuple[str, int, int | None] | None:

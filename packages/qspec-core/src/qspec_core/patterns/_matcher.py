@@ -100,7 +100,8 @@ class Matching:
     Args:
         matches: in the order of their anchors in the graph.
         claimed: the match of each claimed node.
-        declined: for each anchor that no row took, the reason of the last row that looked at it.
+        declined: for each anchor that no row took, the reason of the last row that looked at it, other than that it
+            has another mode.
     """
 
     matches: tuple[Match, ...]
@@ -144,7 +145,7 @@ def match_rows(graph: Graph, rows: Sequence[Row], *, accept: Accept | None = Non
                 matches.append(found)
                 claimed.update(dict.fromkeys(found.nodes, found))
                 declined.pop(anchor, None)
-            else:
+            elif anchor not in declined or found.code is not ReasonCode.UNSUPPORTED_MODE:
                 declined[anchor] = found
     matches.sort(key=_position(order))
     return Matching(tuple(matches), claimed, {n: r for n, r in declined.items() if n not in claimed})

@@ -239,7 +239,7 @@ class _Planner:
             yield UntestableCase(f"{label}, {mode.value}, no sample", row, missing)
             return
         for sample in self.samples[row.anchor]:
-            for read in self._reads(row, mode):
+            for read in self._reads(row, mode) if mode in sample.modes else ():
                 yield RowCase(self.device, Plan(row, chain, sample, self._first, None, read), mode)
 
     def _of_absorbed(self, row: Row, name: str, pre_op: PreOp, mode: Mode) -> Iterator[Case]:

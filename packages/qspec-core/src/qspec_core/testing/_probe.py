@@ -112,11 +112,11 @@ class Probe(nn.Module):
         self.plan = plan
         shapes = dict(plan.sample.tensors)
         fixed = [name for name in shapes if name in plan.constants or name == "bias"]
-        constants = {name: _random(shapes[name], generator) for name in fixed}
+        constants = {name: _random(shapes[name], generator, plan.sample.dtype) for name in fixed}
         self.names = [name for name in shapes if name not in fixed]
         self.tested = Anchored(plan, constants)
         flat = [shape for name in self.names for shape in _shapes(shapes[name])]
-        result = self._result([_random(shape, generator) for shape in flat])
+        result = self._result([_random(shape, generator, plan.sample.dtype) for shape in flat])
         self.other_shapes = [tuple(result.shape) for post_op in plan.chain if post_op.other is not None]
         floats = [post_op.other is OtherRole.FLOAT for post_op in plan.chain if post_op.other is not None]
         behind_float = [isinstance(shape, Integers) for shape in flat] + floats
@@ -178,7 +178,7 @@ def integer_layer(table: PatternTable, plan: Plan, shape: tuple[int, ...]) -> nn
 
 def inputs_of(probe: Probe, generator: torch.Generator) -> tuple[Tensor, ...]:
     """One batch of random inputs."""
-    return tuple(_random(shape, generator) for shape in probe.input_shapes)
+    return tuple(_random(shape, generator, probe.plan.sample.dtype) for shape in probe.input_shapes)
 
 
 def _settle(module: nn.Module, generator: torch.Generator) -> None:
@@ -187,10 +187,14 @@ def _settle(module: nn.Module, generator: torch.Generator) -> None:
             parameter.copy_(_random(tuple(parameter.shape), generator))
 
 
-def _random(shape: Any, generator: torch.Generator) -> Tensor:  # one of the forms of Sample.tensors
+def _random(
+    shape: Any,  # one of the forms of Sample.tensors
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     if isinstance(shape, Integers):
         return torch.randint(shape.below, shape.shape, generator=generator)
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator).to(dtype)
 
 
 def _is_list(shape: object) -> bool:

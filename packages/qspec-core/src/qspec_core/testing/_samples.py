@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qspec_core._torch import OpOverload
+from qspec_core.patterns import Mode
 
 __all__ = ["SAMPLES", "ErrorRule", "Integers", "Operands", "Sample", "Samples", "merge_samples"]
 
@@ -60,6 +61,10 @@ ErrorRule = Callable[[Operands], Any]
 """How far each element of an operator's result may be off, given how far its operands may: a float64 tensor."""
 
 
+def _all_modes() -> frozenset[Mode]:
+    return frozenset(Mode)
+
+
 @dataclass(frozen=True)
 class Sample:
     """The smallest useful call of an operator.
@@ -72,12 +77,16 @@ class Sample:
         constants: the other arguments, by name; those left out have the schema's defaults.
         name: tells it from other samples of the operator in the name of a case.
         error: how the operator passes on errors, where core does not know it.
+        dtype: of its floating-point tensors.
+        modes: the modes that it is a sample of.
     """
 
     tensors: Mapping[str, Shape | tuple[Shape, ...] | Integers]
     constants: Mapping[str, Any] = field(default_factory=dict)  # whatever an operator takes
     name: str = ""
     error: ErrorRule | None = None
+    dtype: torch.dtype = torch.float32
+    modes: frozenset[Mode] = field(default_factory=_all_modes)
 
 
 Samples = Mapping[OpOverload, Sample | Sequence[Sample]]

@@ -1,147 +1,91 @@
-"""Convolution and linear, through the one kernel."""
+"""Convolutions over one, two and three dimensions."""
 
-from dataclasses import dataclass
-from math import prod
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
-from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
+from qspec_core.lowering import Lowering, quantized_value
 from qspec_core.patterns import Match, Reason, argument
-from qspec_x86._bounds import Bounds, bounds_of, is_clamp, output_of
-from qspec_x86._depthwise import is_depthwise
+from qspec_x86._bounds import Output, bounds_of, fused_output, output_of
 from qspec_x86._kernels import Geometry, insert_qconv, insert_qconv_sum
+from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize, reshaped
 from qspec_x86._options import Form, options_of
-from qspec_x86._parameters import unfit_activation
-from qspec_x86._weights import Weight, narrow_weight, read_weight
+from qspec_x86._parameters import unfit_output
+from qspec_x86._weights import Weight
 
-__all__ = ["lower_conv2d", "lower_linear"]
+__all__ = ["lower_convolution"]
 
 aten = torch.ops.aten
-_POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)
+_HEIGHT = 2
+"""Dimension that a convolution over one dimension gets, of size 1: its own kernel has fewer post-ops."""
+_VOLUME = 3
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The operands of a convolution or linear match, as its kernel takes them."""
-
-    x: Quantized
-    weight: Weight
-    bias: Node | None
-
-
-def _read_layer(match: Match, lowering: Lowering) -> _Layer | Reason:
-    """The operands of a match; the weight given a coarser scale where the deployment CPU may sum in 16 bits."""
-    x = quantized_operand(match, "input")
-    reason = unfit_activation(x)
-    if reason is not None:
-        return reason
-    weight = read_weight(match, lowering)
-    if isinstance(weight, Reason):
-        return weight
-    options = options_of(lowering)
-    if not options.full_range and not is_depthwise(match.anchor):
-        narrowed = narrow_weight(weight, x.quant_max)
-        if narrowed is not None:
-            options.narrowed.append(match.anchor.name)
-            weight = narrowed
-    return _Layer(x, weight, match.operand("bias"))
-
-
-def _requantize(lowering: Lowering, tail: Node) -> Quantized | None:
-    """The quantize that the kernel may do for all readers of `tail`; None if they take the float, or another dtype."""
-    quantized = lowering.requantize(tail)
-    return None if quantized is None or unfit_activation(quantized) is not None else quantized
-
-
-def _pair(values: int | list[int]) -> tuple[int, ...]:
-    items = [values] if isinstance(values, int) else list(values)
-    return tuple(items * 2 if len(items) == 1 else items)
-
-
-def _with_dtype(node: Node, dtype: torch.dtype) -> dict[str, object]:
-    """Metadata of a node whose value has another dtype."""
-    value = node.meta.get("val")
-    changed = {"val": value.to(dtype)} if isinstance(value, Tensor) else {}
-    return dict(node.meta) | changed
-
-
-def _finish(lowering: Lowering, tail: Node, result: Node, quantized: Quantized | None) -> None:
-    """Put `result` in the place of `tail`, or of the quantizes that read it."""
-    if quantized is None:
-        result.meta = dict(tail.meta)
-        tail.replace_all_uses_with(result)
-    else:
-        result.meta = _with_dtype(tail, torch.uint8)
-        lowering.replace_quantizes(tail, result)
-
-
-def lower_conv2d(match: Match, lowering: Lowering) -> Reason | None:
-    """Lower a convolution with its clamp, or with its residual sum.
+def lower_convolution(match: Match, lowering: Lowering) -> Reason | None:
+    """Lower a convolution with its clamp or curve, or with its residual sum.
 
     The portable form leaves the sum to the compiler, which fuses it at no cost; the eager form puts it into the kernel.
     """
-    anchor = match.anchor
-    layer = _read_layer(match, lowering)
+    layer = read_layer(match, lowering)
     if isinstance(layer, Reason):
         return layer
-    stride, padding, dilation = (_pair(argument(anchor, name)) for name in ("stride", "padding", "dilation"))
-    geometry = Geometry(stride, padding, dilation, argument(anchor, "groups"))
-    operands = (layer.x.integers, layer.x, layer.weight, layer.bias, geometry)
-    if all(map(is_clamp, match.links)):
-        quantized = _requantize(lowering, match.tail)
-        result = insert_qconv(lowering, match.tail, *operands, output_of(bounds_of(match.links), quantized))
-        _finish(lowering, match.tail, result, quantized)
+    if match.links and match.links[0].post_op.other is not None:
+        _lower_sum(match, lowering, layer)
         return None
-    other, quantized = quantized_value(match.links[0].other), _requantize(lowering, match.tail)
+    output, quantized = fused_output(match.links, requantize(lowering, match.tail))
+    if _dimensions(match) == _VOLUME and output.attr != "none":
+        _lower_alone(match, lowering, layer)
+        return None
+    x, weight, geometry = _image(match, lowering, layer)
+    result = insert_qconv(lowering, match.tail, x, layer.x, weight, layer.bias, geometry, output)
+    finish(lowering, match.tail, _back(match, lowering, match.tail, result), quantized)
+    return None
+
+
+def _lower_alone(match: Match, lowering: Lowering, layer: Layer) -> None:
+    """Lower the anchor to float; the compiler fuses what follows it."""
+    x, weight, geometry = _image(match, lowering, layer)
+    result = insert_qconv(lowering, match.anchor, x, layer.x, weight, layer.bias, geometry, Output())
+    finish(lowering, match.anchor, _back(match, lowering, match.anchor, result), None)
+
+
+def _lower_sum(match: Match, lowering: Lowering, layer: Layer) -> None:
+    other, quantized = quantized_value(match.links[0].other), requantize(lowering, match.tail)
     output = output_of(bounds_of(match.links[1:]), quantized)
     # The kernel's sum writes uint8 and takes no clamp but relu. The portable form leaves every sum to the compiler.
     in_kernel = options_of(lowering).form is Form.EAGER and quantized is not None and output.attr != "hardtanh"
-    if other is None or unfit_activation(other) is not None or not in_kernel:
-        _finish(lowering, anchor, insert_qconv(lowering, anchor, *operands, output_of(Bounds(), None)), None)
-        return None
-    result = insert_qconv_sum(lowering, match.tail, *operands, output, other)
-    _finish(lowering, match.tail, result, quantized)
-    return None
+    if other is None or unfit_output(other) is not None or not in_kernel:
+        _lower_alone(match, lowering, layer)
+        return
+    x, weight, geometry = _image(match, lowering, layer)
+    if _dimensions(match) == 1:
+        other = replace(other, integers=reshaped(lowering, match.tail, other.integers, aten.unsqueeze.default, _HEIGHT))
+    result = insert_qconv_sum(lowering, match.tail, x, layer.x, weight, layer.bias, geometry, output, other)
+    finish(lowering, match.tail, _back(match, lowering, match.tail, result), quantized)
 
 
-def lower_linear(match: Match, lowering: Lowering) -> Reason | None:
-    """Lower a linear layer with its clamp, as a 1x1 convolution over (1, features, rows, 1), which is channels-last as
-    it stands.
-    """
-    layer = _read_layer(match, lowering)
-    if isinstance(layer, Reason):
-        return layer
-    tail, quantized = match.tail, _requantize(lowering, match.tail)
-    features = layer.weight.integers.shape[1]
-    value = layer.x.integers.meta.get("val", match.operand("input").meta.get("val"))
-    rows = lowering.call(tail, aten.reshape.default, layer.x.integers, [1, -1, 1, features])
-    pixels = lowering.call(tail, aten.permute.default, rows, [0, 3, 1, 2])
-    if isinstance(value, Tensor):
-        rows.meta["val"] = value.new_empty((1, prod(value.shape[:-1]), 1, features), dtype=torch.uint8)
-        pixels.meta["val"] = rows.meta["val"].permute(0, 3, 1, 2)
-    kernel = Weight(layer.weight.integers[:, :, None, None], layer.weight.scale)
-    output = output_of(bounds_of(match.links), quantized)
-    result = insert_qconv(lowering, tail, pixels, layer.x, kernel, layer.bias, _POINTWISE, output)
-    back = lowering.call(tail, aten.permute.default, result, [0, 2, 3, 1])
-    shaped = lowering.call(tail, aten.reshape.default, back, _output_shape(lowering, match))
-    _finish(lowering, tail, shaped, quantized)
-    return None
+def _dimensions(match: Match) -> int:
+    return {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: _VOLUME}[match.row.anchor]
 
 
-def _output_shape(lowering: Lowering, match: Match) -> list[int | Node]:
-    """Sizes of the result: numbers, one -1, and nodes that read what else is symbolic from the input."""
-    source = match.operand("input")
-    sizes: list[int | Node] = []
-    for dim, size in enumerate(match.anchor.meta["val"].shape):
-        if isinstance(size, int):
-            sizes.append(size)
-        elif -1 not in sizes:
-            sizes.append(-1)
-        else:
-            integers = quantized_operand(match, "input").integers
-            read = lowering.call(match.tail, aten.sym_size.int, integers, dim)
-            read.meta["val"] = source.meta["val"].shape[dim]
-            sizes.append(read)
-    return sizes
+def _image(match: Match, lowering: Lowering, layer: Layer) -> tuple[Node, Weight, Geometry]:
+    """Input, weight and geometry; of a convolution over one dimension, those of the same one over two."""
+    count, x, weight = _dimensions(match), layer.x.integers, layer.weight
+    lists = (argument(match.anchor, name) for name in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (_repeated(values, count) for values in lists)
+    if count == 1:
+        x = reshaped(lowering, match.anchor, x, aten.unsqueeze.default, _HEIGHT)
+        weight = Weight(weight.integers.unsqueeze(_HEIGHT), weight.scale)
+        stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
+    return x, weight, Geometry(stride, padding, dilation, argument(match.anchor, "groups"))
+
+
+def _back(match: Match, lowering: Lowering, before: Node, result: Node) -> Node:
+    """The kernel's result in the shape of the convolution's."""
+    return lowering.call(before, aten.squeeze.dim, result, _HEIGHT) if _dimensions(match) == 1 else result
+
+
+def _repeated(values: int | list[int], count: int) -> tuple[int, ...]:
+    items = [values] if isinstance(values, int) else list(values)
+    return tuple(items * count if len(items) == 1 else items)

@@ -1,12 +1,12 @@
-"""Linear family: u8 by s8 products of oneDNN, accumulated in s32."""
+"""Linear family: u8 by s8 products of oneDNN, accumulated in s32; bfloat16 by s8 products for single rows."""
 
 import torch
 
 from qspec_core.patterns import Flow, Mode, Row, activation, bias, weight
-from qspec_x86._lowering import lower_linear
-from qspec_x86._rows._checks import is_float32
-from qspec_x86._rows._clamps import HARDTANH, RELU
+from qspec_x86._lowering import lower_linear, lower_weight_only
+from qspec_x86._rows._checks import is_float32, pays_by_weight_alone
 from qspec_x86._rows._narrow import narrow_weight_spec
+from qspec_x86._rows._tails import UNARY
 
 __all__ = ["ROWS"]
 
@@ -16,10 +16,21 @@ LINEAR = Row(
     name="linear",
     anchor=aten.linear.default,
     operands=(activation("input"), weight("weight", ch_axis=0, narrow=narrow_weight_spec), bias("bias")),
-    chains=((RELU,), (HARDTANH,), ()),
+    chains=UNARY,
     flow=Flow.STARTS,
-    modes=frozenset({Mode.STATIC}),
+    modes=frozenset({Mode.STATIC, Mode.DYNAMIC}),
     lower=lower_linear,
     checks=(is_float32,),
 )
-ROWS = (LINEAR,)
+
+WEIGHT_ONLY = Row(
+    name="linear.weight_only",
+    anchor=aten.linear.default,
+    operands=(activation("input"), weight("weight", ch_axis=0), bias("bias")),
+    chains=((),),
+    flow=Flow.STARTS,
+    modes=frozenset({Mode.WEIGHT_ONLY}),
+    lower=lower_weight_only,
+    checks=(pays_by_weight_alone,),
+)
+ROWS = (LINEAR, WEIGHT_ONLY)

@@ -4,7 +4,7 @@ import torch
 
 from qspec_core.patterns import Flow, Mode, Row, activation
 from qspec_x86._lowering import lower_max_pool2d
-from qspec_x86._rows._checks import is_rank_4
+from qspec_x86._rows._checks import has_rank
 
 __all__ = ["ROWS"]
 
@@ -16,6 +16,6 @@ MAX_POOL2D = Row(
     flow=Flow.SHARES,
     modes=frozenset({Mode.STATIC}),
     lower=lower_max_pool2d,
-    checks=(is_rank_4,),
+    checks=(has_rank(4),),
 )
 ROWS = (MAX_POOL2D,)

@@ -1,0 +1,90 @@
+"""What the layers have in common: their operands as the kernel takes them, and their results put into the graph."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qspec_core.lowering import Lowering, Quantized, quantized_operand
+from qspec_core.patterns import Match, Reason
+from qspec_x86._depthwise import is_depthwise
+from qspec_x86._options import options_of
+from qspec_x86._parameters import unfit_activation, unfit_output
+from qspec_x86._weights import Weight, narrow_weight, read_weight
+
+__all__ = ["Layer", "finish", "output_shape", "read_layer", "requantize", "reshaped"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The operands of a convolution or linear match, as its kernel takes them."""
+
+    x: Quantized
+    weight: Weight
+    bias: Node | None
+
+
+def read_layer(match: Match, lowering: Lowering) -> Layer | Reason:
+    """The operands of a match; the weight given a coarser scale where the deployment CPU may sum in 16 bits."""
+    x = quantized_operand(match, "input")
+    reason = unfit_activation(x)
+    if reason is not None:
+        return reason
+    weight = read_weight(match, lowering)
+    if isinstance(weight, Reason):
+        return weight
+    options = options_of(lowering)
+    if not options.full_range and not is_depthwise(match.anchor):
+        narrowed = narrow_weight(weight, x.quant_max)
+        if narrowed is not None:
+            options.narrowed.append(match.anchor.name)
+            weight = narrowed
+    return Layer(x, weight, match.operand("bias"))
+
+
+def requantize(lowering: Lowering, tail: Node) -> Quantized | None:
+    """The quantize that the kernel may do for all readers of `tail`; None if they take the float, or another dtype."""
+    quantized = lowering.requantize(tail)
+    return None if quantized is None or unfit_output(quantized) is not None else quantized
+
+
+def reshaped(lowering: Lowering, before: Node, value: Node, target: object, *arguments: object) -> Node:
+    """`value` moved by an operator that computes nothing, with the metadata that follows."""
+    moved = lowering.call(before, target, value, *arguments)
+    fake = value.meta.get("val")
+    if isinstance(fake, Tensor) and callable(target):
+        moved.meta["val"] = target(fake, *arguments)
+    return moved
+
+
+def output_shape(lowering: Lowering, anchor: Node, source: Node) -> list[int | Node]:
+    """Sizes of a linear's result: numbers, and -1 for a lone symbolic one; several, any of which may be 0, are read
+    from `source`, its input.
+    """
+    shape = anchor.meta["val"].shape
+    symbolic = [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
+    if len(symbolic) == 1 and all(size != 0 for size in shape if isinstance(size, int)):
+        return [size if isinstance(size, int) else -1 for size in shape]
+    sizes: list[int | Node] = list(shape)
+    for dim in symbolic:
+        sizes[dim] = read = lowering.call(anchor, torch.ops.aten.sym_size.int, source, dim)
+        read.meta["val"] = shape[dim]
+    return sizes
+
+
+def finish(lowering: Lowering, tail: Node, result: Node, quantized: Quantized | None) -> None:
+    """Put `result` in the place of `tail`, or of the quantizes that read it."""
+    if quantized is None:
+        result.meta = dict(tail.meta)
+        tail.replace_all_uses_with(result)
+    else:
+        result.meta = _with_dtype(tail, torch.uint8)
+        lowering.replace_quantizes(tail, result)
+
+
+def _with_dtype(node: Node, dtype: torch.dtype) -> dict[str, object]:
+    """Metadata of a node whose value has another dtype."""
+    value = node.meta.get("val")
+    changed = {"val": value.to(dtype)} if isinstance(value, Tensor) else {}
+    return dict(node.meta) | changed

@@ -1,0 +1,23 @@
+"""What a kernel applies before it writes: clamps, at no cost where saturation does them, and two smooth curves."""
+
+import torch
+from torch.fx import Node
+
+from qspec_core.patterns import PostOp, argument
+
+__all__ = ["HARDSWISH", "HARDTANH", "RELU", "SILU", "UNARY"]
+
+aten = torch.ops.aten
+
+
+def _limits(node: Node) -> list[float]:
+    return [float(argument(node, "min_val")), float(argument(node, "max_val"))]
+
+
+RELU = PostOp(aten.relu.default, kernel="relu")
+HARDTANH = PostOp(aten.hardtanh.default, kernel="hardtanh", scalars=_limits)
+HARDSWISH = PostOp(aten.hardswish.default, kernel="hardswish")
+SILU = PostOp(aten.silu.default, kernel="swish")
+
+UNARY = ((RELU,), (HARDTANH,), (HARDSWISH,), (SILU,), ())
+"""Chains of one tensor that the two-dimensional convolution kernel has."""
