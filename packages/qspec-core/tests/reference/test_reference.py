@@ -12,8 +12,9 @@ from core_support import ACT, CONFIG, DYNAMIC, WEIGHT_ONLY, Frozen, Net, aten, c
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import EmbeddingQuantizer, convert_pt2e, prepare_pt2e
+from qspec_core import EmbeddingQuantizer, QuantizationAnnotation, Quantizer, convert_pt2e, prepare_pt2e
 from qspec_core.patterns import Outputs
+from qspec_core.spec import Q_ANNOTATION_KEY
 
 Q = decomposed.quantize_per_tensor.default
 
@@ -115,15 +116,53 @@ def test_each_layer_agrees_to_the_rounding_of_its_bias(model: nn.Module, shape: 
         torch.testing.assert_close(reference(x), converted(x), rtol=0, atol=atol)
 
 
-def test_sum_of_two_scales() -> None:
-    def forward(m: Any, x: Tensor, y: Tensor) -> Tensor:  # submodules by name
-        return m.c(torch.relu(m.a(x) + m.b(y)))  # type: ignore[no-any-return]  # as above
+class Sums(Quantizer):
+    """Quantizes both inputs of every sum, and what it gives where `output` says so."""
 
-    x, y = torch.randn(4, 3), 5 * torch.randn(4, 3)
-    model = Net(forward, **{name: nn.Linear(3, 3) for name in "abc"})
-    converted, reference = forms(model, x, y)
-    with torch.no_grad():
-        assert (converted(x, y) - reference(x, y)).abs().max() < 0.05 * converted(x, y).abs().max()
+    def __init__(self, output: bool) -> None:
+        self.output = output
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        for node in calls(model, aten.add.Tensor):
+            annotation = QuantizationAnnotation(dict.fromkeys(node.all_input_nodes, ACT), _annotated=True)
+            node.meta[Q_ANNOTATION_KEY] = annotation
+            (reader,) = node.users
+            if self.output:
+                reader.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=ACT, _annotated=True)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Accept everything."""
+
+
+@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("alpha", [1, 2])
+def test_sum_of_two_scales_is_what_integers_give(output: bool, alpha: int) -> None:
+    torch.manual_seed(4)
+    x, y = torch.randn(40, 3), 5 * torch.randn(40, 3)
+    model = Net(lambda _, x, y: torch.relu(torch.add(x, y, alpha=alpha)))
+    prepared = prepare_pt2e(export(model, x, y), Sums(output))
+    prepared(x, y)
+    converted = convert_pt2e(prepared)
+    reference = convert_pt2e(prepared, use_reference_representation=True)
+    assert left(reference) == set()
+    nodes: Any = {node.all_input_nodes[0].name: node for node in calls(converted, Q)}  # numbers as arguments
+    steps = {name: (float(node.args[1]), int(node.args[2])) for name, node in nodes.items()}
+    (sx, zx), (sy, zy) = steps["inputs_0"], steps["inputs_1"]
+    qx, qy = (
+        np.clip(np.rint(value.numpy() * np.float32(1 / s)) + z, 0, 255).astype(np.int64) - z
+        for value, s, z in ((x, sx, zx), (y, sy, zy))
+    )
+    want = np.maximum(qx * sx + alpha * (qy * sy), 0)
+    if output:
+        so, zo = steps["relu"]
+        want = (np.clip(np.rint(want / so) + zo, 0, 255) - zo) * so
+    found = reference(x, y).numpy()
+    step = steps["relu"][0] if output else 1e-5
+    assert np.abs(found - want).max() <= step * 1.001
+    assert np.mean(np.abs(found - want) > 1e-5) < 0.02  # exact but for values between two integers
+    summands = [node.meta["val"].dtype for node in calls(reference, aten.sub.Tensor)]
+    assert torch.int32 in summands
 
 
 def test_what_has_no_integer_form_keeps_the_values_of_the_converted_graph() -> None:
