@@ -15,6 +15,8 @@ from flow_worker import QSpec, TorchAO
 from serving import serve
 from zoo_models import ZOO, build
 
+from qspec_core.bias_correction import InputMeans, correct_biases
+
 __all__ = ["main"]
 
 
@@ -31,11 +33,13 @@ def main() -> None:
             exported = torch.export.export(model, calls[0]).module()
             start = time.process_time()
             prepared = flow.prepare(exported)
+            means = InputMeans(prepared) if side == "qspec" else None  # what `quantize` does too
             seconds = time.process_time() - start
             for call in calls:
-                prepared(*call)
+                (prepared if means is None else means.module)(*call)
             start = time.process_time()
             converted = flow.convert(prepared)
+            converted = converted if means is None else correct_biases(converted, means)
             seconds += time.process_time() - start
             wanted = torch.cat([model(*call).flatten() for call in calls])
             found = torch.cat([converted(*call).flatten() for call in calls])
