@@ -146,6 +146,17 @@ def test_unknown_sizes_cannot_be_cut() -> None:
         convert_pt2e(module)
 
 
+def test_two_unknown_sizes_cannot_be_cut() -> None:
+    activation = spec(
+        AffineQuantizedPlaceholderObserver, MappingType.ASYMMETRIC, torch.int8, PerGroup(4), is_dynamic=True
+    )
+    config = QuantizationConfig(activation, None, None, None)
+    shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
+    module = prepared(nn.Linear(12, 6), config, torch.randn(4, 3, 12), dynamic_shapes=shapes)
+    with pytest.raises(SpecError, match="not known before"):
+        convert_pt2e(module)
+
+
 def test_activations_without_data_are_named() -> None:
     activation = spec(AffineQuantizedMinMaxObserver, MappingType.ASYMMETRIC, torch.int8, PerGroup(4))
     module = prepared(nn.Linear(12, 6), QuantizationConfig(activation, None, None, None), torch.randn(4, 12))
