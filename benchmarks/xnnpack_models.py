@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from examples.pictures import calibration_crops, evaluation_crops, lite0
-from flow_models import mobilenet_v2, settled
+from flow_models import float_model
 from torch import Tensor, nn
 
 __all__ = ["MODELS", "Bench"]
@@ -33,9 +33,9 @@ def _lite0() -> Bench:
     return Bench(lite0(), calibration_crops(), evaluation_crops())
 
 
-def _of_pictures(model: nn.Module) -> Bench:
+def _of_pictures(name: str) -> Bench:
     pictures = [torch.randn(1, 3, 224, 224) for _ in range(CALIBRATE + EVALUATE)]
-    return Bench(settled(model).eval(), pictures[:CALIBRATE], pictures[CALIBRATE:])
+    return Bench(float_model(name)[0], pictures[:CALIBRATE], pictures[CALIBRATE:])
 
 
 def _of_words(model: nn.Module) -> Bench:
@@ -57,11 +57,7 @@ class First(nn.Module):
 
 
 def _resnet50() -> Bench:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    config = ResNetConfig()
-    config.num_labels = 1000
-    return _of_pictures(First(ResNetForImageClassification(config)))
+    return _of_pictures("resnet50")
 
 
 def _bert() -> Bench:
@@ -85,7 +81,7 @@ def _gpt2() -> Bench:
 
 
 def _mobilenet_v2() -> Bench:
-    return _of_pictures(mobilenet_v2())
+    return _of_pictures("mobilenet_v2:settled")
 
 
 MODELS: Mapping[str, Callable[[], Bench]] = {

@@ -18,7 +18,7 @@ from qspec_core.patterns import Flow, Operand, OtherRole, Outputs, PatternTable,
 __all__ = ["BACKENDS", "main", "page", "rows_of"]
 
 ROOT = Path(__file__).resolve().parent.parent
-BACKENDS = ("xnnpack",)
+BACKENDS = ("x86", "xnnpack")
 """Backends that have a page."""
 MARK = "<!-- rows -->"
 FLOWS = {
@@ -66,10 +66,16 @@ def _floats(table: PatternTable) -> Iterator[str]:
     """The operators of each reason, in the order in which the table first gives it."""
     for reason in dict.fromkeys(table.float_only.values()):
         names = sorted(_code(operator) for operator, found in table.float_only.items() if found == reason)
-        yield f"{reason[:1].upper()}{reason[1:]}:"
+        yield f"{_sentence(reason)}:"
         yield ""
         yield from _wrapped(names)
         yield ""
+
+
+def _sentence(reason: str) -> str:
+    """A reason with a capital, unless it begins with a name."""
+    first = reason.partition(" ")[0]
+    return reason[:1].upper() + reason[1:] if first.isalpha() and first.islower() else reason
 
 
 def _wrapped(names: Sequence[str]) -> Iterator[str]:
