@@ -3,9 +3,8 @@
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ from qspec_x86 import (
     lower_eager,
     package,
 )
-from qspec_x86._torch import load_runner
+from qspec_x86._torch import read_metadata
 
 
 class Small(nn.Module):
@@ -125,21 +124,46 @@ def test_a_fresh_process_runs_the_package_without_qspec(made: Made, tmp_path: Pa
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), load_package(made.path)(x), rtol=0, atol=0)
 
 
+def change_metadata(made: Made, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    """Let the package say something else of itself."""
+    changed = {key: value.replace(old, new) for key, value in read_metadata(made.path).items()}
+    assert changed != read_metadata(made.path)
+
+    def read(path: Path) -> dict[str, str]:
+        return changed
+
+    monkeypatch.setattr(aoti, "read_metadata", read)
+
+
+def yes(*_: object) -> bool:
+    return True
+
+
 def test_a_package_for_vnni_is_refused_where_sums_are_cut(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    runner, metadata = load_runner(made.path)
-    vnni = {key: value.replace('"target": "any"', '"target": "vnni"') for key, value in metadata.items()}
-
-    def load(path: Path) -> tuple[Callable[..., Any], dict[str, str]]:
-        return runner, vnni
-
-    def cuts() -> bool:
-        return True
-
-    monkeypatch.setattr(aoti, "load_runner", load)
-    monkeypatch.setattr(aoti, "saturates", cuts)
+    change_metadata(made, monkeypatch, '"target": "any"', '"target": "vnni"')
+    monkeypatch.setattr(aoti, "saturates", yes)
     with pytest.raises(LoweringError) as caught:
         load_package(made.path)
     assert caught.value.found == "target 'vnni'"
+
+
+@pytest.mark.parametrize(("here", "runs"), [("DEFAULT", False), ("AVX2", True), ("AVX512", True), ("ZVECTOR", False)])
+def test_a_package_for_any_cpu_needs_avx2(made: Made, monkeypatch: pytest.MonkeyPatch, here: str, runs: bool) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: here)
+    if runs:
+        assert load_package(made.path).signature.instructions == "AVX2"
+        return
+    with pytest.raises(LoweringError, match="instructions that this CPU does not have") as caught:
+        load_package(made.path)
+    assert caught.value.found == f"AVX2 needed; this CPU has {here}"
+
+
+def test_a_package_for_one_cpu_is_refused_on_a_lesser_one(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_metadata(made, monkeypatch, '"instructions": "AVX2"', '"instructions": "AVX512"')
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.raises(LoweringError) as caught:
+        load_package(made.path)
+    assert caught.value.found == "AVX512 needed; this CPU has AVX2"
 
 
 def test_packing_has_no_shape_of_ours_once_the_package_is_written(made: Made) -> None:

@@ -16,10 +16,11 @@ from torch.fx import GraphModule
 from qspec_core.errors import LoweringError
 from qspec_x86._lower import lower_portable
 from qspec_x86._signature import Signature, signature_of
-from qspec_x86._target import resolve_target, saturates
+from qspec_x86._target import lacks, resolve_target, saturates
 from qspec_x86._torch import (
     compile_package,
     load_runner,
+    read_metadata,
     tree_leaves,
     tree_structure,
     tree_unflatten,
@@ -99,8 +100,8 @@ def package(
         converted: from `convert_pt2e`. It is not changed.
         example_inputs: positional arguments of one call, laid out in memory as those to come.
         path: file to write; its name ends in `.pt2`.
-        target: class of the deployment CPU: "any", "vnni" or "native". The compiled code is for the instruction set of
-            this machine all the same.
+        target: class of the deployment CPU: "any", "vnni" or "native". The code of the first two runs on every CPU with
+            AVX2; "native" uses all that this CPU has, and runs on its like.
     Returns: the path.
     Raises: LoweringError: the example inputs do not fit the graph, the file's name, or there is no C++ compiler.
     """
@@ -114,10 +115,12 @@ def package(
     resolved = resolve_target(target)
     lowered = lower_portable(converted, resolved)
     leaves, structure = tree_leaves(example_inputs), tree_structure(example_inputs)
-    signature = signature_of(lowered, leaves, resolved)
+    for_avx2 = target != "native"
+    instructions = "AVX2" if for_avx2 else torch.backends.cpu.get_cpu_capability()
+    signature = signature_of(lowered, leaves, resolved, instructions)
     laid_out = tree_unflatten(signature.fitted(leaves), structure)
     shapes = tree_unflatten(_dynamic_shapes(signature), structure)
-    compile_package(lowered, laid_out, shapes, path, {_METADATA_KEY: signature.to_json()})
+    compile_package(lowered, laid_out, shapes, path, {_METADATA_KEY: signature.to_json()}, for_avx2=for_avx2)
     return path
 
 
@@ -156,9 +159,10 @@ def _dynamic_shapes(signature: Signature) -> list[dict[int, Dim]]:
 def load_package(path: str | Path) -> X86Package:
     """Load a package that `package` wrote.
 
-    Raises: LoweringError: it is no such package, or this CPU would saturate where the package's target does not.
+    Raises: LoweringError: it is no such package, its code needs instructions that this CPU lacks, or this CPU would
+        saturate where the package's target does not.
     """
-    runner, metadata = load_runner(Path(path))
+    metadata = read_metadata(Path(path))
     text = metadata.get(_METADATA_KEY)
     if text is None:
         raise LoweringError(
@@ -167,6 +171,13 @@ def load_package(path: str | Path) -> X86Package:
             remedy="load it with aoti_load_package of torch's Inductor",
         )
     signature = Signature.from_json(text)
+    if lacks(signature.instructions):
+        raise LoweringError(
+            "the package was compiled for instructions that this CPU does not have",
+            found=f"{signature.instructions} needed; this CPU has {torch.backends.cpu.get_cpu_capability()}",
+            expected="a package for target 'any' or 'vnni', which needs AVX2 alone",
+            remedy="package the model again with target='any', or on a CPU like this one",
+        )
     if signature.target == "vnni" and saturates():
         raise LoweringError(
             "the package was made for CPUs with VNNI; this one sums products in 16 bits and would be wrong",
@@ -174,7 +185,7 @@ def load_package(path: str | Path) -> X86Package:
             expected="target 'any' on this CPU",
             remedy="package the model again with target='any'",
         )
-    return X86Package(runner, signature, Path(path))
+    return X86Package(load_runner(Path(path)), signature, Path(path))
 
 
 def compile_module(

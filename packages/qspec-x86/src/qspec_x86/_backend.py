@@ -57,7 +57,7 @@ def lower(
     if not has_compiler():
         return _eager(converted, resolved, "there is no C++ compiler")
     try:
-        return compile_module(converted, example_inputs, resolved)
+        return compile_module(converted, example_inputs, target)
     except LoweringError as error:
         return _eager(converted, resolved, error.problem)
     except Exception as error:  # whatever export, Inductor or the C++ compiler raise for this graph

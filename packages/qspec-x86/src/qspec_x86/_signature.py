@@ -82,10 +82,12 @@ class Signature:
     Args:
         inputs: the tensors.
         target: class of the deployment CPU.
+        instructions: what the CPU must have to run the compiled code: "AVX2" or "AVX512".
     """
 
     inputs: tuple[Input, ...]
     target: str
+    instructions: str
 
     def to_json(self) -> str:
         """As text, for a package's metadata."""
@@ -99,7 +101,7 @@ class Signature:
         for entry in data["inputs"]:
             sizes = tuple(size if isinstance(size, int) else (size[0], size[1], size[2]) for size in entry["sizes"])
             inputs.append(Input(entry["name"], entry["dtype"], sizes, entry["channels_last"]))
-        return cls(tuple(inputs), data["target"])
+        return cls(tuple(inputs), data["target"], data["instructions"])
 
     def fitted(self, leaves: list[Any]) -> list[Tensor]:  # whatever the caller passed
         """The tensors of a call, each in its layout.
@@ -116,13 +118,14 @@ class Signature:
         return [entry.fitted(leaf) for entry, leaf in zip(self.inputs, leaves, strict=True)]
 
 
-def signature_of(module: GraphModule, leaves: list[Any], target: str) -> Signature:
+def signature_of(module: GraphModule, leaves: list[Any], target: str, instructions: str) -> Signature:
     """What the graph's placeholders take, laid out as the example inputs are.
 
     Args:
         module: a lowered graph, whose placeholders carry fake tensors.
         leaves: the example inputs, flattened.
         target: class of the deployment CPU.
+        instructions: what the compiled code needs.
     Raises: LoweringError: the example inputs do not fit the graph, or a size is computed from others.
     """
     placeholders = module.graph.find_nodes(op="placeholder")
@@ -148,7 +151,7 @@ def signature_of(module: GraphModule, leaves: list[Any], target: str) -> Signatu
         rows = leaf.is_contiguous()
         last = not rows and leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
         inputs.append(Input(node.name, str(value.dtype).removeprefix("torch."), sizes, last))
-    signature = Signature(tuple(inputs), target)
+    signature = Signature(tuple(inputs), target, instructions)
     signature.fitted(leaves)
     return signature
 

@@ -8,10 +8,12 @@ import torch
 
 from qspec_core.errors import BackendError
 
-__all__ = ["TARGETS", "resolve_target", "saturates"]
+__all__ = ["TARGETS", "lacks", "resolve_target", "saturates"]
 
 TARGETS = ("any", "vnni", "native")
 """Targets, the default first. "any": right on every x86 CPU. "vnni": has VNNI or AMX. "native": the CPU at hand."""
+
+_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # as torch names them, each with all that those before it have
 
 _onednn = torch.ops.onednn
 
@@ -48,3 +50,10 @@ def resolve_target(target: str) -> str:
     if target == "native":
         return "any" if saturates() else "vnni"
     return target
+
+
+def lacks(instructions: str) -> bool:
+    """Whether this CPU cannot run code compiled for these instructions, named as torch names them: "AVX2", "AVX512"."""
+    here = torch.backends.cpu.get_cpu_capability()
+    known = here in _CAPABILITIES and instructions in _CAPABILITIES
+    return not known or _CAPABILITIES.index(here) < _CAPABILITIES.index(instructions)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 __all__ = [
     "compile_package",
     "load_runner",
+    "read_metadata",
     "size_hint",
     "symbol_range",
     "tree_leaves",
@@ -52,23 +53,35 @@ def compile_package(
     dynamic_shapes: Any,  # as torch.export takes it
     path: Path,
     metadata: Mapping[str, str],
+    *,
+    for_avx2: bool,
 ) -> None:
     """Export a portable lowered module and compile it ahead of time into the package at `path`.
 
     Freezing folds the packing nodes into packed constants; it is off, silently, while gradients are recorded.
+
+    Args:
+        for_avx2: compile for every CPU with AVX2, not for all that this one has.
     """
     with torch.no_grad(), _packing_known(), warnings.catch_warnings():
         # Torch's own, of its deprecated parts and its conversions: they differ between versions, and what fails raises.
         warnings.simplefilter("ignore")
         program = torch.export.export(module, example_inputs, dynamic_shapes=dynamic_shapes)
-        configs = {"freezing": True, "aot_inductor.metadata": dict(metadata)}
+        configs: dict[str, Any] = {"freezing": True, "aot_inductor.metadata": dict(metadata)}
+        if for_avx2:
+            configs |= {"cpp.simdlen": 256, "cpp.march": "x86-64-v3"}
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
 
 
-def load_runner(path: Path) -> tuple[Callable[..., Any], Mapping[str, str]]:
-    """The callable in a package, with the package's metadata."""
-    runner = aoti_load_package(str(path))
-    return cast(Callable[..., Any], runner), runner.get_metadata()
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """A package's metadata, read without loading its code."""
+    found: Mapping[str, str] = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(str(path), "model")
+    return found
+
+
+def load_runner(path: Path) -> Callable[..., Any]:
+    """The callable in a package."""
+    return cast(Callable[..., Any], aoti_load_package(str(path)))
 
 
 def size_hint(size: int | torch.SymInt) -> int | None:
