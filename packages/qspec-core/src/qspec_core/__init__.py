@@ -19,6 +19,8 @@ from qspec_core.errors import (
     TrainingModeError,
     Where,
 )
+from qspec_core.fake_quantize import ObserverOrFakeQuantize, ObserverOrFakeQuantizeConstructor
+from qspec_core.graphs import WrapperModule, model_is_exported
 from qspec_core.modes import (
     allow_exported_model_train_eval,
     move_exported_model_to_eval,
@@ -47,6 +49,8 @@ from qspec_core.quantizer import (
     ComposableQuantizer,
     EmbeddingQuantizer,
     OnConflict,
+    OperatorConfig,
+    OperatorPatternType,
     QuantizationConfig,
     Quantizer,
     TableQuantizer,
@@ -55,8 +59,10 @@ from qspec_core.quantizer import (
     get_bias_qspec,
     get_embedding_operators_config,
     get_input_act_qspec,
+    get_module_name_filter,
     get_output_act_qspec,
     get_weight_qspec,
+    is_valid_annotation,
 )
 from qspec_core.serialization import spec_from_dict, spec_to_dict
 from qspec_core.sharing import Group, Resolution, resolve
@@ -101,7 +107,11 @@ __all__ = [
     "NothingQuantizedError",
     "ObserverBase",
     "ObserverNeverRanWarning",
+    "ObserverOrFakeQuantize",
+    "ObserverOrFakeQuantizeConstructor",
     "OnConflict",
+    "OperatorConfig",
+    "OperatorPatternType",
     "PerChannelMSEObserver",
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
@@ -125,6 +135,7 @@ __all__ = [
     "TrainingModeError",
     "UniformQuantizationObserverBase",
     "Where",
+    "WrapperModule",
     "allow_exported_model_train_eval",
     "annotate_input_qspec_map",
     "annotate_output_qspec",
@@ -136,8 +147,11 @@ __all__ = [
     "get_bias_qspec",
     "get_embedding_operators_config",
     "get_input_act_qspec",
+    "get_module_name_filter",
     "get_output_act_qspec",
     "get_weight_qspec",
+    "is_valid_annotation",
+    "model_is_exported",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",
     "prepare_pt2e",

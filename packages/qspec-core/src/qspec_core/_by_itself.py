@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qspec_core.graphs import add_constant, constant_value, copy_graph_module
 from qspec_core.prepare import observer_nodes
+from qspec_core.subgraphs import graph_modules
 
 __all__ = ["let_convert"]
 
@@ -26,23 +27,30 @@ def let_convert(model: GraphModule, *, fold_quantize: bool) -> GraphModule:
     Returns: the copy, or the module itself where no observer converts itself.
     Cost: O(nodes + edges), plus what the observers do.
     """
-    if not any(_converts(observer) for _, observer in observer_nodes(model)):
+    if not any(_converting(body) for _, body in graph_modules(model)):
         return model
     copied = copy_graph_module(model)
-    for node, observer in observer_nodes(copied):
-        if not _converts(observer):
-            continue
-        kept, readers = {key: node.meta[key] for key in _KEPT if key in node.meta}, list(node.users)
-        before, after = node.prev, node.next
-        convert = observer.convert
-        convert(copied, node)  # type: ignore[operator]  # _converts held
-        new = list(_between(before, after))
-        for other in new:
-            if any(reader in other.users for reader in readers):
-                other.meta = {**kept, **other.meta}
-        if fold_quantize:
-            _freeze(copied, new)
+    for _, body in graph_modules(copied):
+        for node, observer in _converting(body):
+            _convert(body, node, observer, fold_quantize)
     return copied
+
+
+def _converting(body: GraphModule) -> list[tuple[Node, nn.Module]]:
+    return [(node, observer) for node, observer in observer_nodes(body) if _converts(observer)]
+
+
+def _convert(body: GraphModule, node: Node, observer: nn.Module, fold_quantize: bool) -> None:
+    kept, readers = {key: node.meta[key] for key in _KEPT if key in node.meta}, list(node.users)
+    before, after = node.prev, node.next
+    convert = observer.convert
+    convert(body, node)  # type: ignore[operator]  # _converts held
+    new = list(_between(before, after))
+    for other in new:
+        if any(reader in other.users for reader in readers):
+            other.meta = {**kept, **other.meta}
+    if fold_quantize:
+        _freeze(body, new)
 
 
 def _between(before: Node, after: Node) -> Iterator[Node]:

@@ -12,10 +12,19 @@ from torch.fx.node import Argument
 
 from qspec_core import ops
 from qspec_core._by_itself import let_convert
+from qspec_core._observed import fold_observed
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
-from qspec_core.errors import GraphError, module_path
-from qspec_core.graphs import Constants, constant_value, derived_meta, gc_paused, require_exported, wrap_graph
+from qspec_core.errors import GraphError, SpecError, module_path
+from qspec_core.graphs import (
+    Constants,
+    constant_value,
+    derived_meta,
+    gc_paused,
+    port_meta,
+    require_exported,
+    wrap_graph,
+)
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 from qspec_core.prepare import observer_nodes
 from qspec_core.reference import to_reference
@@ -38,30 +47,47 @@ _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own get
 
 
 def convert_pt2e(
-    model: GraphModule, *, fold_quantize: bool = True, use_reference_representation: bool = False
+    model: GraphModule, use_reference_representation: bool = False, fold_quantize: bool = True
 ) -> GraphModule:
     """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that
     observers of constants which saw no data observe them now.
 
-    Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant is stored as integers,
-    with the dequantize alone left in the graph.
+    Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant, or what follows from
+    constants alone, is stored as integers, with the dequantize alone left in the graph. What a quantizer noted under
+    `quantization_tag` goes to the quantize of an annotated output and the dequantize of an annotated input.
 
     Args:
         model: from `prepare_pt2e`, after it ran on calibration data.
-        fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
         use_reference_representation: write the result in integer arithmetic of plain operators, as
             `qspec_core.reference.to_reference` does: for checking what a device computes.
+        fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
     Returns: the quantized module, in `quantized_decomposed` operators, without the float weights that it does not need.
-    Raises: GraphError: the model is no graph module, was not prepared, or is converted already.
+    Raises:
+        GraphError: the model is no graph module, was not prepared, or is converted already.
+        SpecError: a flag is neither True nor False.
     Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
     Cost: O(nodes + edges), plus quantizing each weight, one at a time.
     """
+    _require_flags(use_reference_representation=use_reference_representation, fold_quantize=fold_quantize)
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
+        if fold_quantize:
+            model = fold_observed(model)
         _observe_constants(model)
         model = let_convert(model, fold_quantize=fold_quantize)
         converted = _Rebuild(model, _plan(model), fold_quantize).run()
         return to_reference(converted) if use_reference_representation else converted
+
+
+def _require_flags(**flags: object) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise SpecError(
+                f"{name} of convert_pt2e is a flag",
+                found=repr(value),
+                expected="True or False",
+                remedy=f"pass {name}=True or {name}=False; the quantizer goes to prepare_pt2e",
+            )
 
 
 def _require_prepared(model: GraphModule) -> None:
@@ -204,19 +230,19 @@ class _Rebuild:
         self._nodes: dict[Node, Node] = {}
         self._integers: dict[Node, tuple[OpOverload, tuple[Argument, ...], tuple[Step, ...]]] = {}
         self._frozen: dict[tuple[str, int], str] = {}
+        self._observers = dict(observer_nodes(prepared))
 
     def run(self) -> GraphModule:
         """The converted module."""
         inner = bodies(self._prepared)
         for target, body in inner.items():
             self._constants.attributes[target] = _Rebuild(body, self._plan, self._fold).run()
-        observers = dict(observer_nodes(self._prepared))
         for node in self._prepared.graph.nodes:
-            if node in observers:
+            if node in self._observers:
                 if node.users:
-                    self._quantize(node, observers[node])
+                    self._quantize(node, self._observers[node])
             else:
-                copied = self._nodes[node] = self._graph.node_copy(node, self._read)
+                copied = self._nodes[node] = self._graph.node_copy(node, partial(self._read, node))
                 copied.meta.pop(Q_ANNOTATION_KEY, None)  # its nodes would keep the float model alive
         move_codegen(self._prepared.graph, self._graph)
         for constant in self._graph.find_nodes(op="get_attr"):
@@ -227,7 +253,7 @@ class _Rebuild:
             lift_constants(converted)
         return converted
 
-    def _read(self, node: Node) -> Node:
+    def _read(self, reader: Node, node: Node) -> Node:
         """What a reader of a prepared node reads now: a dequantize of its own where the node was an observer."""
         found = self._integers.get(node)
         if found is None:
@@ -235,10 +261,29 @@ class _Rebuild:
         target, arguments, after = found
         dequantize = self._graph.call_function(target, arguments, _out_dtype(target, node))
         dequantize.meta = derived_meta(node, _PASS)
+        if self._is_asked_for(reader, node):
+            port_meta(reader, dequantize)
         integers = arguments[0]
         if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
             self._set_value(dequantize, self._cast(integers.meta.get("val"), torch.float32))
         return self._steps(after, dequantize)
+
+    def _is_asked_for(self, reader: Node, node: Node) -> bool:
+        """Whether a reader's annotation has a spec for the tensor that an observer observes."""
+        while node in self._observers:
+            node = node.all_input_nodes[0]
+        annotation = reader.meta.get(Q_ANNOTATION_KEY)
+        return annotation is not None and annotation.input_qspec_map.get(node) is not None
+
+    def _owner(self, node: Node, source: Node, form: ConvertedForm) -> Node | None:
+        """Whose notes the quantize of an observer takes over: those of a constant, of the reader that quantizes its
+        input when the model runs, or of the producer whose output has a spec."""
+        if source.op == "get_attr":
+            return source
+        if form.choose is not None:
+            return next((reader for reader in node.users if self._is_asked_for(reader, node)), None)
+        annotation = source.meta.get(Q_ANNOTATION_KEY)
+        return source if annotation is not None and annotation.output_qspec is not None else None
 
     def _quantize(self, node: Node, observer: nn.Module) -> None:
         """Write the quantize that an observer stands for, and note how its readers dequantize."""
@@ -247,9 +292,9 @@ class _Rebuild:
         if isinstance(form, ConvertedForm):
             self._quantize_by_form(node, source, id(observer), form)
         elif form == torch.float32:
-            self._nodes[node] = self._read(source)
+            self._nodes[node] = self._read(node, source)
         else:
-            narrow = self._call(ops.CONVERT_ELEMENT_TYPE, (self._read(source), form), node, form)
+            narrow = self._call(ops.CONVERT_ELEMENT_TYPE, (self._read(node, source), form), node, form)
             self._nodes[node] = self._call(ops.CONVERT_ELEMENT_TYPE, (narrow, torch.float32), node, torch.float32)
 
     def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
@@ -277,15 +322,19 @@ class _Rebuild:
         return tensor
 
     def _quantize_by_form(self, node: Node, source: Node, observer: int, form: ConvertedForm) -> None:
-        value = constant_value(self._prepared, source)
+        value, owner = constant_value(self._prepared, source), self._owner(node, source, form)
         if value is not None and self._fold and form.choose is None:
             qparams = self._qparams(form, node, source, None)
             integers = self._freeze(node, source, observer, partial(form.integers, value.detach()))
         else:
-            tensor = self._steps(form.before, self._read(source))
+            tensor = self._steps(form.before, self._read(node, source))
             qparams = self._qparams(form, node, source, tensor)
             like = tensor if form.before else node
             integers = self._call(form.quantize, (tensor, *qparams, *form.limits), like, form.dtype)
+        if owner is not None:
+            port_meta(owner, integers)
+            if form.choose is not None and isinstance(qparams[0], Node):
+                port_meta(owner, qparams[0].all_input_nodes[0])
         self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *form.last), form.after
 
     def _qparams(self, form: ConvertedForm, node: Node, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:

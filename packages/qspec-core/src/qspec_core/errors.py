@@ -109,16 +109,16 @@ def _rebuild(cls: type[QSpecError], problem: str, fields: dict[str, Any]) -> QSp
     return cls(problem, **fields)
 
 
-class SpecError(QSpecError, ValueError):
-    """A quantization spec or a configuration contradicts itself."""
+class SpecError(QSpecError, ValueError, AssertionError):
+    """A quantization spec or a configuration contradicts itself. Other stacks assert some of this, so it is one too."""
 
 
 class AnnotationError(QSpecError, RuntimeError):
     """A quantizer annotated something that cannot carry the annotation."""
 
 
-class SharingError(AnnotationError):
-    """References between quantization points are cyclic or end in a point without a spec."""
+class SharingError(AnnotationError, AssertionError):
+    """References between quantization points are cyclic or end in a point without a spec, which other stacks assert."""
 
 
 class GraphError(QSpecError, ValueError):

@@ -47,8 +47,8 @@ def adopt_annotations(module: GraphModule) -> None:
             {source: _spec(node, spec) for source, spec in inputs.items() if source in arguments},
             _spec(node, found.output_qspec),
             bool(getattr(found, "allow_implicit_sharing", True)),
-            dict(getattr(found, "custom", {}) or {}),
             _annotated=True,
+            custom=dict(getattr(found, "custom", {}) or {}),
         )
     if stale:
         for node in module.graph.nodes:

@@ -2,7 +2,7 @@
 
 import gc
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -28,6 +28,7 @@ from qspec_core.subgraphs import attribute, bodies, control_calls, set_attribute
 
 __all__ = [
     "Constants",
+    "WrapperModule",
     "add_constant",
     "computes_float",
     "constant_value",
@@ -37,7 +38,9 @@ __all__ = [
     "gc_paused",
     "is_float",
     "is_view",
+    "model_is_exported",
     "mutated_attributes",
+    "port_meta",
     "require_exported",
     "wrap_graph",
     "written_roots",
@@ -73,6 +76,27 @@ def require_exported(module: object, step: str) -> GraphModule:
         expected="torch.fx.GraphModule from torch.export.export(...).module()",
         remedy=remedy,
     )
+
+
+def model_is_exported(m: nn.Module) -> bool:
+    """Whether a module is a graph that `torch.export` made, by the fake tensors that it leaves on the nodes."""
+    return isinstance(m, GraphModule) and any("val" in node.meta for node in m.graph.nodes)
+
+
+class WrapperModule(nn.Module):
+    """A function as a module, so that it can be exported.
+
+    Args:
+        fn: called with the module's arguments.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # as the function's
+        """Call the function."""
+        return self.fn(*args, **kwargs)
 
 
 def constant_value(module: nn.Module, node: object) -> Tensor | None:
@@ -120,6 +144,11 @@ def derived_meta(source: Node, pass_name: str, reader: Node | None = None) -> di
         elif reader is not None and key != "val" and key in reader.meta:
             meta[key] = reader.meta[key]
     return meta
+
+
+def port_meta(owner: Node, made: Node) -> None:
+    """Give a node what users and quantizers noted on the operator that it serves."""
+    made.meta |= {key: owner.meta[key] for key in ("stack_trace", "quantization_tag") if key in owner.meta}
 
 
 def fresh_attribute_name(module: nn.Module, prefix: str) -> str:
@@ -239,7 +268,7 @@ def copy_graph_module(module: GraphModule) -> GraphModule:
     new_output.meta = dict(old_output.meta)
     for new in nodes.values():
         new.meta = dict(new.meta)
-        if Q_ANNOTATION_KEY in new.meta:
+        if new.meta.get(Q_ANNOTATION_KEY) is not None:
             new.meta[Q_ANNOTATION_KEY] = _moved_annotation(new.meta[Q_ANNOTATION_KEY], nodes)
     copied = wrap_graph(module, graph, compiled=False)
     for target, body in bodies(copied).items():

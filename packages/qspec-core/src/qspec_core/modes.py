@@ -24,6 +24,9 @@ _FLAGS: dict[OpOverload, str] = {
 }
 """Operators that behave differently in training, with the argument that says so."""
 
+_MODE = "_exported_training"
+"""Attribute of a graph module that was switched: to training or not. The name is the field's."""
+
 
 def move_exported_model_to_eval(model: GraphModule) -> GraphModule:
     """Switch dropout and batch norm of an exported graph, subgraphs included, to evaluation. In place.
@@ -74,6 +77,8 @@ def _eval(self: GraphModule) -> GraphModule:
 
 
 def _switch(model: GraphModule, training: bool) -> GraphModule:
+    if vars(model).get(_MODE) == training:  # a loop that calls train() in every epoch generates no code anew
+        return model
     for _, module in graph_modules(model):
         switched = False
         for node in module.graph.nodes:
@@ -84,4 +89,5 @@ def _switch(model: GraphModule, training: bool) -> GraphModule:
         if switched:
             module.recompile()
     model.training = training
+    vars(model)[_MODE] = training
     return model

@@ -14,6 +14,7 @@ from qspec_core.graphs import (
     fresh_attribute_name,
     gc_paused,
     is_float,
+    model_is_exported,
     require_exported,
 )
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
@@ -110,7 +111,7 @@ def _require_fresh(model: GraphModule) -> None:
             expected="a graph without observers",
             remedy="convert it with convert_pt2e, or prepare the exported model it was made from",
         )
-    if not any("val" in node.meta for node in model.graph.nodes):
+    if not model_is_exported(model):
         raise GraphError(
             "the graph was not made by torch.export: its nodes carry no fake tensors",
             found=type(model).__qualname__,

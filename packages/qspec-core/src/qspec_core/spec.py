@@ -278,12 +278,12 @@ class QuantizationAnnotation:
         input_qspec_map: spec of each input edge, keyed by the producer; an edge left out stays in float.
         output_qspec: spec of the node's output; None leaves it in float.
         allow_implicit_sharing: points of this node may join points on the same tensor that have an equal spec.
-        custom: free for the quantizer's own use; qspec hands it through unread.
         _annotated: some quantizer has dealt with this node; the name is the field's.
+        custom: free for the quantizer's own use; qspec hands it through unread.
     """
 
     input_qspec_map: dict[Node, QuantizationSpecBase | None] = field(default_factory=dict)
     output_qspec: QuantizationSpecBase | None = None
     allow_implicit_sharing: bool = True
-    custom: dict[str, Any] = field(default_factory=dict)
     _annotated: bool = False
+    custom: dict[str, Any] = field(default_factory=dict)

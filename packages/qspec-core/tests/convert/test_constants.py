@@ -1,8 +1,12 @@
 """Constants in converted graphs: stored once, observed all, quantized in plain torch's arithmetic."""
 
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from core_support import (
+    Frozen,
     Net,
     affine_parameters,
     at_activation,
@@ -17,6 +21,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from qspec_core import (
+    ObserverNeverRanWarning,
     QuantizationAnnotation,
     QuantizationSpec,
     Quantizer,
@@ -90,3 +95,58 @@ def test_constant_that_two_nodes_read_through_one_observer_is_stored_once() -> N
     with torch.no_grad():
         w = simulate(layer.weight, (layer.weight.abs().max() / 127.5).item(), 0, -128, 127)
         assert torch.equal(converted(x), F.linear(F.relu(F.linear(x, w)), w))
+
+
+class Product(Quantizer):
+    """A product whose second operand is computed from a constant."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        (product,) = calls(model, aten.matmul.default)
+        left, right = product.all_input_nodes
+        act = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
+        product.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({left: act, right: PER_TENSOR})
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Accept everything."""
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_what_follows_from_constants_is_stored_as_integers(calibrated: bool) -> None:
+    w, x = torch.randn(3, 4), torch.randn(8, 4)
+    exported = export(Net(lambda m, x: torch.matmul(x, m.w.t() * 2), w=w), x)
+    frozen = Frozen(exported)
+    prepared = prepare_pt2e(exported, Product())
+    if calibrated:
+        prepared(x)
+        converted, unfolded = convert_pt2e(prepared), convert_pt2e(prepared, fold_quantize=False)
+        assert torch.equal(converted(x), unfolded(x))
+        assert len(calls(unfolded, aten.t.default)) == 1
+    else:
+        with pytest.warns(ObserverNeverRanWarning, match="1 observers saw no data"):
+            converted = convert_pt2e(prepared)
+    assert not calls(converted, aten.t.default, aten.mul.Tensor)
+    (stored,) = [value for value in converted.state_dict().values() if value.dtype == torch.int8]
+    folded = (w.t() * 2).contiguous()
+    scale = (folded.abs().max() / 127.5).item()
+    assert torch.equal(stored.float(), torch.round(folded * (1.0 / scale)).clamp(-128, 127))
+    assert "w" not in converted.state_dict()
+    frozen.check()
+
+
+def test_expression_that_float_operators_read_too_stays() -> None:
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:  # a buffer by name
+        doubled = m.w.t() * 2
+        return torch.matmul(x, doubled) + doubled.sum()
+
+    w, x = torch.randn(3, 4), torch.randn(8, 4)
+    prepared = prepare_pt2e(export(Net(forward, w=w), x), Product())
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    converted.graph.lint()
+    assert len(calls(converted, aten.mul.Tensor)) == 1
+    with torch.no_grad():
+        product = torch.matmul(
+            at_activation(x), simulate(w.t() * 2, ((2 * w).abs().max() / 127.5).item(), 0, -128, 127)
+        )
+        assert torch.equal(converted(x), product + (w.t() * 2).sum())

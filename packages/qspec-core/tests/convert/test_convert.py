@@ -40,7 +40,7 @@ from qspec_core import (
     convert_pt2e,
     prepare_pt2e,
 )
-from qspec_core.errors import GraphError
+from qspec_core.errors import GraphError, SpecError
 from qspec_core.observers import MinMaxObserver, PlaceholderObserver
 from qspec_core.spec import Q_ANNOTATION_KEY
 
@@ -130,6 +130,29 @@ def test_unfolded_weights_stay_float_with_their_quantize() -> None:
     assert len(calls(converted, Q_CHANNEL)) == 1
     assert converted.get_parameter("weight") is linear.weight
     assert torch.equal(converted(x), convert_pt2e(prepared)(x))
+
+
+def test_flags_by_position_are_those_of_the_field() -> None:
+    """`convert_pt2e(model, use_reference_representation, fold_quantize)`."""
+    x = torch.randn(8, 4)
+    prepared = prepare_pt2e(export(nn.Linear(4, 6), x), quantizer())
+    prepared(x)
+    for reference, fold in ((False, False), (True, True)):
+        named = convert_pt2e(prepared, use_reference_representation=reference, fold_quantize=fold)
+        assert targets(convert_pt2e(prepared, reference, fold)) == targets(named)
+
+
+@pytest.mark.parametrize("flag", ["use_reference_representation", "fold_quantize"])
+def test_flag_that_is_none(flag: str) -> None:
+    prepared = prepare_pt2e(export(nn.Linear(4, 6), torch.randn(8, 4)), quantizer())
+    frozen = Frozen(prepared)
+    given: Any = {flag: quantizer()}
+    with pytest.raises(ValueError, match=f"{flag} of convert_pt2e is a flag") as caught:
+        convert_pt2e(prepared, **given)
+    assert isinstance(caught.value, SpecError)
+    assert "TableQuantizer" in str(caught.value.found)
+    assert f"{flag}=True" in caught.value.remedy
+    frozen.check()
 
 
 def test_weights_need_no_calibration() -> None:

@@ -16,6 +16,9 @@ from qspec_core.debug import (
     NUMERIC_DEBUG_HANDLE_KEY,
     Comparison,
     NodeComparison,
+    NodeSourceDebugInfo,
+    OutputLogger,
+    QuantizationComparisonResult,
     compare,
     compare_results,
     extract_results_from_loggers,
@@ -158,27 +161,95 @@ def test_handles_survive_prepare_and_convert(of_program: bool) -> None:
     assert handles(marked) == given
 
 
-def test_logs_of_two_programs_by_handle(exported: GraphModule) -> None:
+@pytest.mark.parametrize("marked", [False, True])
+def test_logs_of_two_programs(marked: bool) -> None:
     module = export(network(), X)
-    generate_numeric_debug_handle(module)
+    if marked:
+        generate_numeric_debug_handle(module)
     prepared = prepare_pt2e(module, quantizer())
     prepared(X)
-    reference, actual = (prepare_for_propagation_comparison(m) for m in (module, convert_pt2e(prepared)))
+    converted = convert_pt2e(prepared)
+    reference, actual = (prepare_for_propagation_comparison(m) for m in (module, converted))
     assert extract_results_from_loggers(reference) == {}
     for x in (X, -X):
         assert torch.equal(reference(x), module(x))
         actual(x)
     logs = extract_results_from_loggers(reference)
-    (last,) = [log for log in logs.values() if log.node == "linear"]
+    assert {type(key) for key in logs} == {int if marked else NodeSourceDebugInfo}
+    (last,) = [log for log in logs.values() if log.node_name == "linear"]
     assert last.module == "5"
-    assert [torch.equal(value, module(x)) for value, x in zip(last.values, (X, -X), strict=True)] == [True, True]
+    assert [torch.equal(value, module(x)) for value, x in zip(last.stats, (X, -X), strict=True)] == [True, True]
     found = compare_results(logs, extract_results_from_loggers(actual))
-    direct = compare(module, convert_pt2e(prepared), [(X,), (-X,)])
-    assert {e.node: e.sqnr for e in found.values()} == {e.node: e.sqnr for e in direct.nodes}
+    direct = compare(module, converted, [(X,), (-X,)])
+    pairs = {s.actual_node_name: (s.ref_node_name, s.sqnr, s.max_error, s.cosine) for s in found.values()}
+    assert pairs == {e.node: (e.float_node, e.sqnr, e.max_error, e.cosine) for e in direct.nodes}
+    assert pairs["conv2d"][0] == "batch_norm"
+    (summary,) = [s for s in found.values() if s.actual_node_name == "linear"]
+    assert (summary.actual_module_stack, summary.ref_module_stack) == ("5", "5")
+    for result, x in zip(summary.results, (X, -X), strict=True):
+        want, got = module(x).detach(), converted(x).detach()
+        assert float(result.sqnr) == pytest.approx(sqnr(want, got), rel=1e-5)
+        assert float(result.mse_loss) == pytest.approx(float((want - got).pow(2).mean()))
+        assert torch.equal(result.loss(torch.sub), got - want)
     with pytest.raises(GraphError, match="no operator in common"):
         compare_results(logs, {})
+
+
+def test_loggers_are_named_and_fed_as_elsewhere() -> None:
+    """Names and attributes are what torchao gives them: scripts read these."""
+    module = export(network(), X)
+    logged = prepare_for_propagation_comparison(module)
+    loggers = {name: part for name, part in logged.named_children() if isinstance(part, OutputLogger)}
+    assert list(loggers) == [f"{node.name}_logger0" for node in calls(module)]
+    logged(X)
+    for node in calls(module):
+        logger = loggers[f"{node.name}_logger0"]
+        assert (logger.node_name, len(logger.stats)) == (node.name, 1)
+        assert logger.nn_module_stack == node.meta["nn_module_stack"]
+        assert node.name in repr(logger)
+
+
+def test_operators_with_several_outputs_are_compared() -> None:
+    def forward(_: Any, x: Tensor) -> Tensor:
+        first, second = torch.split(x * 2, [1, 2], dim=1)
+        return torch.cat([first, second.relu()], dim=1)
+
+    x = torch.randn(2, 3)
+    module = export(Net(forward), x)
+    ours, theirs = (prepare_for_propagation_comparison(module) for _ in range(2))
+    ours(x)
+    theirs(x + 0.5)
+    found = compare_results(*(extract_results_from_loggers(m) for m in (ours, theirs)))
+    (split,) = [s for s in found.values() if s.ref_node_name == "split_with_sizes"]
+    parts = [(v, v + 1) for v in torch.split(x * 2, [1, 2], dim=1)]
+    for value, (want, got) in zip(split.results[0].sqnr, parts, strict=True):
+        assert float(value) == pytest.approx(sqnr(want, got), rel=1e-5)
+    assert "sqnr=" in repr(split.results[0])
+
+
+def test_values_that_cannot_be_compared() -> None:
+    one = {"a": torch.ones(2), "b": [torch.zeros(3), None]}
+    other = {"a": torch.ones(2) * 3, "b": [torch.zeros(3), None]}
+    result = QuantizationComparisonResult(other, one)
+    assert {key: value for key, value in result.loss(_difference).items() if key == "a"} == {"a": 4.0}
+    assert result.loss(_difference)["b"] == [0.0, None]
+    for wrong in ({"a": torch.ones(3), "b": [torch.zeros(3)]}, 7):
+        with pytest.raises(ValueError, match="cannot be compared") as caught:
+            QuantizationComparisonResult(wrong, one)
+        assert isinstance(caught.value, GraphError)
+        assert "(2,), (3,)" in str(caught.value.found)
+
+
+def _difference(actual: Tensor, reference: Tensor) -> float:
+    return float((actual - reference).sum())
+
+
+def test_graph_without_marks_or_history_is_refused() -> None:
+    module = export(network(), X)
+    for node in module.graph.nodes:
+        node.meta.pop("from_node", None)
     with pytest.raises(GraphError, match="no operator of the model has a debug handle") as caught:
-        prepare_for_propagation_comparison(exported)
+        prepare_for_propagation_comparison(module)
     assert "generate_numeric_debug_handle" in caught.value.remedy
 
 
@@ -210,6 +281,6 @@ def test_values_written_over_later_are_kept_as_they_were() -> None:
     generate_numeric_debug_handle(module)
     logged = prepare_for_propagation_comparison(module)
     logged(x)
-    logs = {log.node: log.values[0].tolist() for log in extract_results_from_loggers(logged).values()}
+    logs = {log.node_name: log.stats[0].tolist() for log in extract_results_from_loggers(logged).values()}
     assert logs["mul"] == [2.0, 2.0]
     assert len(calls(module, aten.add_.Tensor)) == 1

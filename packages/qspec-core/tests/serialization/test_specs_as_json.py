@@ -45,7 +45,7 @@ SPECS = {
     "weight": WEIGHT,
     "dynamic": DYNAMIC_ACT,
     "zero limit": QuantizationSpec(torch.uint8, MinMaxObserver, 0, 15),
-    "embedding": get_embedding_operators_config(4).weight,
+    "embedding": get_embedding_operators_config(4).config.weight,
     "groups": spec(GROUPS),
     "blocks": spec(BLOCKS),
     "fake": spec(FAKE),

@@ -19,6 +19,7 @@ from qspec_core.canonical._record import (
     STANDS_FOR_KEY,
     debug_handle,
     set_debug_handle,
+    value_source,
 )
 from qspec_core.canonical._weights import fold_weights
 
@@ -32,6 +33,7 @@ __all__ = [
     "fold_batch_norms",
     "fold_weights",
     "set_debug_handle",
+    "value_source",
 ]
 
 _PASSES = (

@@ -16,6 +16,7 @@ __all__ = [
     "fold_node",
     "retarget",
     "set_debug_handle",
+    "value_source",
 ]
 
 FOLDED_KEY = "qspec_folded"
@@ -24,6 +25,10 @@ NUMERIC_DEBUG_HANDLE_KEY = "numeric_debug_handle"
 """Key in a node's `meta["custom"]` of its number in numeric debugging."""
 REMOVED_KEY = "qspec_removed"
 """Key in a module's `meta`: operator and module stack of what the passes removed, for selectors that name it."""
+_SOURCE_KEY = "qspec_value_of"
+"""Key in a node's `meta` of the exported operator whose value it has, where that is not the one it was made from."""
+_INSERTED = ("prepare_pt2e", "convert_pt2e")
+_UNLIFTED = "ExportedProgram.module().unlift()"
 STANDS_FOR_KEY = "qspec_stands_for"
 """Key in a module's `meta`: name of each operator that a pass removed, to the node that has its value now."""
 
@@ -37,6 +42,18 @@ def debug_handle(node: Node) -> int | None:
 def set_debug_handle(node: Node, handle: int) -> None:
     """Number a node. What else its `meta["custom"]` holds is kept, in a copy: graphs that were copied share it."""
     node.meta["custom"] = node.meta.get("custom", {}) | {NUMERIC_DEBUG_HANDLE_KEY: handle}
+
+
+def value_source(node: Node) -> tuple[str, int] | None:
+    """Name and graph of the exported operator whose value a node has; None for what export or qspec inserted."""
+    noted: tuple[str, int] | None = node.meta.get(_SOURCE_KEY)
+    history = node.meta.get("from_node")
+    if noted is not None or not history or history[-1].pass_name in (*_INSERTED, _UNLIFTED):
+        return noted
+    source = history[-1]
+    while source.from_node:
+        source = source.from_node[-1]
+    return source.name, source.graph_id
 
 
 def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_value: bool = True) -> None:
@@ -55,9 +72,11 @@ def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_valu
     removed.append((str(old.target), tuple(module_stack(old))))
     if same_value:
         module.meta.setdefault(STANDS_FOR_KEY, {})[old.name] = new.name
-        handle = debug_handle(old)
+        handle, source = debug_handle(old), value_source(old)
         if handle is not None and new.op == "call_function":
             set_debug_handle(new, handle)
+        if source is not None and new.op == "call_function":
+            new.meta[_SOURCE_KEY] = source
     module.graph.erase_node(old)
 
 

@@ -1,19 +1,14 @@
 """Weights and biases that a model computes from its parameters alone become constants: a weight norm, a standardized
 kernel, a slice of a fused projection."""
 
-import operator
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
-from qspec_core import ops
 from qspec_core.canonical._record import fold_node
-from qspec_core.graphs import add_constant, constant_value, mutated_attributes
+from qspec_core.folding import compute_constants, constant_nodes
+from qspec_core.graphs import add_constant
 from qspec_core.layers import LAYERS
-from qspec_core.patterns import argument, called_operator, is_call, written_arguments
+from qspec_core.patterns import argument, is_call
 
 __all__ = ["fold_weights"]
 
@@ -36,10 +31,8 @@ def fold_weights(module: GraphModule) -> None:
     )
     if not wanted:
         return
-    constant = _constants(module)
-    values: dict[Node, Any] = {}
-    for node in _needed([node for node in wanted if node in constant], module):
-        values[node] = _value(module, node, values)
+    constant = constant_nodes(module)
+    values = compute_constants(module, [node for node in wanted if node in constant])
     for node in wanted:
         value = values.get(node)
         if isinstance(value, Tensor):
@@ -52,47 +45,3 @@ def fold_weights(module: GraphModule) -> None:
     for node in reversed(values):
         if node not in wanted and not node.users and node.op == "call_function":
             fold_node(module, node, node.all_input_nodes[0], "computed ahead: it follows from constants alone")
-
-
-def _constants(module: GraphModule) -> set[Node]:
-    """Nodes whose value is the same in every call and that do nothing else."""
-    mutated = mutated_attributes(module)
-    found: set[Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            is_constant = str(node.target) not in mutated and constant_value(module, node) is not None
-        else:
-            inputs = node.all_input_nodes
-            is_constant = _is_pure(node) and bool(inputs) and all(source in found for source in inputs)
-        if is_constant:
-            found.add(node)
-    return found
-
-
-def _is_pure(node: Node) -> bool:
-    if node.op == "call_function" and node.target is operator.getitem:
-        return True
-    called = called_operator(node)
-    if called is None or ops.is_dequantize(node) or ops.is_quantize(node):
-        return False
-    return torch.Tag.nondeterministic_seeded not in called.tags and not written_arguments(called)
-
-
-def _needed(nodes: list[Node], module: GraphModule) -> list[Node]:
-    """These nodes and all that they follow from, in graph order."""
-    found: set[Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack += node.all_input_nodes
-    return [node for node in module.graph.nodes if node in found]
-
-
-def _value(module: GraphModule, node: Node, values: dict[Node, Any]) -> Any:  # a tensor, or a tuple of them
-    if node.op == "get_attr":
-        return constant_value(module, node)
-    arguments, keywords = map_arg((node.args, node.kwargs), values.__getitem__)
-    with torch.no_grad():
-        return node.target(*arguments, **keywords)  # type: ignore[operator]  # only call_function nodes come here

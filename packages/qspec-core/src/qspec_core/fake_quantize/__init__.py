@@ -8,6 +8,8 @@ from qspec_core.fake_quantize._affine import (
 )
 from qspec_core.fake_quantize._base import (
     FakeQuantizeBase,
+    ObserverOrFakeQuantize,
+    ObserverOrFakeQuantizeConstructor,
     disable_fake_quant,
     disable_observer,
     enable_fake_quant,
@@ -49,6 +51,8 @@ __all__ = [
     "FixedQParamsFakeQuantize",
     "FusedMovingAvgObsFakeQuantize",
     "LearnableFakeQuantize",
+    "ObserverOrFakeQuantize",
+    "ObserverOrFakeQuantizeConstructor",
     "default_affine_fake_quant",
     "default_affine_fixed_qparams_fake_quant",
     "default_affine_per_axis_fake_quant",

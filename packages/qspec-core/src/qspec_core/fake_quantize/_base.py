@@ -5,10 +5,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from qspec_core.observers._constructor import Configurable
+from qspec_core.observers._base import ObserverBase
+from qspec_core.observers._constructor import Configurable, PartialWrapper
 
 __all__ = [
     "FakeQuantizeBase",
+    "ObserverOrFakeQuantize",
+    "ObserverOrFakeQuantizeConstructor",
     "disable_fake_quant",
     "disable_observer",
     "enable_fake_quant",
@@ -101,3 +104,9 @@ def disable_observer(mod: nn.Module) -> None:
     """Switch observation off; for `model.apply(disable_observer)`. Other modules are left alone."""
     if isinstance(mod, FakeQuantizeBase):
         mod.disable_observer()
+
+
+ObserverOrFakeQuantize = ObserverBase | FakeQuantizeBase
+"""What a quantization point is observed by."""
+ObserverOrFakeQuantizeConstructor = PartialWrapper | type[ObserverBase] | type[FakeQuantizeBase]
+"""What builds it."""

@@ -308,8 +308,27 @@ class AffineQuantizedMovingAverageMinMaxObserver(AffineQuantizedObserverBase):
 
 class AffineQuantizedPlaceholderObserver(AffineQuantizedObserverBase):
     """Carries the description of a dynamic scheme to convert: per tensor, token or block. Args: as
-    `AffineQuantizedObserverBase`.
+    `AffineQuantizedObserverBase`, in the field's order.
     """
+
+    def __init__(
+        self,
+        mapping_type: MappingType,
+        target_dtype: torch.dtype | TorchAODType,
+        granularity: Granularity,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float | None = None,
+        is_dynamic: bool = False,
+        scale_dtype: torch.dtype | None = None,
+        zero_point_dtype: torch.dtype | None = None,
+        preserve_zero: bool = True,
+        zero_point_domain: ZeroPointDomain | None = ZeroPointDomain.INT,
+        **unused: object,
+    ) -> None:
+        limits = quant_min, quant_max, eps
+        form = scale_dtype, zero_point_dtype, preserve_zero, zero_point_domain
+        super().__init__(mapping_type, target_dtype, granularity, *limits, *form, is_dynamic, **unused)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`."""

@@ -1,8 +1,16 @@
 """Quantizers: what decides which points of a graph carry which spec."""
 
-from qspec_core.quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
+from qspec_core.quantizer._base import (
+    Quantizer,
+    annotate_input_qspec_map,
+    annotate_output_qspec,
+    get_module_name_filter,
+    is_valid_annotation,
+)
 from qspec_core.quantizer._composable import ComposableQuantizer, OnConflict
 from qspec_core.quantizer._config import (
+    OperatorConfig,
+    OperatorPatternType,
     QuantizationConfig,
     get_bias_qspec,
     get_input_act_qspec,
@@ -17,6 +25,8 @@ __all__ = [
     "ComposableQuantizer",
     "EmbeddingQuantizer",
     "OnConflict",
+    "OperatorConfig",
+    "OperatorPatternType",
     "QuantizationConfig",
     "Quantizer",
     "TableQuantizer",
@@ -25,7 +35,9 @@ __all__ = [
     "get_bias_qspec",
     "get_embedding_operators_config",
     "get_input_act_qspec",
+    "get_module_name_filter",
     "get_output_act_qspec",
     "get_weight_qspec",
+    "is_valid_annotation",
     "mode_of",
 ]

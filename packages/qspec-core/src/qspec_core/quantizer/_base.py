@@ -1,13 +1,21 @@
 """The interface of every quantizer, and the two ways to write an annotation."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from qspec_core.errors import module_stack
 from qspec_core.spec import Q_ANNOTATION_KEY, EdgeOrNode, QuantizationAnnotation, QuantizationSpecBase
 
-__all__ = ["Quantizer", "annotate_input_qspec_map", "annotate_output_qspec"]
+__all__ = [
+    "Quantizer",
+    "annotate_input_qspec_map",
+    "annotate_output_qspec",
+    "get_module_name_filter",
+    "is_valid_annotation",
+]
 
 
 class Quantizer(ABC):
@@ -50,3 +58,17 @@ def annotate_input_qspec_map(node: Node, input_node: Node, qspec: QuantizationSp
 def annotate_output_qspec(node: Node, qspec: QuantizationSpecBase | None) -> None:
     """Give the output of `node` a spec."""
     _annotation(node).output_qspec = qspec
+
+
+def is_valid_annotation(annotation: QuantizationAnnotation | None) -> bool:
+    """Whether an annotation says anything: of an input edge, if only that it stays in float, or of the output."""
+    return annotation is not None and (bool(annotation.input_qspec_map) or annotation.output_qspec is not None)
+
+
+def get_module_name_filter(module_name: str) -> Callable[[Node], bool]:
+    """A function that says whether a node was traced in the module of this path or in a module inside it."""
+
+    def is_inside(node: Node) -> bool:
+        return any(path == module_name for path, _ in module_stack(node))
+
+    return is_inside

@@ -60,7 +60,7 @@ class ComposableQuantizer(Quantizer):
         """
         for quantizer in self.quantizers:
             before = {node: _copy(node) for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta}
-            model = quantizer.annotate(model)
+            quantizer.annotate(model)  # in place; some return nothing
             for node, annotation in before.items():
                 if self.on_conflict is not OnConflict.OVERRIDE and _copy(node) != annotation:
                     self._settle(node, annotation, quantizer)

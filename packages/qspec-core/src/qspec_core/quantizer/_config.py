@@ -1,6 +1,8 @@
 """A configuration: the specs of an operator's activations, weight and bias."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -9,6 +11,8 @@ from qspec_core.patterns import Mode
 from qspec_core.spec import QuantizationSpec
 
 __all__ = [
+    "OperatorConfig",
+    "OperatorPatternType",
     "QuantizationConfig",
     "get_bias_qspec",
     "get_input_act_qspec",
@@ -40,6 +44,22 @@ class QuantizationConfig:
     is_qat: bool = False
 
 
+OperatorPatternType = list[Callable[..., object]]
+"""Modules or functions that one pattern consists of, in order."""
+
+
+class OperatorConfig(NamedTuple):
+    """A configuration and what it serves.
+
+    Args:
+        config: the specs by role.
+        operators: the patterns that can have it.
+    """
+
+    config: QuantizationConfig
+    operators: list[OperatorPatternType]
+
+
 def mode_of(config: QuantizationConfig) -> Mode:
     """When a configuration quantizes activations."""
     if config.input_activation is None:
@@ -62,27 +82,27 @@ def _activation(spec: QuantizationSpec | None) -> QuantizationSpec | None:
     return spec
 
 
-def get_input_act_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+def get_input_act_qspec(quantization_config: QuantizationConfig | None) -> QuantizationSpec | None:
     """Spec of input activations. Raises: SpecError: it is not per tensor."""
-    return None if config is None else _activation(config.input_activation)
+    return None if quantization_config is None else _activation(quantization_config.input_activation)
 
 
-def get_output_act_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+def get_output_act_qspec(quantization_config: QuantizationConfig | None) -> QuantizationSpec | None:
     """Spec of output activations. Raises: SpecError: it is not per tensor."""
-    return None if config is None else _activation(config.output_activation)
+    return None if quantization_config is None else _activation(quantization_config.output_activation)
 
 
-def get_weight_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+def get_weight_qspec(quantization_config: QuantizationConfig | None) -> QuantizationSpec | None:
     """Spec of weights. Raises: SpecError: it is not symmetric."""
-    spec = None if config is None else config.weight
+    spec = None if quantization_config is None else quantization_config.weight
     if spec is not None and spec.qscheme not in _WEIGHT_SCHEMES:
         raise _refuse("weight", spec.qscheme, "a symmetric scheme")
     return spec
 
 
-def get_bias_qspec(config: QuantizationConfig | None) -> QuantizationSpec | None:
+def get_bias_qspec(quantization_config: QuantizationConfig | None) -> QuantizationSpec | None:
     """Spec of biases. Raises: SpecError: it is not float32."""
-    spec = None if config is None else config.bias
+    spec = None if quantization_config is None else quantization_config.bias
     if spec is not None and spec.dtype != torch.float32:
         raise _refuse("bias", spec.dtype, torch.float32)
     return spec

@@ -182,7 +182,7 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
     for pre_op, node in match.absorbed.values():
         if not pre_op.absorbs_in(mode):
             return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} absorbs no {node.name} when {mode.value}")
-    if Q_ANNOTATION_KEY in match.anchor.meta:
+    if match.anchor.meta.get(Q_ANNOTATION_KEY) is not None:
         return Reason(ReasonCode.ALREADY_QUANTIZED, "annotated before")
     for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
         if not is_float(node):

@@ -1,0 +1,209 @@
+"""What two logs have in common, compared value by value."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qspec_core.debug._loggers import DebugKey, Logged
+from qspec_core.errors import GraphError
+
+__all__ = [
+    "NodeAccuracySummary",
+    "QuantizationComparisonResult",
+    "Sums",
+    "compare_results",
+    "nothing_shared",
+    "tensors",
+]
+
+
+def tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+
+
+@dataclass
+class Sums:
+    """Running sums over batches, in float64."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    other: float = 0.0
+    dot: float = 0.0
+    worst: float = 0.0
+    compared: bool = False
+
+    def add(self, references: Sequence[object], actuals: Sequence[object]) -> None:
+        """Take in what two loggers saw; other numbers of calls or other shapes have nothing to compare."""
+        expected, found = list(tensors(references)), list(tensors(actuals))
+        if len(references) != len(actuals) or [t.shape for t in expected] != [t.shape for t in found]:
+            return
+        for reference, actual in zip(expected, found, strict=True):
+            self._add(reference.double().flatten(), actual.double().flatten())
+
+    def _add(self, reference: Tensor, actual: Tensor) -> None:
+        difference = reference - actual
+        self.compared = True
+        self.signal += float(reference.dot(reference))
+        self.other += float(actual.dot(actual))
+        self.dot += float(reference.dot(actual))
+        self.noise += float(difference.dot(difference))
+        self.worst = max(self.worst, float(difference.abs().max()) if difference.numel() else 0.0)
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantization noise, in dB."""
+        if self.noise == 0.0:
+            return math.inf
+        return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity."""
+        if self.signal == 0.0 or self.other == 0.0:
+            return 1.0 if self.signal == self.other else 0.0
+        return self.dot / math.sqrt(self.signal * self.other)
+
+
+@dataclass(frozen=True, repr=False)
+class QuantizationComparisonResult:
+    """What one operator gave in one call of both programs: a tensor, or tensors in lists, tuples or dictionaries.
+
+    Args:
+        actual: in the quantized program.
+        ref: in the float model.
+    Raises: GraphError: the two have other shapes, or hold no tensor.
+    """
+
+    actual: Any  # a tensor, or tensors in lists, tuples or dictionaries
+    ref: Any  # as above
+
+    def __post_init__(self) -> None:
+        shapes = [[tuple(tensor.shape) for tensor in tensors(value)] for value in (self.actual, self.ref)]
+        if shapes[0] != shapes[1] or not shapes[0]:
+            raise GraphError(
+                "two values cannot be compared",
+                found=f"{shapes[0]} in the quantized program, {shapes[1]} in the float model",
+                expected="tensors of the same shapes",
+                remedy="compare outputs of the same operator in two programs that were called alike",
+            )
+
+    def loss(self, loss_function: Callable[[Tensor, Tensor], Tensor]) -> Any:  # shaped as `actual` is
+        """`loss_function(actual, ref)` in float32, for each tensor where there are several."""
+        return _loss(loss_function, self.actual, self.ref)
+
+    @property
+    def mse_loss(self) -> Any:  # as above
+        """Mean squared difference."""
+        return self.loss(functional.mse_loss)
+
+    @property
+    def sqnr(self) -> Any:  # as above
+        """Signal to quantization noise, in dB."""
+        return self.loss(_sqnr)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(mse_loss={self.mse_loss}, sqnr={self.sqnr})"
+
+
+def _sqnr(actual: Tensor, reference: Tensor) -> Tensor:
+    return 20.0 * torch.log10(torch.linalg.vector_norm(reference) / torch.linalg.vector_norm(reference - actual))
+
+
+def _loss(function: Callable[[Tensor, Tensor], Tensor], actual: Any, reference: Any) -> Any:  # as `actual` is
+    if isinstance(actual, Tensor):
+        return function(actual.float(), reference.float())
+    if isinstance(actual, Mapping):
+        return {key: _loss(function, value, reference[key]) for key, value in actual.items()}
+    if isinstance(actual, list | tuple):
+        return type(actual)([_loss(function, *pair) for pair in zip(actual, reference, strict=True)])
+    return None
+
+
+@dataclass(frozen=True)
+class NodeAccuracySummary:
+    """One operator in both programs: each call in `results`, and numbers over all calls.
+
+    Args:
+        debug_info: what the two logs were paired by.
+        actual_node_name: name of the node in the quantized program.
+        actual_module_stack: path of the module it was traced in.
+        ref_node_name: name of the node in the float model.
+        ref_module_stack: path of the module it was traced in.
+        results: one for each call.
+    """
+
+    debug_info: DebugKey
+    actual_node_name: str
+    actual_module_stack: str
+    ref_node_name: str
+    ref_module_stack: str
+    results: Sequence[QuantizationComparisonResult]
+
+    def _sums(self) -> Sums:
+        sums = Sums()
+        for result in self.results:
+            sums.add([result.ref], [result.actual])
+        return sums
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantization noise over all calls, in dB; infinite where both agree bit for bit."""
+        return self._sums().sqnr
+
+    @property
+    def max_error(self) -> float:
+        """Largest absolute difference in any call."""
+        return self._sums().worst
+
+    @property
+    def cosine(self) -> float:
+        """Cosine similarity over all calls."""
+        return self._sums().cosine
+
+
+def compare_results(
+    ref_results: Mapping[DebugKey, Logged], actual_results: Mapping[DebugKey, Logged]
+) -> dict[DebugKey, NodeAccuracySummary]:
+    """Compare two logs. Operators that were called another number of times, or with other shapes, are left out.
+
+    Args:
+        ref_results: of the float model, from `extract_results_from_loggers`.
+        actual_results: of the quantized program.
+    Raises: GraphError: they have no operator in common.
+    """
+    shared = [key for key in actual_results if key in ref_results]
+    if not shared:
+        raise nothing_shared(len(ref_results), len(actual_results))
+    found: dict[DebugKey, NodeAccuracySummary] = {}
+    for key in shared:
+        reference, actual, sums = ref_results[key], actual_results[key], Sums()
+        sums.add(reference.stats, actual.stats)
+        if sums.compared:
+            pairs = zip(actual.stats, reference.stats, strict=True)
+            results = [QuantizationComparisonResult(mine, theirs) for mine, theirs in pairs]
+            places = actual.node_name, actual.module, reference.node_name, reference.module
+            found[key] = NodeAccuracySummary(key, *places, results)
+    return found
+
+
+def nothing_shared(reference: int, actual: int) -> GraphError:
+    """The error for two programs of which no operator is the same."""
+    return GraphError(
+        "the two programs have no operator in common",
+        found=f"{reference} and {actual} operators, of which none is the same",
+        expected="a program that was quantized from this float model",
+        remedy="pass the exported model that prepare_pt2e was given, and what convert_pt2e returned",
+    )
