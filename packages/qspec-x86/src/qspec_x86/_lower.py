@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from qspec_core.graphs import constant_value, fresh_attribute_name
 from qspec_core.lowering import lower_rows, require_converted
 from qspec_core.patterns import Reason, is_call
-from qspec_x86._kernels import PREPACK
+from qspec_x86._kernels import PACK_FOUR_BITS, PREPACK
 from qspec_x86._options import Form, Options
 from qspec_x86._ranges import write_ranges
 from qspec_x86._rows import TABLE
@@ -105,9 +105,9 @@ def _pack_weights(module: GraphModule) -> None:
     graph = module.graph
     with torch.no_grad():
         for node in list(graph.nodes):
-            if not is_call(node, PREPACK):
+            if not is_call(node, PREPACK, PACK_FOUR_BITS):
                 continue
-            packed = PREPACK(*(_constant(module, value) for value in node.args))
+            packed = node.target(*(_constant(module, value) for value in node.args))
             name = fresh_attribute_name(module, "_x86_packed")
             module.register_buffer(name, packed, persistent=False)
             with graph.inserting_before(node):
@@ -120,6 +120,8 @@ def _pack_weights(module: GraphModule) -> None:
 
 
 def _constant(module: nn.Module, value: Any) -> Any:  # an argument of the packing node may be of any fx type
+    if is_call(value, aten.to.dtype):  # a weight kept in bytes, of which the packing takes 32-bit integers
+        return _constant(module, value.args[0]).to(value.args[1])
     tensor = constant_value(module, value)
     return value if tensor is None else tensor
 
