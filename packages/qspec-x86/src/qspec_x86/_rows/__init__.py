@@ -3,6 +3,7 @@
 from qspec_core.patterns import Outputs, PatternTable
 from qspec_x86._rows import _conv, _embedding, _linear, _pool, _shape
 from qspec_x86._rows._float import FLOAT_ONLY
+from qspec_x86._rows._left_out import LEFT_OUT
 
 __all__ = ["TABLE"]
 
@@ -10,5 +11,6 @@ TABLE = PatternTable(
     rows=(*_conv.ROWS, *_linear.ROWS, *_embedding.ROWS, *_pool.ROWS, *_shape.ROWS),
     outputs=Outputs.DEMAND,
     float_only=FLOAT_ONLY,
+    left_out=LEFT_OUT,
 )
 """Rows in the order in which they claim operators."""
