@@ -9,6 +9,7 @@ Text above the line `<!-- rows -->` is written by hand and stays.
 import argparse
 import importlib
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def rows_of(table: PatternTable) -> str:
     head = "| row | operator | operands | fused behind it, longest first | absorbs | when | how it meets integers |"
     lines = [head, "|---|---|---|---|---|---|---|", *map(_line, table.rows)]
     lines += ["", OUTPUTS[table.outputs], "", "## In float, and why", "", *_floats(table)]
+    if table.left_out:
+        lines += ["## Not there, and why", "", *(line for item in table.left_out.items() for line in _left_out(*item))]
     return "\n".join(lines)
 
 
@@ -70,6 +73,11 @@ def _floats(table: PatternTable) -> Iterator[str]:
         yield ""
         yield from _wrapped(names)
         yield ""
+
+
+def _left_out(name: str, reason: str) -> Iterator[str]:
+    """An item of a list, in lines."""
+    yield from textwrap.wrap(f"- **{name}**: {reason}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _sentence(reason: str) -> str:

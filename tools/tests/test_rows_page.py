@@ -42,3 +42,12 @@ def test_a_row_says_operands_tails_and_modes() -> None:
 def test_another_table_gives_another_page() -> None:
     other = replace(TABLE, rows=(replace(ROW, chains=((),)),))
     assert rows_page.rows_of(other) != rows_page.rows_of(TABLE)
+
+
+def test_what_is_left_out_is_listed_with_its_reason() -> None:
+    found = rows_page.rows_of(
+        replace(TABLE, left_out=MappingProxyType({"fp8": "no instructions", "more": "word " * 40}))
+    )
+    assert "## Not there, and why\n\n- **fp8**: no instructions\n- **more**: word" in found
+    assert max(map(len, found.partition("## Not there")[2].splitlines())) <= 118
+    assert "Not there" not in rows_page.rows_of(TABLE)

@@ -48,27 +48,29 @@ class Grid:
 
 
 class Weight(nn.Module):
-    """An int8 weight with one scale, a power of two, for each output channel."""
+    """An int8 weight with one scale, a power of two, for each output channel: each index of dimension `axis`."""
 
     integers: Tensor
     scales: Tensor
     zero_points: Tensor
 
-    def __init__(self, *shape: int, largest: int = 64) -> None:
+    def __init__(self, *shape: int, largest: int = 64, axis: int = 0) -> None:
         super().__init__()
+        self.axis = axis
         self.register_buffer("integers", torch.randint(-largest, largest + 1, shape, dtype=torch.int8))
-        self.register_buffer("scales", 2.0 ** -(6 + torch.arange(shape[0]) % 3).float())
-        self.register_buffer("zero_points", torch.zeros(shape[0], dtype=torch.int64))
+        self.register_buffer("scales", 2.0 ** -(6 + torch.arange(shape[axis]) % 3).float())
+        self.register_buffer("zero_points", torch.zeros(shape[axis], dtype=torch.int64))
 
     def forward(self) -> Tensor:
         """Dequantize, in the operator of a converted graph."""
-        parameters = (self.scales, self.zero_points, 0, -128, 127, torch.int8)
+        parameters = (self.scales, self.zero_points, self.axis, -128, 127, torch.int8)
         result: Tensor = decomposed.dequantize_per_channel.default(self.integers, *parameters)
         return result
 
     def values(self) -> Tensor:
         """The same in float64: the reference."""
-        shape = (-1,) + (1,) * (self.integers.dim() - 1)
+        shape = [1] * self.integers.dim()
+        shape[self.axis] = -1
         return self.integers.double() * self.scales.double().reshape(shape)
 
 

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 from qspec_core.patterns import Mode
 from qspec_core.testing import SAMPLES as SAMPLES_OF_CORE
-from qspec_core.testing import Case, Sample, conformance_cases
+from qspec_core.testing import Case, Integers, Operands, Sample, conformance_cases
 from qspec_x86 import BACKEND, LOWERING_KEY, lower_eager, saturates
 
 # A CPU that cuts sums to 16 bits cannot run what was made for one that does not.
@@ -21,6 +21,13 @@ TARGETS = tuple(target for target in BACKEND.targets if target != "vnni" or not 
 _LINEAR = {"input": (3, 8), "weight": (6, 8), "bias": (6,)}
 _WEIGHT_ONLY = frozenset({Mode.WEIGHT_ONLY})
 _STATIC, _DYNAMIC = frozenset({Mode.STATIC}), frozenset({Mode.DYNAMIC})
+
+
+def sums_of_errors(operands: Operands) -> Any:  # four tensors, the first of which counts
+    """Errors of the rows of a bag add up; the kernel multiplies and adds where the graph subtracts and multiplies."""
+    weight = operands.values["weight"].double()
+    rounded = 4 * torch.finfo(torch.float32).eps * weight.abs().max()
+    return operands.call({"weight": operands.errors["weight"] + rounded})
 
 
 def convolution(rank: int) -> tuple[Sample, ...]:
@@ -36,6 +43,13 @@ def convolution(rank: int) -> tuple[Sample, ...]:
 SAMPLES = {
     torch.ops.aten.conv1d.default: convolution(1),
     torch.ops.aten.conv2d.default: convolution(2),
+    torch.ops.aten.embedding_bag.padding_idx: Sample(
+        {"weight": (10, 4), "indices": Integers((6,), below=10), "offsets": Integers((3,), below=1)},
+        # Zeros, and so the first two bags empty: offsets ascend. The schema has no defaults.
+        {"scale_grad_by_freq": False, "mode": 0, "sparse": False, "per_sample_weights": None}
+        | {"include_last_offset": False, "padding_idx": None},
+        error=sums_of_errors,
+    ),
     torch.ops.aten.linear.default: (
         Sample(_LINEAR, modes=frozenset(Mode) - _WEIGHT_ONLY),
         Sample({"input": (2, 3, 8), "weight": (6, 8)}, name="rank 3, no bias", modes=frozenset(Mode) - _WEIGHT_ONLY),

@@ -2,7 +2,7 @@
 
 from qspec_x86._aoti import X86Package, load_package, package
 from qspec_x86._backend import BACKEND, NotCompiledWarning, default_quantizer, lower, lower_pt2e_quantized_to_x86
-from qspec_x86._config import get_default_x86_inductor_quantization_config
+from qspec_x86._config import get_default_x86_inductor_quantization_config, get_weight_only_quantization_config
 from qspec_x86._lower import LOWERING_KEY, LoweringReport, lower_eager, lower_portable
 from qspec_x86._quantizer import X86InductorQuantizer
 from qspec_x86._rows import TABLE
@@ -19,6 +19,7 @@ __all__ = [
     "X86Package",
     "default_quantizer",
     "get_default_x86_inductor_quantization_config",
+    "get_weight_only_quantization_config",
     "load_package",
     "lower",
     "lower_eager",

@@ -6,17 +6,20 @@ import torch
 
 from qspec_core.errors import SpecError
 from qspec_core.observers import (
+    AffineQuantizedMinMaxObserver,
     HistogramObserver,
+    MappingType,
     MinMaxObserver,
     PerChannelMinMaxObserver,
     PerChannelMSEObserver,
+    PerGroup,
     PlaceholderObserver,
 )
 from qspec_core.patterns import Mode
 from qspec_core.quantizer import QuantizationConfig
 from qspec_core.spec import QuantizationSpec
 
-__all__ = ["default_config", "get_default_x86_inductor_quantization_config"]
+__all__ = ["default_config", "get_default_x86_inductor_quantization_config", "get_weight_only_quantization_config"]
 
 _EPS = 2.0**-12
 """Smallest scale of the configuration that users know."""
@@ -65,6 +68,24 @@ def get_default_x86_inductor_quantization_config(
 def _dynamic(highest: int, eps: float) -> QuantizationSpec:
     observer = PlaceholderObserver.with_args(eps=eps)
     return QuantizationSpec(torch.uint8, observer, 0, highest, torch.per_tensor_affine, is_dynamic=True)
+
+
+@cache
+def get_weight_only_quantization_config(group_size: int | None = None) -> QuantizationConfig:
+    """Integer weights, activations as they are: for bfloat16 linears of few rows, and tables of embeddings.
+
+    Args:
+        group_size: None for int8 with a scale for each output channel; 32, 64, 128 or 256 for int4 with a scale for
+            each run of so many input features.
+    Returns: the same object for the same arguments.
+    """
+    if group_size is None:
+        return default_config(Mode.WEIGHT_ONLY)
+    observer = AffineQuantizedMinMaxObserver.with_args(
+        mapping_type=MappingType.SYMMETRIC, target_dtype=torch.int8, granularity=PerGroup(group_size)
+    )
+    weight = QuantizationSpec(torch.int8, observer, -8, 7, torch.per_channel_symmetric, ch_axis=0)
+    return QuantizationConfig(None, None, weight, None)
 
 
 @cache

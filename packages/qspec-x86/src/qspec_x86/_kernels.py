@@ -19,10 +19,20 @@ from qspec_x86._parameters import plain_parameters
 from qspec_x86._torch import size_hint
 from qspec_x86._weights import Weight
 
-__all__ = ["PREPACK", "QCONV", "QCONV_DYNAMIC", "Geometry", "insert_qconv", "insert_qconv_sum", "qconv_sum"]
+__all__ = [
+    "PACK_FOUR_BITS",
+    "PREPACK",
+    "QCONV",
+    "QCONV_DYNAMIC",
+    "Geometry",
+    "insert_qconv",
+    "insert_qconv_sum",
+    "qconv_sum",
+]
 
 _onednn = torch.ops.onednn
 PREPACK = _onednn.qconv_prepack.default
+PACK_FOUR_BITS = torch.ops.aten._convert_weight_to_int4pack_for_cpu.default
 QCONV = _onednn.qconv_pointwise.default
 QCONV_DYNAMIC = _onednn.qconv_pointwise.tensor
 _SUM = _onednn.qconv2d_pointwise.binary

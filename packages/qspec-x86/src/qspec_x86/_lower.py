@@ -1,5 +1,6 @@
 """Converted graphs become graphs of integer kernels, in the form that suits what runs them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,8 +12,8 @@ from torch.fx import GraphModule
 
 from qspec_core.graphs import constant_value, fresh_attribute_name
 from qspec_core.lowering import lower_rows, require_converted
-from qspec_core.patterns import Reason, is_call
-from qspec_x86._kernels import PREPACK
+from qspec_core.patterns import Reason, ReasonCode, is_call
+from qspec_x86._kernels import PACK_FOUR_BITS, PREPACK
 from qspec_x86._options import Form, Options
 from qspec_x86._ranges import write_ranges
 from qspec_x86._rows import TABLE
@@ -41,6 +42,33 @@ class LoweringReport:
     lowered: Mapping[str, str]
     declined: Mapping[str, Reason]
     narrowed: tuple[str, ...]
+
+    def summary(self) -> str:
+        """In words, one line for each thing that was not lowered as it was."""
+        lines = [f"for target {self.target!r}: {len(self.lowered)} lowered, {len(self.declined)} declined"]
+        lines += [f"{name}: {reason}" for name, reason in self.declined.items()]
+        if self.narrowed:
+            names = ", ".join(self.narrowed)
+            lines.append(f"weights quantized again to fewer bits, since their sums could leave 16 bits: {names}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """As text, for a package's metadata."""
+        declined = {name: [reason.code.value, reason.detail] for name, reason in self.declined.items()}
+        data = {"target": self.target, "lowered": dict(self.lowered), "declined": declined, "narrowed": self.narrowed}
+        return json.dumps(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> "LoweringReport":
+        """From the text of `to_json`."""
+        data = json.loads(text)
+        declined = {name: Reason(ReasonCode(code), detail) for name, (code, detail) in data["declined"].items()}
+        return cls(
+            data["target"],
+            MappingProxyType(data["lowered"]),
+            MappingProxyType(declined),
+            tuple(data["narrowed"]),
+        )
 
 
 def lower_portable(converted: GraphModule, target: str = "any") -> GraphModule:
@@ -105,9 +133,9 @@ def _pack_weights(module: GraphModule) -> None:
     graph = module.graph
     with torch.no_grad():
         for node in list(graph.nodes):
-            if not is_call(node, PREPACK):
+            if not is_call(node, PREPACK, PACK_FOUR_BITS):
                 continue
-            packed = PREPACK(*(_constant(module, value) for value in node.args))
+            packed = node.target(*(_constant(module, value) for value in node.args))
             name = fresh_attribute_name(module, "_x86_packed")
             module.register_buffer(name, packed, persistent=False)
             with graph.inserting_before(node):
@@ -120,6 +148,8 @@ def _pack_weights(module: GraphModule) -> None:
 
 
 def _constant(module: nn.Module, value: Any) -> Any:  # an argument of the packing node may be of any fx type
+    if is_call(value, aten.to.dtype):  # a weight kept in bytes, of which the packing takes 32-bit integers
+        return _constant(module, value.args[0]).to(value.args[1])
     tensor = constant_value(module, value)
     return value if tensor is None else tensor
 

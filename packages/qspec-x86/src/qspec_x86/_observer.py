@@ -74,6 +74,8 @@ class PairSumObserver(ObserverBase):
         scale, zero_point = self.activation_post_process.calculate_qparams()
         if not self._weight:
             return scale, zero_point
+        axis = getattr(self.activation_post_process, "ch_axis", 0) or 0  # 1 of a transposed convolution
+        weight = self._weight[0].detach().to(torch.float32).movedim(axis, 0)
         # Rounding adds half a step to either weight of a pair, so that the quotients may make one less.
-        needed = pair_sums(self._weight[0].detach().to(torch.float32)) / (PAIR_LIMIT - 1)
+        needed = pair_sums(weight) / (PAIR_LIMIT - 1)
         return torch.maximum(scale, needed.max() if scale.numel() == 1 else needed), zero_point

@@ -21,7 +21,7 @@ class Weight:
     """A weight behind its dequantize.
 
     Args:
-        integers: int8, (outputs, ...), contiguous.
+        integers: int8, (outputs, ...), or as the row's `ch_axis` says; contiguous.
         scale: float32, (outputs,).
     """
 
@@ -41,15 +41,18 @@ def read_weight(match: Match, lowering: Lowering) -> Weight | Reason:
         return _declined("the weight is computed when the model runs, so it cannot be packed")
     if integers.dtype is not torch.int8:
         return _declined(f"the weight is {integers.dtype}; the kernels take int8")
-    if found.ch_axis not in (None, 0):
-        return _declined(f"the weight has its scales along dimension {found.ch_axis}; the kernels take dimension 0")
+    axis = next(operand.ch_axis or 0 for operand in match.row.operands if operand.name == "weight")
+    if found.ch_axis not in (None, axis):
+        return _declined(
+            f"the weight has its scales along dimension {found.ch_axis}; the kernels take dimension {axis}"
+        )
     scale = _numbers(found.scale, lowering)
     zero_point = _numbers(0 if found.zero_point is None else found.zero_point, lowering)
     if scale is None or zero_point is None:
         return _declined("the weight's scale is computed when the model runs")
     if bool((zero_point != 0).any()):
         return _declined("the weight has a zero point other than 0; the kernels take symmetric weights")
-    outputs = integers.shape[0]
+    outputs = integers.shape[axis]
     # qlinear_prepack and its kin read storage as if it were contiguous: other strides give garbage, silently.
     return Weight(integers.detach().contiguous(), scale.to(torch.float32).reshape(-1).expand(outputs).contiguous())
 

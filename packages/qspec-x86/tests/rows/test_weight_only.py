@@ -1,6 +1,7 @@
-"""Linears whose weight alone is int8, against float64 arithmetic on the same integers."""
+"""Linears whose weight alone is int8, or int4 in groups, against float64 arithmetic on the same integers."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,17 @@ from torch.fx import GraphModule
 import qspec_core.ops
 from qspec_core import NothingQuantizedError, convert_pt2e, prepare_pt2e, quantize
 from qspec_core.patterns import Mode
-from qspec_x86 import BACKEND, LOWERING_KEY, default_quantizer, load_package, lower_eager, lower_portable, package
+from qspec_x86 import (
+    BACKEND,
+    LOWERING_KEY,
+    X86InductorQuantizer,
+    default_quantizer,
+    get_weight_only_quantization_config,
+    load_package,
+    lower_eager,
+    lower_portable,
+    package,
+)
 
 FORMS = [lower_eager, lower_portable]
 ROWS = torch.export.Dim("rows", max=64)
@@ -88,3 +99,52 @@ def test_bfloat16_activations_are_not_quantized() -> None:
     assert isinstance(exported, GraphModule)
     with pytest.raises(NothingQuantizedError, match="bfloat16"):
         prepare_pt2e(exported, default_quantizer(mode=Mode.DYNAMIC))
+
+
+def convert_to_four_bits(outputs: int, features: int, group: int) -> tuple[nn.Linear, GraphModule]:
+    torch.manual_seed(0)
+    model, example = nn.Linear(features, outputs).eval().bfloat16(), torch.randn(3, features).bfloat16()
+    exported = torch.export.export(model, (example,), dynamic_shapes=({0: ROWS},)).module()
+    assert isinstance(exported, GraphModule)
+    quantizer = X86InductorQuantizer().set_global(get_weight_only_quantization_config(group))
+    return model, convert_pt2e(prepare_pt2e(exported, quantizer))
+
+
+def reference_of_groups(converted: GraphModule, x: Tensor, bias: Tensor) -> Tensor:
+    (node,) = converted.graph.find_nodes(op="call_function", target=qspec_core.ops.DEQUANTIZE_PER_GROUP)
+    weight, scale = (getattr(converted, str(argument.target)).double() for argument in node.args[:2])
+    assert -8 <= float(weight.min()) < float(weight.max()) <= 7
+    return x.double() @ (weight * scale.repeat_interleave(weight.shape[1] // scale.shape[1], 1)).t() + bias.double()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lower", FORMS)
+@pytest.mark.parametrize(("outputs", "features", "group"), [(48, 64, 32), (64, 256, 128), (16, 256, 256)])
+def test_four_bits_in_groups(outputs: int, features: int, group: int, lower: Callable[..., Any]) -> None:
+    model, converted = convert_to_four_bits(outputs, features, group)
+    lowered = lower(converted, "any")
+    assert list(lowered.meta[LOWERING_KEY].lowered.values()) == ["linear.weight_only"]
+    targets = [str(node.target) for node in lowered.graph.nodes]
+    assert targets.count("aten._weight_int4pack_mm_for_cpu.default") == 1
+    assert targets.count("aten._convert_weight_to_int4pack_for_cpu.default") == int(lower is lower_portable)
+    for x in (torch.randn(3, features), torch.randn(1, features), torch.randn(features, 5).t()):
+        found, expected = lowered(x.bfloat16()), reference_of_groups(converted, x.bfloat16(), model.bias)
+        # Scales, weights, the sum and the bias are each rounded to bfloat16, as the largest values are.
+        torch.testing.assert_close(found.double(), expected, rtol=2.0**-6, atol=2.0**-6 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def test_the_package_of_four_bits_equals_the_eager_form(tmp_path: Path) -> None:
+    _, converted = convert_to_four_bits(48, 64, 32)
+    example = torch.randn(3, 64).bfloat16()
+    loaded = load_package(package(converted, (example,), tmp_path / "linear.pt2", "any"))
+    eager = lower_eager(converted, "any")
+    for rows in (3, 1, 4):
+        x = torch.randn(rows, 64).bfloat16()
+        torch.testing.assert_close(loaded(x), eager(x), rtol=2.0**-6, atol=2.0**-7)
+
+
+@pytest.mark.parametrize(("outputs", "features", "group"), [(33, 64, 32), (32, 80, 64), (32, 64, 16)])
+def test_groups_that_the_kernel_lacks_are_refused(outputs: int, features: int, group: int) -> None:
+    with pytest.raises(NothingQuantizedError, match=f"{outputs} by {features} weights in groups of {group}"):
+        convert_to_four_bits(outputs, features, group)

@@ -244,8 +244,11 @@ class PatternTable:
         rows: in the order in which they may claim nodes.
         outputs: whether outputs are quantized on demand or always.
         float_only: operators that the device has no integer kernel for, each with why; coverage quotes it.
+        left_out: forms of quantization that other tools have for the device and no row has, each with why; the
+            backend's page quotes it.
     """
 
     rows: tuple[Row, ...]
     outputs: Outputs
     float_only: Mapping[OpOverload, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)

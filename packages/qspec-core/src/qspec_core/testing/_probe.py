@@ -87,7 +87,8 @@ class Anchored(nn.Module):
             name, pre_op = plan.absorbed
             constants = plan.others[pre_op.target].constants
             values[name] = call_positionally(pre_op.target, {pre_op.operand: values[name], **constants})
-        result: Tensor = call_positionally(plan.row.anchor, {**values, **plan.sample.constants})
+        found = call_positionally(plan.row.anchor, {**values, **plan.sample.constants})
+        result: Tensor = found[0] if isinstance(found, tuple) else found  # embedding_bag has results beside its sums
         rest = iter(others)
         for post_op in plan.chain:
             first, second = (*argument_names(post_op.target), "")[:2]

@@ -9,7 +9,7 @@ from qspec_core.lowering import Lowering, quantized_value
 from qspec_core.patterns import Match, Reason, argument
 from qspec_x86._bounds import Output, bounds_of, fused_output, output_of
 from qspec_x86._kernels import Geometry, insert_qconv, insert_qconv_sum
-from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize, reshaped
+from qspec_x86._lowering._layer import Layer, finish, read_layer, repeated, requantize, reshaped
 from qspec_x86._options import Form, options_of
 from qspec_x86._parameters import unfit_output
 from qspec_x86._weights import Weight
@@ -73,7 +73,7 @@ def _image(match: Match, lowering: Lowering, layer: Layer) -> tuple[Node, Weight
     """Input, weight and geometry; of a convolution over one dimension, those of the same one over two."""
     count, x, weight = _dimensions(match), layer.x.integers, layer.weight
     lists = (argument(match.anchor, name) for name in ("stride", "padding", "dilation"))
-    stride, padding, dilation = (_repeated(values, count) for values in lists)
+    stride, padding, dilation = (repeated(values, count) for values in lists)
     if count == 1:
         x = reshaped(lowering, match.anchor, x, aten.unsqueeze.default, _HEIGHT)
         weight = Weight(weight.integers.unsqueeze(_HEIGHT), weight.scale)
@@ -84,8 +84,3 @@ def _image(match: Match, lowering: Lowering, layer: Layer) -> tuple[Node, Weight
 def _back(match: Match, lowering: Lowering, before: Node, result: Node) -> Node:
     """The kernel's result in the shape of the convolution's."""
     return lowering.call(before, aten.squeeze.dim, result, _HEIGHT) if _dimensions(match) == 1 else result
-
-
-def _repeated(values: int | list[int], count: int) -> tuple[int, ...]:
-    items = [values] if isinstance(values, int) else list(values)
-    return tuple(items * count if len(items) == 1 else items)

@@ -1,5 +1,6 @@
 """What the layers have in common: their operands as the kernel takes them, and their results put into the graph."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from qspec_x86._options import options_of
 from qspec_x86._parameters import unfit_activation, unfit_output
 from qspec_x86._weights import Weight, narrow_weight, read_weight
 
-__all__ = ["Layer", "finish", "output_shape", "read_layer", "requantize", "reshaped"]
+__all__ = ["Layer", "finish", "output_shape", "read_layer", "repeated", "requantize", "reshaped"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,14 @@ class Layer:
     bias: Node | None
 
 
-def read_layer(match: Match, lowering: Lowering) -> Layer | Reason:
-    """The operands of a match; the weight given a coarser scale where the deployment CPU may sum in 16 bits."""
+def _as_it_is(weight: Weight) -> Weight:
+    return weight
+
+
+def read_layer(match: Match, lowering: Lowering, arranged: Callable[[Weight], Weight] = _as_it_is) -> Layer | Reason:
+    """The operands of a match; the weight, `arranged` for the kernel, given a coarser scale where the deployment CPU
+    may sum in 16 bits.
+    """
     x = quantized_operand(match, "input")
     reason = unfit_activation(x)
     if reason is not None:
@@ -34,6 +41,7 @@ def read_layer(match: Match, lowering: Lowering) -> Layer | Reason:
     weight = read_weight(match, lowering)
     if isinstance(weight, Reason):
         return weight
+    weight = arranged(weight)
     options = options_of(lowering)
     if not options.full_range and not is_depthwise(match.anchor):
         narrowed = narrow_weight(weight, x.quant_max)
@@ -47,6 +55,12 @@ def requantize(lowering: Lowering, tail: Node) -> Quantized | None:
     """The quantize that the kernel may do for all readers of `tail`; None if they take the float, or another dtype."""
     quantized = lowering.requantize(tail)
     return None if quantized is None or unfit_output(quantized) is not None else quantized
+
+
+def repeated(values: int | list[int], count: int) -> tuple[int, ...]:
+    """One number for each dimension, of an argument that may give one for all."""
+    items = [values] if isinstance(values, int) else list(values)
+    return tuple(items * count if len(items) == 1 else items)
 
 
 def reshaped(lowering: Lowering, before: Node, value: Node, target: object, *arguments: object) -> Node:

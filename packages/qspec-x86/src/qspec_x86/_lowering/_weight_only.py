@@ -1,35 +1,77 @@
-"""Linear layers whose weight alone is int8."""
+"""Linear layers whose weight alone is int8, or int4 in groups."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.fx import Node
 
-from qspec_core.lowering import Lowering
+from qspec_core.graphs import constant_value
+from qspec_core.lowering import Lowering, Quantized, quantized_operand
 from qspec_core.patterns import Match, Reason, ReasonCode
+from qspec_x86._kernels import PACK_FOUR_BITS
 from qspec_x86._lowering._layer import output_shape
 from qspec_x86._weights import read_weight
 
 __all__ = ["lower_weight_only"]
 
 aten = torch.ops.aten
+_MIDDLE = 8
+"""Of the integers 0..15, the one that stands for the zero that the kernel is told."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A kernel, and its arguments behind the rows."""
+
+    kernel: OpOverload
+    arguments: tuple[object, ...]
 
 
 def lower_weight_only(match: Match, lowering: Lowering) -> Reason | None:
-    """Lower to the kernel that reads int8 weights and computes in bfloat16."""
-    weight = read_weight(match, lowering)
-    if isinstance(weight, Reason):
-        return weight
+    """Lower to the kernel that reads int8 or int4 weights and computes in bfloat16."""
     anchor, x, bias = match.anchor, match.operand("input"), match.operand("bias")
     value = x.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype is not torch.bfloat16:
         return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "its input is not bfloat16")
-    integers = lowering.constant("_x86_weight", weight.integers, anchor)
-    scale = lowering.constant("_x86_scale", weight.scale.to(torch.bfloat16), anchor)
-    rows = lowering.call(anchor, aten.reshape.default, x, [-1, weight.integers.shape[1]])
-    rows = lowering.call(anchor, aten.contiguous.default, rows)  # the kernel refuses rows that are not
-    result = lowering.call(anchor, aten._weight_int8pack_mm.default, rows, integers, scale)
+    found = quantized_operand(match, "weight")
+    call = _eight_bits(match, lowering) if found.group_size is None else _four_bits(found, lowering, anchor)
+    if isinstance(call, Reason):
+        return call
+    features = match.operand("weight").meta["val"].shape[1]
+    rows = lowering.call(anchor, aten.reshape.default, x, [-1, features])
+    rows = lowering.call(anchor, aten.contiguous.default, rows)  # the kernels refuse rows that are not
+    result = lowering.call(anchor, call.kernel, rows, *call.arguments)
     result = lowering.call(anchor, aten.reshape.default, result, output_shape(lowering, anchor, x))
     if bias is not None:
         result = lowering.call(anchor, aten.add.Tensor, result, bias)
     result.meta = dict(anchor.meta)
     anchor.replace_all_uses_with(result)
     return None
+
+
+def _eight_bits(match: Match, lowering: Lowering) -> _Call | Reason:
+    weight = read_weight(match, lowering)
+    if isinstance(weight, Reason):
+        return weight
+    integers = lowering.constant("_x86_weight", weight.integers, match.anchor)
+    scale = lowering.constant("_x86_scale", weight.scale.to(torch.bfloat16), match.anchor)
+    return _Call(aten._weight_int8pack_mm.default, (integers, scale))
+
+
+def _four_bits(found: Quantized, lowering: Lowering, anchor: Node) -> _Call | Reason:
+    """Source: aten::_weight_int4pack_mm_for_cpu: value = (integer - 8) * scale + zero, in groups of input features."""
+    tensors = [constant_value(lowering.module, value) for value in (found.integers, found.scale, found.zero_point)]
+    if tensors[0] is None or tensors[1] is None:
+        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "the weight is computed when the model runs")
+    integers, scale = tensors[0].detach().to(torch.int32) - found.quant_min, tensors[1].detach().to(torch.float32)
+    zero_point = torch.zeros_like(scale) if tensors[2] is None else tensors[2].detach().to(torch.float32)
+    zero = (_MIDDLE + found.quant_min - zero_point) * scale
+    pairs = torch.stack([scale, zero], dim=-1).transpose(0, 1).to(torch.bfloat16).contiguous()
+    # Kept in a byte each and packed by a node, since the packed order is that of the CPU at hand.
+    stored = lowering.constant("_x86_weight", integers.to(torch.uint8), anchor)
+    wide = lowering.call(anchor, aten.to.dtype, stored, torch.int32)
+    packed = lowering.call(anchor, PACK_FOUR_BITS, wide, 1)
+    scales = lowering.constant("_x86_scale", pairs, anchor)
+    return _Call(aten._weight_int4pack_mm_for_cpu.default, (packed, found.group_size, scales))

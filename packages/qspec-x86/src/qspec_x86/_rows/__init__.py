@@ -1,14 +1,16 @@
 """The x86 table: every operator pattern that runs in integers on a CPU, and what stays in float, with the reason."""
 
 from qspec_core.patterns import Outputs, PatternTable
-from qspec_x86._rows import _conv, _linear, _pool, _shape
+from qspec_x86._rows import _conv, _embedding, _linear, _pool, _shape
 from qspec_x86._rows._float import FLOAT_ONLY
+from qspec_x86._rows._left_out import LEFT_OUT
 
 __all__ = ["TABLE"]
 
 TABLE = PatternTable(
-    rows=(*_conv.ROWS, *_linear.ROWS, *_pool.ROWS, *_shape.ROWS),
+    rows=(*_conv.ROWS, *_linear.ROWS, *_embedding.ROWS, *_pool.ROWS, *_shape.ROWS),
     outputs=Outputs.DEMAND,
     float_only=FLOAT_ONLY,
+    left_out=LEFT_OUT,
 )
 """Rows in the order in which they claim operators."""

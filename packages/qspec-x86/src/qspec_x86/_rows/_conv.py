@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import torch
 from torch._ops import OpOverload
+from torch.fx import Node
 
-from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Row, activation, bias, weight
-from qspec_x86._lowering import lower_convolution
+from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Reason, ReasonCode, Row, activation, bias, weight
+from qspec_x86._lowering import lower_convolution, lower_transposed, turns_of
 from qspec_x86._rows._checks import has_rank, is_float32, is_plain_sum, pays_to_find_its_range
 from qspec_x86._rows._narrow import narrow_weight_spec
 from qspec_x86._rows._tails import HARDTANH, RELU, UNARY
@@ -17,6 +18,8 @@ aten = torch.ops.aten
 
 ADD = PostOp(aten.add.Tensor, kernel="add", other=OtherRole.QUANTIZED, check=is_plain_sum)
 _SUMS = ((ADD, RELU), (ADD,))
+_CLAMPS = ((RELU,), (HARDTANH,), ())
+"""The kernel over three dimensions has no post-op: clamps are left to saturation, or to the compiler."""
 
 
 def _row(dimensions: int, anchor: OpOverload, chains: tuple[tuple[PostOp, ...], ...]) -> Row:
@@ -40,10 +43,35 @@ def _dynamic(static: Row) -> Row:
     return replace(static, name=f"{static.name}.dynamic", chains=UNARY, modes=modes, checks=checks)
 
 
-_STATIC = (
-    _row(2, aten.conv2d.default, (*_SUMS, *UNARY)),
-    _row(1, aten.conv1d.default, (*_SUMS, *UNARY)),
-    # The kernel over three dimensions has no post-op: clamps are left to saturation, or to the compiler.
-    _row(3, aten.conv3d.default, ((RELU,), (HARDTANH,), ())),
+def _has_turns(node: Node) -> Reason | None:
+    """A transposed convolution is computed by a plain one, if there is one that gives the same."""
+    if turns_of(node) is not None:
+        return None
+    detail = "its stride and dilation are both more than 1, or it is padded beyond what its input reaches"
+    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
+
+
+def _transposed(plain: Row, anchor: OpOverload, modes: frozenset[Mode]) -> Row:
+    """Computed by the kernel of a plain convolution. Its output channels lie along the weight's second dimension."""
+    return replace(
+        plain,
+        name=f"conv_transpose{plain.name.removeprefix('conv')}",
+        anchor=anchor,
+        operands=(activation("input"), weight("weight", ch_axis=1, narrow=narrow_weight_spec), bias("bias")),
+        chains=tuple(chain for chain in plain.chains if ADD not in chain),
+        modes=modes,
+        lower=lower_transposed,
+        checks=(*plain.checks, _has_turns),
+    )
+
+
+_PLANE = _row(2, aten.conv2d.default, (*_SUMS, *UNARY))
+_LINE = _row(1, aten.conv1d.default, (*_SUMS, *UNARY))
+_VOLUME = _row(3, aten.conv3d.default, _CLAMPS)
+_ANY_RANGE = frozenset({Mode.STATIC, Mode.DYNAMIC})
+ROWS = (
+    *(_PLANE, _LINE, _VOLUME, _dynamic(_PLANE), _dynamic(_LINE)),
+    _transposed(_PLANE, aten.conv_transpose2d.input, _ANY_RANGE),
+    _transposed(_LINE, aten.conv_transpose1d.default, _ANY_RANGE),
+    _transposed(_VOLUME, aten.conv_transpose3d.input, frozenset({Mode.STATIC})),
 )
-ROWS = (*_STATIC, *map(_dynamic, _STATIC[:2]))

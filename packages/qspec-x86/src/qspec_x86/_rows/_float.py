@@ -20,9 +20,7 @@ _CURVE = (
     "the convolution kernel has no such post-op: the compiler joins it with the quantize behind it; for gelu that took "
     "as long as the linear kernel that has it"
 )
-_TRANSPOSED = "oneDNN's transposed convolution is not among torch's integer operators"
 _NORM = "it is computed from sums of squares, which 8 bits do not hold"
-_TABLE = "a lookup computes nothing; EmbeddingQuantizer of qspec_core stores its table as integers"
 _RECURRENT = "torch has no integer kernel for recurrent layers in exported graphs"
 
 FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
@@ -36,11 +34,8 @@ FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
         **dict.fromkeys((aten.gelu.default, aten.tanh.default, aten.sigmoid.default), _CURVE),
         **dict.fromkeys((aten.leaky_relu.default, aten.elu.default, aten.mish.default), _CURVE),
         aten.hardsigmoid.default: _CURVE,
-        **dict.fromkeys((aten.conv_transpose1d.default, aten.conv_transpose2d.input), _TRANSPOSED),
-        aten.conv_transpose3d.input: _TRANSPOSED,
         **dict.fromkeys((aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default), _NORM),
         aten.softmax.int: "its exponentials span more than 8 bits hold",
-        **dict.fromkeys((aten.embedding.default, aten.embedding_bag.padding_idx), _TABLE),
         **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _RECURRENT),
     }
 )

@@ -1,10 +1,10 @@
-"""Linear family: u8 by s8 products of oneDNN, accumulated in s32; bfloat16 by s8 products for single rows."""
+"""Linear family: u8 by s8 products of oneDNN, accumulated in s32; bfloat16 by 8- or 4-bit products for few rows."""
 
 import torch
 
 from qspec_core.patterns import Flow, Mode, Row, activation, bias, weight
 from qspec_x86._lowering import lower_linear, lower_weight_only
-from qspec_x86._rows._checks import is_float32, pays_by_weight_alone
+from qspec_x86._rows._checks import is_float32, pays_by_weight_alone, unfit_groups
 from qspec_x86._rows._narrow import narrow_weight_spec
 from qspec_x86._rows._tails import UNARY
 
@@ -26,7 +26,7 @@ LINEAR = Row(
 WEIGHT_ONLY = Row(
     name="linear.weight_only",
     anchor=aten.linear.default,
-    operands=(activation("input"), weight("weight", ch_axis=0), bias("bias")),
+    operands=(activation("input"), weight("weight", ch_axis=0, refuses=unfit_groups), bias("bias")),
     chains=((),),
     flow=Flow.STARTS,
     modes=frozenset({Mode.WEIGHT_ONLY}),
