@@ -9,13 +9,17 @@ of its folder, then those of what reads its results. A mutant is killed when one
 
 import argparse
 import ast
+import contextlib
+import importlib
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -180,13 +184,40 @@ def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
 
 
 def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
-    environment = {**os.environ, "PYTHONPATH": str(sources), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+    """Run tests in a fork of this process, which has torch loaded: that is most of what a short run takes."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(1, 2)
+        sys.path.insert(0, str(sources))
+        os.environ |= {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1"}
+        sys.dont_write_bytecode = True
+        import hypothesis
+        import pytest
+
+        hypothesis.settings.register_profile("few", max_examples=25)  # a mutant that they miss may survive
+        hypothesis.settings.load_profile("few")
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests])))
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.1)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def _preload() -> None:
+    """Import what the tests need of other packages, so that every fork has it."""
+    code = "import sys, qspec_core; print(*(name for name in sys.modules if name.split('.')[0] in ('torch', 'numpy')))"
+    environment = {**os.environ, "PYTHONPATH": str(CORE / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    for name in done.stdout.split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def results_in(path: Path) -> list[dict[str, object]]:
@@ -206,20 +237,33 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
     """Test the sample, from where the results of the same seed and sources end."""
     pool = everything()
     sample = random.Random(arguments.seed).sample(pool, min(arguments.sample, len(pool)))
-    results = results_in(arguments.results)
-    known = {json.dumps(result["mutant"], sort_keys=True) for result in results}
+    known = {json.dumps(result["mutant"], sort_keys=True) for result in results_in(arguments.results)}
+    rest = [mutant for mutant in sample if json.dumps(asdict(mutant), sort_keys=True) not in known]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _preload()
+    workers = []
+    for part in range(arguments.jobs):
+        workers.append(os.fork())
+        if workers[-1] == 0:
+            _work(rest[part :: arguments.jobs], arguments)
+            os._exit(0)
+    for worker in workers:
+        if os.waitpid(worker, 0)[1] != 0:
+            raise SystemExit("a worker ended early; what it found is kept")
+    wanted = {json.dumps(asdict(mutant), sort_keys=True) for mutant in sample}
+    return [found for found in results_in(arguments.results) if json.dumps(found["mutant"], sort_keys=True) in wanted]
+
+
+def _work(part: list[Mutant], arguments: argparse.Namespace) -> None:
+    """Test some mutants, one after another, and note what was found."""
     with tempfile.TemporaryDirectory() as folder:
         sources = Path(folder) / "src"
         shutil.copytree(CORE / "src", sources, ignore=shutil.ignore_patterns("__pycache__"))
-        for mutant in sample:
-            if json.dumps(asdict(mutant), sort_keys=True) in known:
-                continue
+        for mutant in part:
             killed = is_killed(mutant, sources, arguments.timeout)
-            results.append({"mutant": asdict(mutant), "killed": killed})
             with arguments.results.open("a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
+                file.write(json.dumps({"mutant": asdict(mutant), "killed": killed}) + "\n")
             print("killed  " if killed else "SURVIVED", mutant, flush=True)
-    return results
 
 
 def main() -> int:
@@ -229,6 +273,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each stage of tests")
     parser.add_argument("--results", type=Path, default=ROOT / ".mutants" / "results.jsonl")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants tested at the same time")
     parser.add_argument("--list", action="store_true", help="show what was found, test nothing")
     parser.add_argument("--at-least", type=float, default=0.9, help="rate below which the command fails")
     arguments = parser.parse_args()

@@ -1,12 +1,25 @@
 """From an observed range to scale and zero point."""
 
+import ctypes
+import math
+
 import torch
 from torch import Tensor
 
 from qspec_core.errors import SpecError
 from qspec_core.spec import dtype_range
 
-__all__ = ["FLOAT8", "PER_CHANNEL", "PER_TENSOR", "SYMMETRIC", "choose_qparams", "middle", "quantized_range"]
+__all__ = [
+    "FLOAT8",
+    "PER_CHANNEL",
+    "PER_TENSOR",
+    "SYMMETRIC",
+    "choose_qparams",
+    "choose_qparams_of_range",
+    "float32",
+    "middle",
+    "quantized_range",
+]
 
 PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
 PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
@@ -109,3 +122,41 @@ def choose_qparams(
     scale = torch.where((high - low).isinf(), high / span - low / span, (high - low) / span)
     scale = torch.maximum(scale, eps)
     return scale, (int(quant_min) - torch.round(low / scale).to(torch.int64)).clamp(int(quant_min), int(quant_max))
+
+
+def float32(x: float) -> float:
+    """The float32 nearest to a number."""
+    return ctypes.c_float(x).value
+
+
+def choose_qparams_of_range(
+    low: float,
+    high: float,
+    *,
+    quant_min: float,
+    quant_max: float,
+    dtype: torch.dtype,
+    qscheme: torch.qscheme,
+    eps: float,
+    has_custom_range: bool = False,
+) -> tuple[float, int]:
+    """Scale and zero point of one range: `choose_qparams`, bit by bit, in plain numbers, which cost a twentieth of what
+    tensors of one element do. Affine and symmetric schemes; `low`, `high` and `eps` are float32.
+
+    A sum, product or quotient of two float32 in double precision, rounded to float32, is that in float32 (Figueroa,
+    "When is double rounding innocuous?", 1995).
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    largest = max(-low, high)
+    if dtype in FLOAT8:
+        return max(float32(largest / quant_max), eps), 0
+    if qscheme in SYMMETRIC:
+        scale = float32(largest / float32(float(quant_max - quant_min) / 2))
+        return max(scale, eps), middle(quant_min, quant_max, dtype, has_custom_range=has_custom_range)
+    span = float32(float(quant_max - quant_min))
+    scale = float32(float32(high - low) / span)
+    if math.isinf(scale):
+        scale = float32(float32(high / span) - float32(low / span))
+    scale = max(scale, eps)
+    zero_point = int(quant_min) - round(float32(low / scale))
+    return scale, int(min(max(zero_point, quant_min), quant_max))

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from qspec_core.errors import CalibrationError, SpecError, Where
-from qspec_core.observers._arithmetic import FLOAT8, choose_qparams, quantized_range
+from qspec_core.observers._arithmetic import (
+    FLOAT8,
+    PER_TENSOR,
+    choose_qparams,
+    choose_qparams_of_range,
+    quantized_range,
+)
 from qspec_core.observers._constructor import SPEC_FIELDS, Configurable
 
 __all__ = ["ObserverBase", "ObserverNeverRanWarning", "UniformQuantizationObserverBase"]
@@ -117,7 +123,10 @@ class UniformQuantizationObserverBase(ObserverBase):
     @property
     def has_observed(self) -> bool:
         """Whether any data came."""
-        return self.min_val.numel() > 0 and not bool((self.min_val > self.max_val).any())
+        low, high = self.min_val, self.max_val
+        if low.numel() == 1:
+            return not low.item() > high.item()
+        return low.numel() > 0 and not bool((low > high).any())
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the observed range.
@@ -131,6 +140,8 @@ class UniformQuantizationObserverBase(ObserverBase):
         """Scale and zero point of a range. The name is the field's: quantizers call it when they derive parameters."""
         if not self.has_observed:
             return self._never_ran()
+        if self.qscheme in PER_TENSOR and min_val.is_cpu and min_val.dtype == torch.float32:
+            return self._of_range(min_val.item(), max_val.item())
         return choose_qparams(
             min_val,
             max_val,
@@ -141,6 +152,21 @@ class UniformQuantizationObserverBase(ObserverBase):
             eps=self.eps,
             has_custom_range=self.has_customized_qrange,
         )
+
+    def _of_range(self, low: float, high: float) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of one range in float32."""
+        scale, zero_point = choose_qparams_of_range(
+            low,
+            high,
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+            dtype=self.dtype,
+            qscheme=self.qscheme,
+            eps=self.eps.item(),
+            has_custom_range=self.has_customized_qrange,
+        )
+        device = self.eps.device
+        return torch.full((1,), scale, device=device), torch.full((1,), zero_point, dtype=torch.int64, device=device)
 
     def _never_ran(self) -> tuple[Tensor, Tensor]:
         if not self._warned:

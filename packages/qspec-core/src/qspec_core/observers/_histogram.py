@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qspec_core.errors import SpecError
-from qspec_core.observers._arithmetic import FLOAT8, PER_TENSOR, SYMMETRIC, middle
+from qspec_core.observers._arithmetic import FLOAT8, PER_TENSOR, SYMMETRIC, float32, middle
 from qspec_core.observers._base import FLOAT32_EPS, UniformQuantizationObserverBase, finite_limits
 from qspec_core.observers._range_search import RangeSearch
 
@@ -188,11 +188,11 @@ class HistogramObserver(UniformQuantizationObserverBase):
             return super().calculate_qparams()
         low, high = self._best_range()
         # A range may be a step wider than the data, hence than float32.
-        low, high = max(low, -_FLOAT32_MAX), min(high, _FLOAT32_MAX)
-        return self._calculate_qparams(torch.full_like(self.min_val, low), torch.full_like(self.max_val, high))
+        return self._of_range(float32(max(low, -_FLOAT32_MAX)), float32(min(high, _FLOAT32_MAX)))
 
     def _best_range(self) -> tuple[float, float]:
-        low, high = min(self.min_val.item(), 0.0), max(self.max_val.item(), 0.0)
+        low_limit, high_limit = self.min_val.item(), self.max_val.item()
+        low, high = min(low_limit, 0.0), max(high_limit, 0.0)
         zero_point = None
         if self.qscheme in SYMMETRIC:
             high = max(-low, high)
@@ -202,22 +202,18 @@ class HistogramObserver(UniformQuantizationObserverBase):
         # All values are 0 or next to it, or the steps are so small that only clipping would cost.
         if math.ldexp(high - low, -exponent) < 1.0 or self.quant_max - self.quant_min >= _FINE * self.bins:
             return low, high
+        limits = zip((low_limit, high_limit), self.limit_counts.tolist(), strict=True)
         search = RangeSearch(
-            self.histogram.to("cpu", torch.float64),
+            self.histogram.cpu(),
             first,
             math.ldexp(low, -exponent),
             math.ldexp(high, -exponent),
             int(self.quant_min),
             int(self.quant_max),
             zero_point,
-            [
-                (math.ldexp(limit.item(), -exponent), float(number))
-                for limit, number in zip((self.min_val, self.max_val), self.limit_counts.tolist(), strict=True)
-                if number
-            ],
+            [(math.ldexp(limit, -exponent), float(number)) for limit, number in limits if number],
         )
-        with torch.inference_mode():
-            best_low, best_high = search.best()
+        best_low, best_high = search.best()
         return math.ldexp(best_low, exponent), math.ldexp(best_high, exponent)
 
     def reset_histogram(self) -> None:
