@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import contest  # noqa: F401  # puts examples on the path
+import torch
 from examples.pictures import sqnr
 from flow_models import float_model
 from models_own import OWN
