@@ -146,7 +146,7 @@ def tests_torch(session: nox.Session, torch: str) -> None:
     """Tests of core and of the backends that need torch alone, on each torch that they declare."""
     install(session, "torch", torch=torch)
     packages = [package for package in PACKAGES if package != "xnnpack"]  # ExecuTorch 1.5 is tested on torch 2.13 alone
-    install(session, *editable(*packages), "pytest", "hypothesis", "numpy", torch=torch)
+    install(session, *editable(*packages), "pytest", "hypothesis", "numpy", "scikit-learn", torch=torch)
     for package in packages:
         session.run("pytest", f"packages/qspec-{package}/tests", *session.posargs)
 
@@ -184,6 +184,12 @@ def bench_flow(session: nox.Session) -> None:
 def zoo(session: nox.Session) -> None:
     """Dozens of architectures of transformers through the flow, beside torchao's and ExecuTorch's quantizers."""
     script(session, "benchmarks/zoo.py", "torchao", "transformers", "scipy")
+
+
+@nox.session
+def models(session: nox.Session) -> None:
+    """Whole models through the x86 backend, eager, compiled and packaged: one table. `-- --large` adds full sizes."""
+    script(session, "benchmarks/models.py", "transformers", "scipy")
 
 
 @nox.session(name="bench-xnnpack")

@@ -16,6 +16,7 @@ import qspec_x86._backend as backend_module
 from qspec_core import LoweringError, convert_pt2e, prepare_pt2e
 from qspec_x86 import (
     BACKEND,
+    LOWERING_KEY,
     NotCompiledWarning,
     default_quantizer,
     load_package,
@@ -164,6 +165,42 @@ def test_a_package_for_one_cpu_is_refused_on_a_lesser_one(made: Made, monkeypatc
     with pytest.raises(LoweringError) as caught:
         load_package(made.path)
     assert caught.value.found == "AVX512 needed; this CPU has AVX2"
+
+
+def test_a_package_of_another_torch_is_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = ".".join(torch.__version__.split(".")[:2])
+    change_metadata(made, monkeypatch, version, "2.9")
+    with pytest.raises(LoweringError) as caught:
+        load_package(made.path)
+    assert (caught.value.found, caught.value.expected) == ("torch 2.9", f"torch {version}")
+
+
+def test_weights_of_4_bits_packed_for_another_cpu_are_refused(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_metadata(made, monkeypatch, '"packed_for": null', '"packed_for": "NEON"')
+    with pytest.raises(LoweringError, match="packed for another class of CPU"):
+        load_package(made.path)
+
+
+def test_a_file_that_is_no_package_or_cut_short_is_refused(made: Made, tmp_path: Path) -> None:
+    whole = made.path.read_bytes()
+    for name, data in (("half", whole[: len(whole) // 2]), ("empty", b""), ("text", b"hello")):
+        (tmp_path / f"{name}.pt2").write_bytes(data)
+        with pytest.raises(LoweringError, match="no compiled package, or it is cut short"):
+            load_package(tmp_path / f"{name}.pt2")
+    with pytest.raises(LoweringError, match="no such package"):
+        load_package(tmp_path / "absent.pt2")
+    torch.export.save(torch.export.export(Small().eval(), (torch.randn(3, 3, 8, 8),)), tmp_path / "program.pt2")
+    with pytest.raises(LoweringError):
+        load_package(tmp_path / "program.pt2")
+
+
+def test_a_package_says_what_lowering_did(made: Made) -> None:
+    loaded, report = load_package(made.path), made.eager.meta[LOWERING_KEY]
+    assert loaded.meta[LOWERING_KEY] == loaded.report
+    assert loaded.report.target == "any"
+    assert sorted(loaded.report.lowered) == sorted(report.lowered)
+    assert loaded.report.summary() in repr(loaded)
+    assert "weights quantized again" not in repr(loaded)
 
 
 def test_packing_has_no_shape_of_ours_once_the_package_is_written(made: Made) -> None:

@@ -54,6 +54,7 @@ def test_full_range_weights_lowered_for_any_do_not_saturate(hand: SimpleNamespac
     # 127 becomes 63 or 64 at about twice the scale: within half a step of that.
     torch.testing.assert_close(lowered(x), model(x), rtol=0.5 / 63, atol=0)
     depthwise = groups == 32
+    assert ("weights quantized again" in lowered.meta[LOWERING_KEY].summary()) is not depthwise
     assert bool(lowered.meta[LOWERING_KEY].narrowed) is not depthwise
     if depthwise:
         torch.testing.assert_close(lowered(x), model(x), rtol=0, atol=0)

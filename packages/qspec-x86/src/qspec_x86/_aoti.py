@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 from qspec_core.errors import LoweringError
-from qspec_x86._lower import lower_portable
+from qspec_x86._kernels import PACK_FOUR_BITS
+from qspec_x86._lower import LOWERING_KEY, LoweringReport, lower_portable
 from qspec_x86._signature import Signature, signature_of
 from qspec_x86._target import lacks, resolve_target, saturates
 from qspec_x86._torch import (
     compile_package,
     load_runner,
     read_metadata,
+    torch_version,
     tree_leaves,
     tree_structure,
     tree_unflatten,
@@ -28,7 +30,7 @@ from qspec_x86._torch import (
 
 __all__ = ["X86Package", "compile_module", "has_compiler", "load_package", "package"]
 
-_METADATA_KEY = "qspec_x86"
+_METADATA_KEY, _REPORT_KEY, _TORCH_KEY = "qspec_x86", "qspec_x86_report", "qspec_x86_torch"
 
 
 def has_compiler() -> bool:
@@ -42,6 +44,7 @@ class X86Package(nn.Module):
     Args:
         runner: the loaded package.
         signature: what it takes.
+        report: what lowering did; also `meta["qspec_x86_lowering"]`, where lowered graphs have it.
         file: the package's file.
         folder: keeps the file there as long as some module runs it; None where the file is the user's.
     """
@@ -50,12 +53,15 @@ class X86Package(nn.Module):
         self,
         runner: Callable[..., Any],  # a model may return anything
         signature: Signature,
+        report: LoweringReport,
         file: Path,
         folder: "_Folder | None" = None,
     ) -> None:
         super().__init__()
         self._runner = runner
         self.signature = signature
+        self.report = report
+        self.meta = {LOWERING_KEY: report}
         self._file = file
         self._folder = folder
 
@@ -72,7 +78,7 @@ class X86Package(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "X86Package":
         """Nothing in it changes, so a copy runs the same compiled code."""
-        return X86Package(self._runner, self.signature, self._file, self._folder)
+        return X86Package(self._runner, self.signature, self.report, self._file, self._folder)
 
     def write_package(self, path: str | Path) -> Path:
         """Write the compiled file, which need not be compiled again for it.
@@ -82,9 +88,9 @@ class X86Package(nn.Module):
         return Path(shutil.copyfile(self._file, _checked_name(Path(path))))
 
     def extra_repr(self) -> str:
-        """The inputs and the target, for `repr`."""
+        """The inputs, and what lowering did, for `repr`."""
         inputs = ", ".join(f"{entry.name}: {entry.describe()}" for entry in self.signature.inputs)
-        return f"{inputs}; target={self.signature.target}"
+        return f"{inputs}\n{self.report.summary()}"
 
 
 def package(
@@ -117,11 +123,19 @@ def package(
     leaves, structure = tree_leaves(example_inputs), tree_structure(example_inputs)
     for_avx2 = target != "native"
     instructions = "AVX2" if for_avx2 else torch.backends.cpu.get_cpu_capability()
-    signature = signature_of(lowered, leaves, resolved, instructions)
+    packed_for = torch.backends.cpu.get_cpu_capability() if _packs_four_bits(lowered) else None
+    signature = signature_of(lowered, leaves, resolved, instructions, packed_for)
     laid_out = tree_unflatten(signature.fitted(leaves), structure)
     shapes = tree_unflatten(_dynamic_shapes(signature), structure)
-    compile_package(lowered, laid_out, shapes, path, {_METADATA_KEY: signature.to_json()}, for_avx2=for_avx2)
+    notes = {_METADATA_KEY: signature.to_json(), _REPORT_KEY: lowered.meta[LOWERING_KEY].to_json()}
+    notes[_TORCH_KEY] = torch_version()
+    compile_package(lowered, laid_out, shapes, path, notes, for_avx2=for_avx2)
     return path
+
+
+def _packs_four_bits(lowered: GraphModule) -> bool:
+    """Whether weights of 4 bits are packed: in another order on each class of CPU, which the kernel does not check."""
+    return bool(lowered.graph.find_nodes(op="call_function", target=PACK_FOUR_BITS))
 
 
 def _checked_name(path: Path) -> Path:
@@ -159,24 +173,25 @@ def _dynamic_shapes(signature: Signature) -> list[dict[int, Dim]]:
 def load_package(path: str | Path) -> X86Package:
     """Load a package that `package` wrote.
 
-    Raises: LoweringError: it is no such package, its code needs instructions that this CPU lacks, or this CPU would
-        saturate where the package's target does not.
+    Raises: LoweringError: it is no such package, is cut short, another version of torch compiled it, its code needs
+        instructions that this CPU lacks, or this CPU would saturate where the package's target does not.
     """
-    metadata = read_metadata(Path(path))
-    text = metadata.get(_METADATA_KEY)
-    if text is None:
-        raise LoweringError(
-            "the package was not written by qspec_x86",
-            found=f"metadata {sorted(metadata)}",
-            remedy="load it with aoti_load_package of torch's Inductor",
-        )
-    signature = Signature.from_json(text)
+    metadata = _notes(Path(path))
+    signature = Signature.from_json(metadata[_METADATA_KEY])
     if lacks(signature.instructions):
         raise LoweringError(
             "the package was compiled for instructions that this CPU does not have",
             found=f"{signature.instructions} needed; this CPU has {torch.backends.cpu.get_cpu_capability()}",
             expected="a package for target 'any' or 'vnni', which needs AVX2 alone",
             remedy="package the model again with target='any', or on a CPU like this one",
+        )
+    here = torch.backends.cpu.get_cpu_capability()
+    if signature.packed_for not in (None, here):
+        raise LoweringError(
+            "the package's weights of 4 bits were packed for another class of CPU",
+            found=signature.packed_for,
+            expected=here,
+            remedy="package the model again on a CPU like this one",
         )
     if signature.target == "vnni" and saturates():
         raise LoweringError(
@@ -185,7 +200,38 @@ def load_package(path: str | Path) -> X86Package:
             expected="target 'any' on this CPU",
             remedy="package the model again with target='any'",
         )
-    return X86Package(load_runner(Path(path)), signature, Path(path))
+    return X86Package(load_runner(Path(path)), signature, LoweringReport.from_json(metadata[_REPORT_KEY]), Path(path))
+
+
+def _notes(path: Path) -> Mapping[str, str]:
+    """The metadata of a package of this version, which this torch can load.
+
+    Raises: LoweringError: as `load_package`.
+    """
+    remedy = "package the model again with result.package(path)"
+    try:
+        metadata = read_metadata(path)
+    except RuntimeError as error:
+        raise LoweringError(
+            "the file is no compiled package, or it is cut short" if path.is_file() else "there is no such package",
+            found=f"{path}: {str(error).partition(chr(10))[0]}",
+            expected="a file of result.package",
+            remedy=remedy,
+        ) from error
+    if not {_METADATA_KEY, _REPORT_KEY, _TORCH_KEY} <= set(metadata):
+        raise LoweringError(
+            "the package was not written by this version of qspec_x86",
+            found=f"metadata {sorted(metadata)}",
+            remedy=f"{remedy}, or load it with aoti_load_package of torch's Inductor",
+        )
+    if metadata[_TORCH_KEY] != torch_version():
+        raise LoweringError(
+            "the package was compiled with another version of torch",
+            found=f"torch {metadata[_TORCH_KEY]}",
+            expected=f"torch {torch_version()}",
+            remedy=remedy,
+        )
+    return metadata
 
 
 def compile_module(

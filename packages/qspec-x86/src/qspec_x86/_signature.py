@@ -83,11 +83,13 @@ class Signature:
         inputs: the tensors.
         target: class of the deployment CPU.
         instructions: what the CPU must have to run the compiled code: "AVX2" or "AVX512".
+        packed_for: the class of CPU in whose order weights of 4 bits are packed; None if there are none.
     """
 
     inputs: tuple[Input, ...]
     target: str
     instructions: str
+    packed_for: str | None = None
 
     def to_json(self) -> str:
         """As text, for a package's metadata."""
@@ -101,7 +103,7 @@ class Signature:
         for entry in data["inputs"]:
             sizes = tuple(size if isinstance(size, int) else (size[0], size[1], size[2]) for size in entry["sizes"])
             inputs.append(Input(entry["name"], entry["dtype"], sizes, entry["channels_last"]))
-        return cls(tuple(inputs), data["target"], data["instructions"])
+        return cls(tuple(inputs), data["target"], data["instructions"], data["packed_for"])
 
     def fitted(self, leaves: list[Any]) -> list[Tensor]:  # whatever the caller passed
         """The tensors of a call, each in its layout.
@@ -118,7 +120,13 @@ class Signature:
         return [entry.fitted(leaf) for entry, leaf in zip(self.inputs, leaves, strict=True)]
 
 
-def signature_of(module: GraphModule, leaves: list[Any], target: str, instructions: str) -> Signature:
+def signature_of(
+    module: GraphModule,
+    leaves: list[Any],  # a model's arguments may be of any type
+    target: str,
+    instructions: str,
+    packed_for: str | None,
+) -> Signature:
     """What the graph's placeholders take, laid out as the example inputs are.
 
     Args:
@@ -126,6 +134,7 @@ def signature_of(module: GraphModule, leaves: list[Any], target: str, instructio
         leaves: the example inputs, flattened.
         target: class of the deployment CPU.
         instructions: what the compiled code needs.
+        packed_for: as of `Signature`.
     Raises: LoweringError: the example inputs do not fit the graph, or a size is computed from others.
     """
     placeholders = module.graph.find_nodes(op="placeholder")
@@ -151,7 +160,7 @@ def signature_of(module: GraphModule, leaves: list[Any], target: str, instructio
         rows = leaf.is_contiguous()
         last = not rows and leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)
         inputs.append(Input(node.name, str(value.dtype).removeprefix("torch."), sizes, last))
-    signature = Signature(tuple(inputs), target, instructions)
+    signature = Signature(tuple(inputs), target, instructions, packed_for)
     signature.fitted(leaves)
     return signature
 

@@ -17,6 +17,7 @@ __all__ = [
     "read_metadata",
     "size_hint",
     "symbol_range",
+    "torch_version",
     "tree_leaves",
     "tree_map",
     "tree_structure",
@@ -77,6 +78,11 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     """A package's metadata, read without loading its code."""
     found: Mapping[str, str] = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(str(path), "model")
     return found
+
+
+def torch_version() -> str:
+    """Major and minor version: compiled code calls torch's C interface, which others may lack or have otherwise."""
+    return ".".join(torch.__version__.split(".")[:2])
 
 
 def load_runner(path: Path) -> Callable[..., Any]:

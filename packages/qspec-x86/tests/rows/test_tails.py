@@ -76,6 +76,37 @@ def test_a_curve_runs_in_the_kernel(
     assert hand.count(lowered, "quantize_per_tensor") == {None: 1, 255: 2, 127: 3}[high]
 
 
+LEFT: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu, tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "leaky_relu": lambda y: F.leaky_relu(y, 0.2),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "elu": F.elu,
+    "mish": F.mish,
+    "hardsigmoid": F.hardsigmoid,
+}
+"""Tails that the kernel does not have."""
+
+
+@pytest.mark.parametrize("lower", FORMS)
+@pytest.mark.parametrize("tail", LEFT)
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d", "conv3d"])
+def test_a_tail_that_the_kernel_lacks_stays_behind_it(
+    hand: SimpleNamespace, kind: str, tail: str, lower: Callable[..., Any]
+) -> None:
+    step = 2.0**-4
+    layer = make(hand, kind, LEFT[tail], hand.Grid(step, 8))
+    x = 4 * torch.randn(FLOAT_SHAPES[kind])
+    lowered = lower(hand.export(layer, x), "any")
+    found, expected = lowered(x).double(), layer.reference(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=step)
+    assert (found != expected).double().mean() < 0.01
+    # The layer itself runs in integers and gives floats, which the tail reads before it is quantized.
+    assert (hand.count(lowered, "qconv_pointwise"), hand.count(lowered, tail.partition(",")[0])) == (1, 1)
+    assert hand.count(lowered, "quantize_per_tensor") == 3
+
+
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("clamp", CLAMPS)
 @pytest.mark.parametrize("quantized", [False, True])

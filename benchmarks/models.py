@@ -1,0 +1,135 @@
+"""Whole models through the x86 backend in its three forms: what runs in integers, and that the forms agree.
+
+    python benchmarks/models.py [--models NAME ...] [--large] [--modes MODE ...]
+
+Small ones with random weights unless --large adds networks of full size. Of each, one line: layers quantized, those
+among them that were not lowered, and signal to noise in dB: converted against float, then each lowered form against
+converted. Exits with 1 where a quantized layer was not lowered, or a form differs.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import contest  # noqa: F401  # puts examples on the path
+import torch
+from examples.pictures import sqnr
+from flow_models import float_model
+from models_own import OWN
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from zoo_models import ZOO, build
+
+import qspec_core as qspec
+from qspec_x86 import LOWERING_KEY, lower_eager
+
+__all__ = ["main"]
+
+SMALL = (
+    *("ResNetModel", "MobileNetV2Model", "ViTModel", "BertModel", "GPT2LMHeadModel", "LlamaForCausalLM"),
+    *("WhisperModel", "SegformerModel"),
+)
+LARGE = ("lite0", "resnet50", "mobilenet_v2:settled", "bert")
+FORMS = ("eager", "torch.compile", "package")
+AGREES_DB = 20.0
+"""Least signal to noise of a lowered form against the converted graph. Weights may be narrowed once more, and a value
+in the middle of two steps may go either way: through a deep network such steps add up."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one model gave.
+
+    Args:
+        layers: how many there are.
+        quantized: of those, how many coverage calls quantized.
+        missed: names of quantized layers that were not lowered.
+        ranges: signal to noise, by what is compared.
+    """
+
+    layers: int
+    quantized: int
+    missed: tuple[str, ...]
+    ranges: dict[str, float]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether everything quantized runs in integers, and alike in every form."""
+        return not self.missed and all(self.ranges[form] >= AGREES_DB for form in FORMS)
+
+
+def main() -> int:
+    """Run the models, print the table, return 1 if something is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=[*SMALL, *OWN, *LARGE], default=None)
+    parser.add_argument("--large", action="store_true", help="networks of full size too")
+    parser.add_argument("--modes", nargs="+", choices=["static", "dynamic"], default=["static"])
+    arguments = parser.parse_args()
+    console = Console(width=None if Console().is_terminal else 150)
+    table = Table(title="x86, dB")
+    for column in ("model", "mode", "layers", "not lowered", "converted", *FORMS):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    wrong = 0
+    for name in arguments.models or (*SMALL, *OWN, *(LARGE if arguments.large else ())):
+        for mode in arguments.modes:
+            found = measure(name, mode)
+            wrong += not found.is_right
+            numbers = [f"{found.ranges[key]:.1f}" for key in ("converted", *FORMS)]
+            missed = ", ".join(found.missed) or "0"
+            table.add_row(name, mode, f"{found.quantized} of {found.layers}", missed, *numbers)
+            console.print(f"{name}, {mode}: done", highlight=False)
+    console.print(table)
+    return int(wrong > 0)
+
+
+def measure(name: str, mode: str) -> Found:
+    """Quantize a model, lower it in each form, and compare."""
+    model, calls = _model(name)
+    with torch.no_grad():
+        result = qspec.quantize(model, calls[0], calibration=calls, backend="x86", mode=mode, target="native")
+        eager = lower_eager(result.converted, "native")
+        layers, quantized = result.coverage.layers, result.coverage.quantized_layers
+        lowered = eager.meta[LOWERING_KEY].lowered
+        ran = dict(_forms(result, eager))
+        wanted, converted = _outputs(model, calls), _outputs(result.converted, calls)
+        ranges = {"converted": sqnr(wanted, converted)}
+        ranges |= {form: sqnr(converted, _outputs(run, calls)) for form, run in ran.items()}
+    missed = tuple(entry.node for entry in quantized if entry.node not in lowered)
+    return Found(len(layers), len(quantized), missed, ranges)
+
+
+def _forms(result: qspec.Result, eager: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own while it compiles
+        torch._dynamo.reset()
+        yield "eager", eager
+        yield "torch.compile", torch.compile(eager)
+        yield "package", result.lowered
+
+
+def _outputs(run: Callable[..., Any], calls: list[tuple[Tensor, ...]]) -> Tensor:
+    return torch.cat([run(*call).float().flatten() for call in calls])
+
+
+def _model(name: str) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
+    torch.manual_seed(0)
+    if name in OWN:
+        return OWN[name]()
+    architectures = {architecture.name: architecture for architecture in ZOO}
+    if name in architectures:
+        return build(architectures[name])
+    model, example = float_model(name)
+    if name == "lite0":
+        from examples.pictures import calibration_crops
+
+        return model, [(crop,) for crop in calibration_crops(4)]
+    kind = example[0].is_floating_point()
+    return model, [example, *((torch.randn_like(x) if kind else torch.randint_like(x, 30_000),) for x in example * 3)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
