@@ -1,22 +1,29 @@
 """Forms of operators that the delegate takes, in place of equal ones that it refuses."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical import canonicalize
+from qspec_core.graphs import add_constant, is_float
 from qspec_core.patterns import argument, is_call, replace_argument
 
-__all__ = ["to_delegate_form"]
+__all__ = ["numbers_to_tensors", "to_delegate_form"]
 
 aten = torch.ops.aten
 _IMAGE_RANK = 4
+_SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
+_LARGEST = 3.4028235e15
+"""Largest number that becomes a tensor: a scale of the whole range of float32 would leave one level to all else."""
 
 
 def to_delegate_form(module: GraphModule) -> None:
     """Bring an owned graph to canonical form, in place, and then to the forms that the delegate takes.
 
-    A mean over height and width that drops them becomes one that keeps them, and a view. ELU has its alpha written out
+    A mean over height and width that drops them becomes one that keeps them, and a view. Dimensions of size 1 are
+    dropped, and added elsewhere than behind the last, by a view. ELU has its alpha written out
     as a float: the delegate reads it from the call, and export leaves out what equals the default, the integer 1.
 
     Args:
@@ -27,10 +34,42 @@ def to_delegate_form(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if is_call(node, aten.mean.dim) and _drops_pixels(node):
             _keep_pixels(module, node)
+        if is_call(node, *_SQUEEZES):
+            _write_as_view(node)
         if is_call(node, aten.elu.default):
             scales = {name: argument(node, name) for name in ("scale", "input_scale")}
             node.args = argument(node, "self"), float(argument(node, "alpha"))
             node.kwargs = scales
+
+
+def numbers_to_tensors(module: GraphModule) -> None:
+    """Make a constant tensor of each number that is added to, or multiplied with, a tensor: integers of the tensor can
+    then be added or multiplied, and the number, at the end of its own range, is one of them.
+
+    Args:
+        module: an exported graph module in canonical form that the caller owns.
+    Cost: O(nodes).
+    """
+    for node in list(module.graph.nodes):
+        if not is_call(node, aten.add.Tensor, aten.mul.Tensor):
+            continue
+        source, number = argument(node, "self"), argument(node, "other")
+        if not is_float(source) or isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        value: Tensor = source.meta["val"]
+        if value.dtype is torch.float32 and value.dim() > 0 and math.fabs(number) <= _LARGEST:
+            replace_argument(node, "other", add_constant(module, "number", torch.tensor([float(number)]), node))
+
+
+def _write_as_view(node: Node) -> None:
+    source, value = argument(node, "self"), node.meta.get("val")
+    before = source.meta.get("val")
+    if not isinstance(value, Tensor) or not isinstance(before, Tensor):
+        return
+    is_known = all(isinstance(size, int) for size in value.shape)
+    is_trailing = node.target is aten.unsqueeze.default and argument(node, "dim") in (-1, before.dim())
+    if is_known and not is_trailing and value.is_floating_point():
+        node.target, node.args, node.kwargs = aten.view.default, (source, list(value.shape)), {}
 
 
 def _drops_pixels(node: Node) -> bool:

@@ -8,7 +8,7 @@ from torch.fx import GraphModule
 from qspec_core.patterns import Mode
 from qspec_core.quantizer import QuantizationConfig, TableQuantizer
 from qspec_xnnpack._config import fit, get_symmetric_quantization_config
-from qspec_xnnpack._forms import to_delegate_form
+from qspec_xnnpack._forms import numbers_to_tensors, to_delegate_form
 from qspec_xnnpack._rows import STARTING_TABLE, TABLE
 
 __all__ = ["XNNPACKQuantizer", "default_quantizer"]
@@ -20,17 +20,20 @@ class XNNPACKQuantizer(TableQuantizer):
     Each `set_*` takes a `QuantizationConfig`, such as `get_symmetric_quantization_config()` returns, or None for float.
 
     Args:
-        element_wise_starts: sums and products are quantized wherever they are, as users of ExecuTorch's quantizer know
-            it; False quantizes those whose operands are integers already, which spares the residual streams of
-            transformers.
+        element_wise_starts: sums and products are quantized wherever they are, those with a number too, as users of
+            ExecuTorch's quantizer know it; False quantizes those whose operands are integers already, which spares the
+            residual streams of transformers.
     """
 
     def __init__(self, *, element_wise_starts: bool = True) -> None:
         super().__init__(STARTING_TABLE if element_wise_starts else TABLE)
+        self._element_wise_starts = element_wise_starts
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Bring the graph to the form that the delegate takes."""
         to_delegate_form(model)
+        if self._element_wise_starts:
+            numbers_to_tensors(model)
         return model
 
     def set_global(self, config: QuantizationConfig | None) -> Self:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import Result
-from qspec_xnnpack import XNNPACKProgram
+from qspec_xnnpack import XNNPACKProgram, XNNPACKQuantizer, get_symmetric_quantization_config
 from qspec_xnnpack._rows import TABLE
 
 Function = Callable[..., Tensor]
@@ -59,6 +59,20 @@ class AddMM(MM):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x.view(-1, 10), self.weight).view(*x.shape[:-1], 7)
+
+
+class Normed(nn.Module):
+    """A layer, then its batch norm."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, norm
+        for statistic in (norm.running_mean, norm.running_var):
+            nn.init.uniform_(statistic, 0.5, 2.0)  # type: ignore[arg-type]  # nn.Module types attributes loosely
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(self.layer(x))
+        return normed
 
 
 def layer(x: Tensor, made: Function) -> Tensor:
@@ -165,6 +179,22 @@ def unsqueeze(x: Tensor) -> Tensor:
     return x.unsqueeze(-1)
 
 
+def unsqueeze_in_front(x: Tensor) -> Tensor:
+    return x.unsqueeze(1)
+
+
+def squeeze(x: Tensor) -> Tensor:
+    return x.squeeze(2)
+
+
+def squeeze_all(x: Tensor) -> Tensor:
+    return x.squeeze()
+
+
+def squeeze_permuted(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).squeeze(1)
+
+
 def permute(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
@@ -186,6 +216,16 @@ CONV1D = (nn.Conv1d, (8, 16, 3), {"padding": 1, "stride": 2})
 TRANSPOSED = (nn.ConvTranspose2d, (8, 6, 3), {"stride": 2, "padding": 1, "output_padding": 1})
 TRANSPOSED1D = (nn.ConvTranspose1d, (8, 6, 3), {"stride": 2, "padding": 1, "output_padding": 1})
 LINEAR: Layer = (nn.Linear, (10, 7), {})
+
+
+def normed2d() -> nn.Module:
+    return Normed(nn.ConvTranspose2d(8, 6, 3, bias=False), nn.BatchNorm2d(6))
+
+
+def normed1d() -> nn.Module:
+    return Normed(nn.ConvTranspose1d(8, 6, 3), nn.BatchNorm1d(6))
+
+
 CASES = {
     "conv2d": Case("conv2d", layer, layer=CONV),
     "conv2d same": Case("conv2d", layer, layer=(nn.Conv2d, (8, 4, 3), {"padding": "same"})),
@@ -211,6 +251,8 @@ CASES = {
     "conv_transpose1d": Case("conv_transpose1d", layer, (SIGNAL,), TRANSPOSED1D),
     "conv_transpose1d relu": Case("conv_transpose1d + relu", layer_relu, (SIGNAL,), TRANSPOSED1D),
     "conv_transpose1d hardtanh": Case("conv_transpose1d + hardtanh", layer_hardtanh, (SIGNAL,), TRANSPOSED1D),
+    "conv_transpose2d batch norm": Case("conv_transpose2d + relu", layer_relu, layer=(normed2d, (), {})),
+    "conv_transpose1d batch norm": Case("conv_transpose1d", layer, (SIGNAL,), (normed1d, (), {})),
     "conv2d clamp": Case("conv2d + hardtanh", layer_clamp, layer=CONV),
     "linear": Case("linear", layer, ((5, 10),), LINEAR),
     "linear of rank 3": Case("linear", layer, ((2, 3, 10),), LINEAR),
@@ -246,6 +288,10 @@ CASES = {
     "reshape": Case("reshape", reshape),
     "flatten": Case("flatten", flatten),
     "unsqueeze": Case("unsqueeze", unsqueeze),
+    "unsqueeze in front": Case("view", unsqueeze_in_front),
+    "squeeze": Case("view", squeeze, ((2, 8, 1, 10),)),
+    "squeeze of all": Case("view", squeeze_all, ((1, 8, 1, 10),)),
+    "squeeze of a permuted tensor": Case("view", squeeze_permuted, ((2, 8, 1, 10),)),
     "permute": Case("permute", permute),
     "transpose": Case("transpose", transpose),
     "slice": Case("slice", tail),
@@ -262,6 +308,18 @@ def test_every_chain_has_a_case() -> None:
     assert {case.row for case in CASES.values()} == chains
 
 
+def run(case: Case, result: Result, program: XNNPACKProgram, inputs: tuple[Tensor, ...], step: float) -> Tensor:
+    """Compares the program with the converted graph, and returns what it gives."""
+    assert case.row in program.delegation.rows.values()
+    assert result.coverage.skipped == ()
+    assert (program.delegation.delegates, program.delegation.outside) == (1, ())
+    with torch.no_grad():
+        wanted, given = result.converted(*inputs), program(*inputs)
+    # One rounding of the result may fall to the other side; float32 arithmetic on either side moves it a little more.
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=step * 1.001)
+    return given
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", CASES)
 def test_row_runs_in_integers(
@@ -276,15 +334,65 @@ def test_row_runs_in_integers(
     model, inputs = Model(case).eval(), tuple(torch.randn(shape) * 2 for shape in case.shapes)
     result = quantized(model, *inputs)
     program = lowered(result)
-    assert case.row in program.delegation.rows.values()
-    assert result.coverage.skipped == ()
-
-    assert (program.delegation.delegates, program.delegation.outside) == (1, ())
+    given = run(case, result, program, inputs, last_step(result.converted))
     assert kernels(program.buffer).count("XNNConvert") == len(inputs) + 1
-
     with torch.no_grad():
-        wanted, given, real = result.converted(*inputs), program(*inputs), model(*inputs)
-    step = last_step(result.converted)
-    # One rounding of the result may fall to the other side; float32 arithmetic on either side moves it a little more.
-    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=step * 1.001)
+        real = model(*inputs)
     assert 10 * torch.log10(real.square().sum() / (given - real).square().sum()) > 25
+
+
+GROUPED_TRANSPOSED: Layer = (nn.ConvTranspose2d, (8, 6, 3), {"stride": 2, "groups": 2})
+ONE_SCALE = {
+    **{name: CASES[name] for name in ("conv2d relu6", "depthwise", "padded conv2d", "conv1d relu")},
+    **{name: CASES[name] for name in ("conv_transpose2d relu", "conv_transpose1d", "linear hardtanh")},
+    # With a scale for each channel the kernel takes one group alone.
+    "conv_transpose2d grouped": Case("conv_transpose2d + relu", layer_relu, layer=GROUPED_TRANSPOSED),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SCALE)
+def test_layer_with_one_scale_for_its_weight_runs_in_integers(
+    name: str,
+    quantized: Callable[..., Result],
+    lowered: Callable[[Result], XNNPACKProgram],
+    last_step: Callable[[GraphModule], float],
+    datatypes: Callable[[bytes], list[str]],
+) -> None:
+    torch.manual_seed(0)
+    case = ONE_SCALE[name]
+    model, inputs = Model(case).eval(), tuple(torch.randn(shape) * 2 for shape in case.shapes)
+    result = quantized(model, *inputs, quantizer=XNNPACKQuantizer().set_global(get_symmetric_quantization_config()))
+    program = lowered(result)
+    run(case, result, program, inputs, last_step(result.converted))
+    found = datatypes(program.buffer)
+    # A weight has a type of its own where there is a scale for each channel; nothing but biases is of another one.
+    assert set(found) <= {"xnn_datatype_fp32", "xnn_datatype_qint8", "xnn_datatype_qint32"}
+    assert found.count("xnn_datatype_qint8") >= 3
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.25 + x
+
+
+class Multiple(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * -3
+
+
+@pytest.mark.parametrize(("row", "model"), [("add", Sum()), ("mul", Multiple())])
+def test_number_is_an_operand_where_sums_and_products_start(
+    row: str,
+    model: nn.Module,
+    quantized: Callable[..., Result],
+    lowered: Callable[[Result], XNNPACKProgram],
+    last_step: Callable[[GraphModule], float],
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 9)
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
+    result = quantized(model, x, quantizer=quantizer)
+    step = last_step(result.converted)
+    given = run(Case(row, torch.add), result, lowered(result), (x,), step)
+    # The number is exact. A step of the product is at least as large as three times one of the input is.
+    torch.testing.assert_close(given, model(x), rtol=0, atol=1.1 * step)

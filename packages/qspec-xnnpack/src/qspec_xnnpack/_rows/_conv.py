@@ -20,7 +20,7 @@ from qspec_core.patterns import (
 )
 from qspec_xnnpack._rows._checks import constant_bias, refused, shape_of
 from qspec_xnnpack._rows._clamps import HARDTANH, RELU
-from qspec_xnnpack._rows._specs import eight_bits, one_image
+from qspec_xnnpack._rows._specs import eight_bits, one_group, one_image
 
 __all__ = ["ROWS"]
 
@@ -44,12 +44,6 @@ def _batched(node: Node, *, spatial: int) -> Reason | None:
     if shape is None or len(shape) == spatial + 2:
         return None
     return refused(f"the input has no batch dimension, the output has rank {len(shape)}")
-
-
-def _one_group(node: Node) -> Reason | None:
-    """With a scale for each output channel, and groups, the kernel would find the scales along the wrong dimension."""
-    groups = argument(node, "groups")
-    return None if groups == 1 else refused(f"groups={groups}, and the transposed kernel takes 1")
 
 
 def _conv(spatial: int, anchor: OpOverload) -> Row:
@@ -78,14 +72,14 @@ def _transposed(spatial: int, anchor: OpOverload) -> Row:
         anchor=anchor,
         operands=(
             activation("input", refuses=one_image),
-            weight("weight", ch_axis=1, refuses=eight_bits),
+            weight("weight", ch_axis=1, refuses=one_group),
             bias("bias"),
         ),
         chains=((HARDTANH,), (RELU,), ()),
         flow=Flow.STARTS,
         modes=_STATIC if spatial == 1 else _STATIC | {Mode.DYNAMIC},
         lower=DELEGATED,
-        checks=(partial(_batched, spatial=spatial), constant_bias, _one_group),
+        checks=(partial(_batched, spatial=spatial), constant_bias),
     )
 
 

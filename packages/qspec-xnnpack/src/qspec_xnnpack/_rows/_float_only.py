@@ -45,10 +45,18 @@ _NO_KERNEL = "XNNPACK's delegate does not take it at all"
 _NOT_DELEGATED: tuple[OpOverload, ...] = (
     aten.conv3d.default,
     aten.conv_transpose3d.input,
+    aten.group_norm.default,
     aten.layer_norm.default,
-    aten.squeeze.dim,
 )
+_VIEW = "of a shape known beforehand it becomes a view; the delegate takes no other"
+_SQUEEZES: tuple[OpOverload, ...] = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+_MEAN = "XNNPACK's delegate averages over height and width alone"
+_RECURRENT = "ExecuTorch takes it apart after quantization, and its products run in float"
+_RECURRENTS: tuple[OpOverload, ...] = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 FLOAT_ONLY: dict[OpOverload, str] = {
     **dict.fromkeys(_DELEGATED_IN_FLOAT, _FLOAT_KERNEL),
     **dict.fromkeys(_NOT_DELEGATED, _NO_KERNEL),
+    **dict.fromkeys(_SQUEEZES, _VIEW),
+    aten.mean.default: _MEAN,
+    **dict.fromkeys(_RECURRENTS, _RECURRENT),
 }

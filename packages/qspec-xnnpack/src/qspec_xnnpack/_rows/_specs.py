@@ -11,7 +11,16 @@ from qspec_core.patterns import Reason, argument
 from qspec_core.spec import QuantizationSpec
 from qspec_xnnpack._rows._checks import refused, shape_of
 
-__all__ = ["FOUR_BITS", "by_token", "eight_bits", "group_size", "has_four_bits", "one_image", "whole_groups"]
+__all__ = [
+    "FOUR_BITS",
+    "by_token",
+    "eight_bits",
+    "group_size",
+    "has_four_bits",
+    "one_group",
+    "one_image",
+    "whole_groups",
+]
 
 FOUR_BITS = (-8, 7)
 """The range by which the delegate knows weights of four bits."""
@@ -56,6 +65,15 @@ def eight_bits(node: Node, spec: QuantizationSpec) -> Reason | None:
     if has_four_bits(spec) or group_size(spec) is not None:
         return refused("weights of 4 bits, or with a scale for each group, are for linear layers")
     return None
+
+
+def one_group(node: Node, spec: QuantizationSpec) -> Reason | None:
+    """Weight of a transposed convolution. With a scale for each output channel, and groups, the kernel would find the
+    scales along the wrong dimension."""
+    groups = argument(node, "groups")
+    if groups > 1 and spec.qscheme is torch.per_channel_symmetric:
+        return refused(f"groups={groups}, and with a scale for each channel the transposed kernel takes 1")
+    return eight_bits(node, spec)
 
 
 def whole_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
