@@ -51,7 +51,8 @@ class Architecture:
 
     Args:
         name: of the class in `transformers`.
-        kind: "text", "sequence" (encoder and decoder), "image", "audio", "features" or "pair" (image and text).
+        kind: "text", "tokens" (text, with none of the usual sizes), "sequence" (encoder and decoder), "image", "audio",
+            "features", "spectrogram", "series" or "pair" (image and text).
         sizes: of its configuration, over those of the kind.
         nested: sizes of configurations inside, by the argument that takes them.
     """
@@ -77,6 +78,10 @@ def _stages(name: str, **sizes: Any) -> Architecture:
 
 _AUDIO = {"conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 _PAIR = {"text_config": TEXT, "vision_config": IMAGE}
+_EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4}
+_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+_RESNET = {"embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1], "out_features": _STAGES}
+_DINO = IMAGE | {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False}
 ZOO: tuple[Architecture, ...] = (
     *_text("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel", "ElectraModel", "MPNetModel"),
     *_text("LayoutLMModel", "DebertaV2Model", "RoFormerModel", "NystromformerModel", "FNetModel", "ErnieModel"),
@@ -93,6 +98,25 @@ ZOO: tuple[Architecture, ...] = (
     *_text("BloomForCausalLM", n_layer=2, n_head=4),
     *_text("FalconForCausalLM", alibi=False),
     *_text("MptForCausalLM", d_model=64, n_layers=2, n_heads=4),
+    *_text("XLMModel", emb_dim=64, n_layers=2, n_heads=4),
+    *_text("IBertModel", quant_mode=False),
+    *_text("CanineModel", num_hash_buckets=64),
+    *_text("TapasModel", type_vocab_sizes=[3, 8, 8, 2, 8, 8, 2]),
+    *_text("LukeModel", entity_vocab_size=20, entity_emb_size=32),
+    *_text("CodeGenForCausalLM", n_embd=64, n_layer=2, n_head=4, rotary_dim=8, n_positions=128),
+    *_text("GPTBigCodeForCausalLM", n_embd=64, n_layer=2, n_head=4, n_positions=128),
+    *_text("BioGptForCausalLM", "CohereForCausalLM"),
+    *_text("MixtralForCausalLM", "OlmoeForCausalLM", **_EXPERTS),
+    *_text("MambaForCausalLM", state_size=8, time_step_rank=8),
+    *_text("Mamba2ForCausalLM", state_size=8, num_heads=8, head_dim=16, n_groups=1, chunk_size=8),
+    *_text("RecurrentGemmaForCausalLM", lru_width=64, head_dim=16, attention_window_size=16, num_hidden_layers=3),
+    Architecture("XLNetModel", "tokens", {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128}),
+    Architecture(
+        "FunnelModel",
+        "tokens",
+        {"block_sizes": [1, 1], "d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 128, "num_decoder_layers": 1},
+    ),
+    Architecture("M2M100Model", "sequence"),
     Architecture("T5Model", "sequence", {"d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}),
     Architecture("BartModel", "sequence"),
     Architecture("PegasusModel", "sequence"),
@@ -124,14 +148,72 @@ ZOO: tuple[Architecture, ...] = (
     _stages("FocalNetModel", embed_dim=16, depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3]),
     _stages("LevitModel", hidden_sizes=[32, 48, 64], depths=[1, 1, 1], num_attention_heads=[2, 3, 4]),
     _stages("HieraModel", embed_dim=32, depths=[1, 1], num_heads=[1, 2], image_size=[SIDE, SIDE], num_query_pool=1),
+    _stages("CvtModel", embed_dim=[16, 32, 48], depth=[1, 2, 3], num_heads=[1, 2, 4]),
+    _stages("SwiftFormerModel", embed_dims=[16, 24, 32, 48], depths=[1, 1, 1, 1]),
+    _stages("DINOv3ConvNextModel", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1]),
+    _stages(
+        "HGNetV2ForImageClassification",
+        stem_channels=[3, 8, 16],
+        stage_in_channels=[16, 32, 48, 64],
+        stage_mid_channels=[8, 8, 16, 16],
+        stage_out_channels=[32, 48, 64, 96],
+        stage_num_blocks=[1, 1, 1, 1],
+        embedding_size=16,
+        hidden_sizes=[32, 48, 64, 96],
+        depths=[1, 1, 1, 1],
+    ),
+    *_image("VitDetModel", pretrain_image_size=SIDE, window_block_indices=[0], residual_block_indices=[1]),
+    Architecture(
+        "DepthAnythingForDepthEstimation",
+        "image",
+        {"patch_size": 16, "reassemble_hidden_size": 64, "neck_hidden_sizes": [16, 24, 32, 48]}
+        | {"fusion_hidden_size": 32, "head_hidden_size": 16, "initializer_range": 0.2},
+        {"backbone_config": {"model_type": "dinov2"} | _DINO},
+    ),
+    Architecture(
+        "DetrForObjectDetection",
+        "image",
+        SEQUENCE | {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 8, "hidden_size": 64},
+        {"backbone_config": {"model_type": "resnet"} | _RESNET},
+    ),
     Architecture("Wav2Vec2Model", "audio", _AUDIO),
+    Architecture("Data2VecAudioModel", "audio", _AUDIO),
+    Architecture("Wav2Vec2ConformerModel", "audio", _AUDIO | {"position_embeddings_type": "rotary"}),
     Architecture("HubertModel", "audio", _AUDIO),
     Architecture("WavLMModel", "audio", _AUDIO),
     Architecture("UniSpeechModel", "audio", _AUDIO),
     Architecture("WhisperModel", "features", SEQUENCE | {"max_source_positions": 50, "max_target_positions": 64}),
+    Architecture(
+        "Speech2TextModel",
+        "features",
+        SEQUENCE | {"input_feat_per_channel": 16, "conv_channels": 32, "max_source_positions": 100},
+    ),
     Architecture("ASTModel", "spectrogram", IMAGE | {"max_length": 64, "num_mel_bins": 32}),
     Architecture("CLIPModel", "pair", {"projection_dim": 32}, _PAIR),
     Architecture("SiglipModel", "pair", {}, _PAIR),
+    Architecture(
+        "FlavaModel",
+        "pair",
+        {"projection_dim": 32, "hidden_size": 64},
+        {"text_config": TEXT, "image_config": IMAGE, "multimodal_config": TEXT},
+    ),
+    Architecture("BridgeTowerModel", "pair", IMAGE, _PAIR),
+    Architecture(
+        "GroupViTModel",
+        "pair",
+        {"projection_dim": 32, "projection_intermediate_dim": 32},
+        {
+            "text_config": TEXT,
+            "vision_config": IMAGE
+            | {"depths": [1, 1, 1], "num_group_tokens": [8, 4, 0], "num_output_groups": [8, 4, 0]},
+        },
+    ),
+    Architecture(
+        "PatchTSTModel",
+        "series",
+        {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8, "d_model": 32}
+        | {"num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64},
+    ),
     Architecture(
         "CLIPSegForImageSegmentation", "pair", {"projection_dim": 64, "extract_layers": [0, 1], "reduce_dim": 32}, _PAIR
     ),
@@ -156,7 +238,12 @@ def build(architecture: Architecture) -> tuple[nn.Module, list[tuple[Tensor, ...
     """The model in evaluation mode, and four calls' inputs, the first its example."""
     torch.manual_seed(0)
     model_class = getattr(transformers, architecture.name)
-    base: dict[str, Any] = {"text": TEXT, "sequence": SEQUENCE, "audio": TEXT}.get(architecture.kind, {})
+    base: dict[str, Any] = {
+        "text": TEXT,
+        "sequence": SEQUENCE,
+        "audio": TEXT,
+        "tokens": {"vocab_size": VOCABULARY},
+    }.get(architecture.kind, {})
     config = model_class.config_class(**base | dict(architecture.sizes), **architecture.nested)
     config.use_cache = False
     model = model_class(config)
@@ -173,7 +260,7 @@ def _inputs(architecture: Architecture, config: Any) -> Inputs:  # each configur
     channels = getattr(config, "num_channels", 3)
     image = torch.randn(2, channels, SIDE, SIDE)
     kind = architecture.kind
-    if kind == "text":
+    if kind in ("text", "tokens"):
         return {"input_ids": tokens}
     if kind == "sequence":
         return {"input_ids": tokens, "decoder_input_ids": tokens[:, :8]}
@@ -182,7 +269,11 @@ def _inputs(architecture: Architecture, config: Any) -> Inputs:  # each configur
     if kind == "audio":
         return {"input_values": torch.randn(2, 4000)}
     if kind == "features":
-        return {"input_features": torch.randn(2, config.num_mel_bins, 100), "decoder_input_ids": tokens[:, :8]}
+        bins = getattr(config, "num_mel_bins", None)
+        shape = (2, 40, config.input_feat_per_channel) if bins is None else (2, bins, 100)
+        return {"input_features": torch.randn(shape), "decoder_input_ids": tokens[:, :8]}
+    if kind == "series":
+        return {"past_values": torch.randn(2, config.context_length, config.num_input_channels)}
     if kind == "spectrogram":
         return {"input_values": torch.randn(2, config.max_length, config.num_mel_bins)}
     return {"input_ids": tokens, "pixel_values": image}

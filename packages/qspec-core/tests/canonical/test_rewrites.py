@@ -250,13 +250,110 @@ def test_matmul_of_any_rank_with_a_matrix(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("function", "want"),
+    [
+        (lambda w, x: w @ x, ["transpose.int", "linear.default", "transpose.int"]),
+        (lambda w, x: w @ x.mT.contiguous().transpose(1, 2), ["mT", "contiguous", "linear.default", "transpose.int"]),
+        (lambda w, x: w.T.mT @ x[0], ["select.int", "transpose.int", "linear.default", "transpose.int"]),
+        (lambda w, x: torch.mm(w, x[0]), ["select.int", "transpose.int", "linear.default", "transpose.int"]),
+        (lambda w, x: w @ x[0, :, 0], ["select.int", "select.int", "linear.default"]),
+    ],
+)
+def test_products_that_begin_with_a_constant_become_linear(function: Function, want: list[str]) -> None:
+    module = same(Net(lambda self, x: function(self.w, x), w=nn.Parameter(torch.randn(5, 6))), torch.randn(2, 6, 3))
+    names = [name.removeprefix("aten.") for name in targets(module) if "slice" not in name]
+    assert [name.partition(".")[0] for name in names] == [name.partition(".")[0] for name in want]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: torch.bmm(x, w.t().expand(2, 6, 5)),
+        lambda x, w: torch.bmm(x, w.permute(1, 0).unsqueeze(0).expand(2, -1, -1).view(2, 6, 5)),
+        lambda x, w: torch.matmul(x, w.t().expand(2, 6, 5)),
+    ],
+)
+def test_products_with_one_matrix_for_a_whole_batch_become_linear(function: Function) -> None:
+    module = same(Net(lambda self, x: function(x, self.w), w=nn.Parameter(torch.randn(5, 6))), torch.randn(2, 3, 6))
+    assert targets(module) == ["aten.linear.default"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: torch.bmm(x, w.expand(2, 6, 6) * 1),
+        lambda x, w: x @ w.t().contiguous(),
+        lambda x, w: x[0] @ w.expand(2, 6, 6),
+        lambda x, w: x[:1] @ w.expand(2, 6, 6),
+        lambda x, w: x @ w.t().reshape(2, 18).view(6, 6),
+    ],
+)
+def test_products_with_a_matrix_that_is_copied_stay(function: Function) -> None:
+    module = same(Net(lambda self, x: function(x, self.w), w=nn.Parameter(torch.randn(6, 6))), torch.randn(2, 3, 6))
+    assert "aten.linear.default" not in targets(module)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape"),
+    [
+        ("btd,dnh->btnh", (6, 2, 5)),
+        ("btd,dnh->bnth", (6, 2, 5)),
+        ("btd,nhd->tbhn", (2, 5, 6)),
+        ("btd,od->bto", (5, 6)),
+        ("btd,do->bot", (6, 5)),
+        ("btd,tdo->bo", (3, 6, 5)),
+        ("btd,d->bt", (6,)),
+        ("...d,dh->...h", (6, 5)),
+        ("btd,hd->hbt", (5, 6)),
+        ("btd,bth->dh", (2, 3, 5)),
+    ],
+)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_einsums_with_a_constant_become_linear(equation: str, shape: tuple[int, ...], swapped: bool) -> None:
+    if swapped:
+        terms, _, result = equation.partition("->")
+        equation = ",".join(reversed(terms.split(","))) + f"->{result}"
+
+    def forward(self: Net, x: Tensor) -> Tensor:
+        return torch.einsum(equation, *([self.w, x] if swapped else [x, self.w]))
+
+    module = same(Net(forward, w=nn.Parameter(torch.randn(shape))), torch.randn(2, 3, 6))
+    assert targets(module).count("aten.linear.default") == 1
+    assert "aten.einsum.default" not in targets(module)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape"), [(1, (6, 5)), (([1, 2], [2, 0]), (6, 4, 3)), (([-1], [1]), (5, 6, 2))], ids=str
+)
+def test_tensordots_with_a_constant_become_linear(dims: Any, shape: tuple[int, ...]) -> None:
+    weight = nn.Parameter(torch.randn(shape))
+    module = same(Net(lambda self, x: torch.tensordot(x, self.w, dims=dims), w=weight), torch.randn(2, 3, 6))
+    assert targets(module).count("aten.linear.default") == 1
+    assert "aten.tensordot.default" not in targets(module)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape"),
+    [
+        ("btd,bdo->bto", (2, 6, 5)),  # a matrix for each item
+        ("btd,o->btdo", (5,)),  # nothing is summed over
+        ("btd,dd->bt", (6, 6)),
+        ("btd,do->bt", (6, 5)),
+        ("btd,dt->btd", (6, 3)),
+    ],
+)
+def test_other_einsums_stay(equation: str, shape: tuple[int, ...]) -> None:
+    model = Net(lambda self, x: torch.einsum(equation, x, self.w), w=nn.Parameter(torch.randn(shape)))
+    assert targets(same(model, torch.randn(2, 3, 6))) == ["aten.einsum.default"]
+
+
+@pytest.mark.parametrize(
     "function",
     [
         lambda x, w, b: torch.addmm(b, x, w, beta=0.5),
         lambda x, w, b: torch.addmm(b, x, w, alpha=2),
         lambda x, w, b: torch.addmm(x[:, :5], x, w),
         lambda x, w, b: torch.addmm(b.expand(3, 5), x, w),
-        lambda x, w, b: w.t() @ x.t(),
         lambda x, w, b: x @ (w * 2),
         lambda x, w, b: x @ w[:, 0],
     ],

@@ -42,6 +42,24 @@ def test_weight_norm() -> None:
     assert len(calls(module)) == 1
 
 
+def test_weight_norm_of_a_decomposed_linear_is_quantized() -> None:
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)).eval()
+    x = torch.randn(3, 4)
+    program = torch.export.export(model, (x,)).run_decompositions().module()
+    assert isinstance(program, GraphModule)
+    prepared = prepare_pt2e(program, quantizer())
+    prepared(x)
+    converted = convert_pt2e(prepared)
+    assert [entry.operator for entry in coverage(converted).quantized_layers] == ["aten.linear.default"]
+    assert sqnr(model(x).detach(), converted(x).detach()) > 30
+
+
+def test_matrix_that_is_only_laid_out_anew_is_not_copied() -> None:
+    model = Net(lambda self, x: torch.addmm(self.b, x, self.w.t()), w=nn.Parameter(torch.randn(5, 4)), b=torch.randn(5))
+    module = fold(model, torch.randn(2, 4))
+    assert calls(module, aten.t.default)
+
+
 def standardized(m: Any, x: Tensor) -> Tensor:
     """A convolution whose kernels have mean 0 and variance 1, as big-transfer networks write it."""
     weight = F.batch_norm(m.conv.weight.reshape(1, 8, -1), None, None, training=True, eps=1e-6)

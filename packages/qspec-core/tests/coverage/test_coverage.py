@@ -46,6 +46,19 @@ def test_every_float_operator_is_there_once_in_graph_order(found: Coverage) -> N
     assert len(found) == 7
 
 
+def test_operator_that_nothing_reads_says_so() -> None:
+    x = torch.randn(2, 4)
+
+    def forward(self: Net, x: Tensor) -> Tensor:
+        self.b(x).add_(1)
+        result: Tensor = self.a(x)
+        return result
+
+    module = export(Net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), x)
+    unread = [str(entry) for entry in coverage(quantized(module, (x,))) if entry.module == "b"]
+    assert unread == ["linear (aten.linear.default) in b: folded, removed: nothing reads its result"]
+
+
 def test_parts(found: Coverage) -> None:
     assert [e.operator for e in found.layers] == ["aten.conv2d.default", "aten.linear.default"]
     assert found.quantized_layers == found.layers
@@ -116,3 +129,12 @@ def test_integer_operators_are_left_out_and_tuples_counted() -> None:
     x = torch.randn(2, 4), torch.tensor([1, 2])
     found = coverage(prepare_pt2e(export(Net(forward, linear=nn.Linear(4, 4)), *x), quantizer()))
     assert [e.operator for e in found] == ["aten.linear.default", "aten.max.dim", "aten.add.Tensor"]
+
+
+def test_float64_is_named() -> None:
+    x = torch.randn(2, 4, dtype=torch.float64)
+    module = export(nn.Linear(4, 2).double(), x)
+    (entry,) = coverage(prepare_pt2e(module, quantizer(), allow_empty=True))
+    assert entry.reason == (
+        "unsupported argument: operand input is torch.float64, which the quantize operators do not take"
+    )

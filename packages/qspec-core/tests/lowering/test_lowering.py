@@ -64,6 +64,19 @@ def lower_linear(match: Match, context: Lowering) -> Reason | None:
 LOWERED = table((replace(LINEAR, lower=lower_linear),))
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 4)], ids=str)
+def test_decomposed_graph_lowers_alike(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4))
+    converted = quantized(export(model, x), (x,))
+    decomposed = torch.export.export(converted, (x,)).run_decompositions().module()
+    assert isinstance(decomposed, torch.fx.GraphModule)
+    assert "aten.linear.default" not in targets(decomposed)
+    result = lower_rows(decomposed, LOWERED, target="any")
+    assert list(result.lowered.values()) == ["linear", "linear"]
+    torch.testing.assert_close(result.module(x), converted(x), rtol=1e-6, atol=1e-6)
+
+
 def test_lowered_module_computes_what_the_converted_one_does() -> None:
     converted = quantized(export(network(), X), (X,))
     frozen = Frozen(converted)

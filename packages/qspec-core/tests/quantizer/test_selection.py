@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from core_support import ACT, CONFIG, DYNAMIC, WEIGHT, Net, aten, calls, export, quantizer, settled, table
+from core_support import ACT, CONFIG, DYNAMIC, LINEAR, WEIGHT, Net, aten, calls, export, quantizer, settled, table
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
@@ -23,7 +23,7 @@ from qspec_core import (
 )
 from qspec_core.errors import SelectorError, SpecError
 from qspec_core.observers import MinMaxObserver
-from qspec_core.patterns import Mode
+from qspec_core.patterns import Mode, Reason, ReasonCode
 from qspec_core.quantizer import mode_of
 from qspec_core.sharing import resolve
 from qspec_core.spec import Q_ANNOTATION_KEY
@@ -278,3 +278,15 @@ def test_selectors_may_name_what_folding_removes() -> None:
         assert [entry.row for entry in found.quantized] == ["conv2d + relu"] * 2
     with pytest.raises(SelectorError):
         prepare_pt2e(exported, quantizer().set_module_type(nn.BatchNorm3d, None))
+
+
+def test_row_of_another_mode_gives_no_reasons() -> None:
+    def refuse(node: Node) -> Reason | None:
+        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "a reason of weights alone")
+
+    weight_only = replace(LINEAR, name="linear.weight_only", modes=frozenset({Mode.WEIGHT_ONLY}), checks=(refuse,))
+    rows = table((replace(LINEAR, modes=frozenset({Mode.STATIC})), weight_only))
+    module = export(Net(lambda self, x: torch.nn.functional.linear(x, x)), torch.randn(2, 4))
+    prepared = prepare_pt2e(module, TableQuantizer(rows).set_global(CONFIG), allow_empty=True)
+    (entry,) = coverage(prepared)
+    assert entry.reason == "unsupported argument: operand weight is computed, not a constant"

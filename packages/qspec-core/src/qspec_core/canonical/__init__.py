@@ -8,6 +8,7 @@ from torch.fx import GraphModule
 from qspec_core.canonical._activation import canonicalize_activations
 from qspec_core.canonical._batch_norm import fold_batch_norms
 from qspec_core.canonical._convolution import canonicalize_convolutions
+from qspec_core.canonical._einsum import canonicalize_einsums
 from qspec_core.canonical._functional import make_functional
 from qspec_core.canonical._identity import remove_identities
 from qspec_core.canonical._linear import canonicalize_linears
@@ -18,6 +19,7 @@ from qspec_core.canonical._record import (
     REMOVED_KEY,
     STANDS_FOR_KEY,
     debug_handle,
+    remove_unread,
     set_debug_handle,
     value_source,
 )
@@ -42,6 +44,7 @@ _PASSES = (
     canonicalize_activations,
     canonicalize_convolutions,
     canonicalize_pads,
+    canonicalize_einsums,
     canonicalize_linears,
 )
 
@@ -55,4 +58,4 @@ def canonicalize(module: GraphModule) -> None:
     """
     for canonical_pass in _PASSES:
         canonical_pass(module)
-    module.graph.eliminate_dead_code()
+    remove_unread(module)

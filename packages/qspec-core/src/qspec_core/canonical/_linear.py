@@ -4,36 +4,62 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from qspec_core.canonical._record import retarget
-from qspec_core.graphs import add_constant, constant_value
-from qspec_core.patterns import argument, is_call
+from qspec_core import ops
+from qspec_core.canonical._record import fold_node, retarget
+from qspec_core.graphs import add_constant, constant_value, derived_meta
+from qspec_core.patterns import argument, argument_names, is_call, replace_argument
 
-__all__ = ["canonicalize_linears"]
+__all__ = ["MOVES", "canonicalize_linears"]
 
 aten = torch.ops.aten
-_TRANSPOSES = (aten.t.default, aten.numpy_T.default, aten.mT.default)
+MOVES = (
+    *(aten.t.default, aten.numpy_T.default, aten.mT.default, aten.transpose.int, aten.permute.default),
+    *(aten.view.default, aten.expand.default, aten.unsqueeze.default, aten.detach.default, aten.alias.default),
+)
+"""Operators that lay out their input anew and never copy it, so that strides say what they did."""
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+_PASS = "canonicalize_linears"
 
 
-def _constant_matrix(module: GraphModule, node: object) -> Tensor | None:
-    """A constant matrix, or a constant matrix transposed in the graph, as a view; None for everything else."""
-    if is_call(node, *_TRANSPOSES):
-        inner = _constant_matrix(module, argument(node, "self"))
-        return None if inner is None else inner.t()
-    if is_call(node, aten.permute.default) and argument(node, "dims") == [1, 0]:
-        inner = _constant_matrix(module, argument(node, "self"))
-        return None if inner is None else inner.t()
-    if is_call(node, aten.transpose.int) and {argument(node, "dim0"), argument(node, "dim1")} in ({0, 1}, {-2, -1}):
-        inner = _constant_matrix(module, argument(node, "self"))
-        return None if inner is None else inner.t()
-    value = constant_value(module, node)
-    return value if value is not None and value.dim() == 2 and value.is_floating_point() else None
+def _matrix_behind(module: GraphModule, node: object) -> tuple[Node, bool] | None:
+    """The matrix that a node only lays out anew, and whether as its transpose.
+
+    The matrix is a float constant or is dequantized. The node may repeat it along a first dimension, of a batch.
+    """
+    root = node
+    while is_call(root, *MOVES):
+        root = argument(root, "self")
+    if not isinstance(root, Node) or not (ops.is_dequantize(root) or constant_value(module, root) is not None):
+        return None
+    held, laid = (found.meta.get("val") if isinstance(found, Node) else None for found in (root, node))
+    if not isinstance(held, Tensor) or not isinstance(laid, Tensor) or not held.is_floating_point():
+        return None
+    is_repeated = laid.dim() == 3 and (laid.stride(0) == 0 or laid.shape[0] == 1)
+    if held.dim() != 2 or not (laid.dim() == 2 or is_repeated):
+        return None
+    shape, strides = tuple(laid.shape[-2:]), laid.stride()[-2:]
+    if (shape, strides) == (tuple(held.shape), held.stride()):
+        return root, False
+    return (root, True) if (shape, strides) == (tuple(held.shape[::-1]), held.stride()[::-1]) else None
+
+
+def _weight(module: GraphModule, node: object, reader: Node, *, transposed: bool) -> Node | None:
+    """Node of the matrix that `node` lays out, or of its transpose, without a copy; None if there is none."""
+    found = _matrix_behind(module, node)
+    if found is None:
+        return None
+    root, is_transpose = found
+    if is_transpose == transposed:
+        return root
+    value = constant_value(module, root)
+    return None if value is None else add_constant(module, "_linear_weight", value.detach().t(), before=reader)
 
 
 def _operands(node: Node) -> tuple[Node, Node, Node | None] | None:
     """`(input, matrix, bias)` of a product in which `matrix` is (in, out); None for another operator or scaling."""
     if is_call(node, aten.addmm.default) and argument(node, "beta") == 1 and argument(node, "alpha") == 1:
         return argument(node, "mat1"), argument(node, "mat2"), argument(node, "self")
-    if is_call(node, aten.mm.default):
+    if is_call(node, aten.mm.default, aten.bmm.default):
         return argument(node, "self"), argument(node, "mat2"), None
     if is_call(node, aten.matmul.default):
         return argument(node, "self"), argument(node, "other"), None
@@ -41,8 +67,9 @@ def _operands(node: Node) -> tuple[Node, Node, Node | None] | None:
 
 
 def canonicalize_linears(module: GraphModule) -> None:
-    """Rewrite addmm, mm and matmul with a constant matrix as `linear` over its transpose, and `linear` over a matrix
-    that the graph transposes as `linear` over the view. No weight is copied.
+    """Rewrite addmm, mm, bmm and matmul with a constant or dequantized matrix as `linear` over its transpose, and
+    `linear` over a matrix that the graph transposes as `linear` over the view. Where the matrix comes first, the
+    `linear` runs between two transposes. No weight is copied.
 
     Cost: O(nodes).
     """
@@ -51,14 +78,92 @@ def canonicalize_linears(module: GraphModule) -> None:
             _take_transposed_weight(module, node)
             continue
         found = _operands(node)
-        if found is None:
+        if found is None or _turn_around(module, node):
             continue
         source, matrix, bias = found
-        value = _constant_matrix(module, matrix)
-        if value is None or not _is_bias(module, bias) or constant_value(module, source) is not None:
+        if not _is_bias(module, bias) or constant_value(module, source) is not None or _is_vector(matrix):
             continue
-        weight = add_constant(module, "_linear_weight", value.detach().t(), before=node)
-        retarget(node, aten.linear.default, source, weight, bias)
+        weight = _weight(module, matrix, node, transposed=True)
+        if weight is not None and _keeps_rank(source, matrix):
+            retarget(node, aten.linear.default, source, weight, bias)
+            _undo_flattening(module, node)
+
+
+def _undo_flattening(module: GraphModule, node: Node) -> None:
+    """Let a `linear` between a view of its input as rows and a view of the result in the input's shape take the input
+    itself: decomposed graphs write linear layers so."""
+    rows, after = argument(node, "input"), next(iter(node.users), None)
+    if not is_call(rows, aten.view.default) or not is_call(after, *_VIEWS) or len(node.users) != 1:
+        return
+    source = argument(rows, "self")
+    before, flat, shaped = _value(source), _value(rows), _value(after)
+    if before is None or flat is None or shaped is None or flat.dim() != 2 or before.dim() < 2:
+        return
+    outer = [list(map(str, value.shape[:-1])) for value in (before, shaped)]  # by name: comparing symbols guards them
+    if str(before.shape[-1]) != str(flat.shape[-1]) or outer[0] != outer[1]:
+        return
+    replace_argument(node, "input", source)
+    node.meta["val"] = shaped
+    fold_node(module, after, node, "linear takes its input in this shape")
+
+
+def _value(node: object) -> Tensor | None:
+    found = node.meta.get("val") if isinstance(node, Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def _is_vector(matrix: Node) -> bool:
+    value = _value(matrix)
+    return value is None or value.dim() < 2
+
+
+def _keeps_rank(source: Node, matrix: Node) -> bool:
+    """Whether a matrix repeated along a batch meets inputs that have this batch, so that `linear` gives the shape."""
+    value, other = _value(source), _value(matrix)
+    if value is None or other is None:
+        return False
+    if other.dim() == 2:
+        return True
+    if value.dim() < 3:
+        return False
+    return str(other.shape[0]) in ("1", str(value.shape[-3]))  # by name: comparing symbols would guard them
+
+
+def _turn_around(module: GraphModule, node: Node) -> bool:
+    """Rewrite a product `matrix @ x` of a constant as `linear(x.mT, matrix).mT`; False where it is none."""
+    if not is_call(node, aten.matmul.default, aten.mm.default):
+        return False
+    matrix, other = (argument(node, name) for name in argument_names(node.target)[:2])  # type: ignore[arg-type]  # a call
+    source, first = _value(other), _value(matrix)
+    if source is None or first is None or first.dim() != 2 or constant_value(module, other) is not None:
+        return False
+    weight = _weight(module, matrix, node, transposed=False)
+    if weight is None:
+        return False
+    if source.dim() == 1:
+        retarget(node, aten.linear.default, other, weight)
+        return True
+    with module.graph.inserting_before(node):
+        rows = argument(other, "self") if _swaps_last(other, source.dim()) else _transposed(module, other, node)
+        product = module.graph.call_function(aten.linear.default, (rows, weight))
+    product.meta = derived_meta(node, _PASS)
+    if isinstance(node.meta.get("val"), Tensor):
+        product.meta["val"] = node.meta["val"].mT
+    retarget(node, aten.transpose.int, product, -2, -1)
+    return True
+
+
+def _swaps_last(node: Node, rank: int) -> bool:
+    if not is_call(node, aten.transpose.int):
+        return is_call(node, aten.mT.default)
+    return {argument(node, name) % rank for name in ("dim0", "dim1")} == {rank - 2, rank - 1}
+
+
+def _transposed(module: GraphModule, source: Node, reader: Node) -> Node:
+    made = module.graph.call_function(aten.transpose.int, (source, -2, -1))
+    made.meta = derived_meta(source, _PASS, reader)
+    made.meta["val"] = source.meta["val"].mT
+    return made
 
 
 def _is_bias(module: GraphModule, bias: Node | None) -> bool:
@@ -70,9 +175,8 @@ def _is_bias(module: GraphModule, bias: Node | None) -> bool:
 
 def _take_transposed_weight(module: GraphModule, node: Node) -> None:
     matrix = argument(node, "weight")
-    if constant_value(module, matrix) is not None:
+    if not is_call(matrix, *MOVES):
         return
-    value = _constant_matrix(module, matrix)
-    if value is not None:
-        weight = add_constant(module, "_linear_weight", value.detach(), before=node)
+    weight = _weight(module, matrix, node, transposed=False)
+    if weight is not None:
         node.replace_input_with(matrix, weight)

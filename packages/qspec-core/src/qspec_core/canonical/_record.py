@@ -14,6 +14,7 @@ __all__ = [
     "STANDS_FOR_KEY",
     "debug_handle",
     "fold_node",
+    "remove_unread",
     "retarget",
     "set_debug_handle",
     "value_source",
@@ -86,3 +87,19 @@ def retarget(node: Node, target: OpOverload, *args: Any) -> None:
     node.target = target
     node.args = args
     node.kwargs = {}
+
+
+def remove_unread(module: GraphModule) -> None:
+    """Remove what no node reads, and record that it was not read.
+
+    Args:
+        module: owned graph module, whose `meta` is its own too.
+    Cost: O(nodes + edges).
+    """
+    before = [node for node in module.graph.nodes if node.op == "call_function"]
+    module.graph.eliminate_dead_code()
+    left = set(module.graph.nodes)
+    notes = module.meta.setdefault(FOLDED_KEY, {})
+    for node in before:
+        if node not in left:
+            notes.setdefault(node.name, "removed: nothing reads its result")

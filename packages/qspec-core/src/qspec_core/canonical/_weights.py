@@ -1,9 +1,13 @@
 """Weights and biases that a model computes from its parameters alone become constants: a weight norm, a standardized
 kernel, a slice of a fused projection."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from qspec_core.canonical._linear import MOVES
 from qspec_core.canonical._record import fold_node
 from qspec_core.folding import compute_constants, constant_nodes
 from qspec_core.graphs import add_constant
@@ -12,9 +16,19 @@ from qspec_core.patterns import argument, is_call
 
 __all__ = ["fold_weights"]
 
+_aten = torch.ops.aten
+_MATRICES: dict[Any, tuple[str, ...]] = {  # an operator overload, as node targets are
+    _aten.addmm.default: ("self", "mat2"),
+    _aten.mm.default: ("self", "mat2"),
+    _aten.bmm.default: ("mat2",),
+    _aten.matmul.default: ("self", "other"),
+}
+"""Operands of products that may be weights."""
+
 
 def fold_weights(module: GraphModule) -> None:
-    """Compute ahead each weight and bias of a convolution or linear layer that follows from constants alone.
+    """Compute ahead each weight and bias of a convolution or linear layer, and each matrix of a product, that follows
+    from constants alone. A constant that is only laid out anew is no computation.
 
     What is random, mutates something or dequantizes stays in the graph, with all that depends on it.
 
@@ -25,8 +39,7 @@ def fold_weights(module: GraphModule) -> None:
     wanted = dict.fromkeys(
         node
         for layer in module.graph.nodes
-        if is_call(layer, *LAYERS)
-        for node in (argument(layer, "weight"), argument(layer, "bias"))
+        for node in _weights(layer)
         if isinstance(node, Node) and node.op == "call_function"
     )
     if not wanted:
@@ -45,3 +58,19 @@ def fold_weights(module: GraphModule) -> None:
     for node in reversed(values):
         if node not in wanted and not node.users and node.op == "call_function":
             fold_node(module, node, node.all_input_nodes[0], "computed ahead: it follows from constants alone")
+
+
+def _weights(node: Node) -> tuple[object, ...]:
+    """Operands that a device holds as weights or biases."""
+    if is_call(node, *LAYERS):
+        return argument(node, "weight"), argument(node, "bias")
+    return (
+        tuple(_computed(argument(node, name)) for name in _MATRICES[node.target]) if is_call(node, *_MATRICES) else ()
+    )
+
+
+def _computed(matrix: object) -> object:
+    """What a matrix is computed by, before it is laid out for its product."""
+    while is_call(matrix, *MOVES):
+        matrix = argument(matrix, "self")
+    return matrix

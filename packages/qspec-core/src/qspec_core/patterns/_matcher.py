@@ -110,9 +110,12 @@ class Matching:
 
 
 Accept = Callable[[Match], Reason | None]
+Admit = Callable[[Row, Node], Reason | None]
 
 
-def match_rows(graph: Graph, rows: Sequence[Row], *, accept: Accept | None = None) -> Matching:
+def match_rows(
+    graph: Graph, rows: Sequence[Row], *, accept: Accept | None = None, admit: Admit | None = None
+) -> Matching:
     """Find the rows in a graph in canonical form.
 
     Rows claim nodes in their written order; the anchors of a row are visited from the end of the graph, so that of two
@@ -123,6 +126,8 @@ def match_rows(graph: Graph, rows: Sequence[Row], *, accept: Accept | None = Non
         graph: exported graph, only read.
         rows: in the order in which they may claim nodes.
         accept: called with each candidate, longest chain first; a reason declines it.
+        admit: called with a row and an anchor before the row's own checks, so that a row of another mode gives no
+            reasons of its own.
     Returns: the matches, and the reasons of the anchors that none took.
     Cost: O(nodes * rows of one anchor) time, O(nodes) memory.
     """
@@ -140,7 +145,8 @@ def match_rows(graph: Graph, rows: Sequence[Row], *, accept: Accept | None = Non
         for anchor in reversed(buckets.get(row.anchor, ())):
             if anchor in claimed:
                 continue
-            found = _match_anchor(row, anchor, claimed, accept)
+            refusal = None if admit is None else admit(row, anchor)
+            found = refusal if refusal is not None else _match_anchor(row, anchor, claimed, accept)
             if isinstance(found, Match):
                 matches.append(found)
                 claimed.update(dict.fromkeys(found.nodes, found))

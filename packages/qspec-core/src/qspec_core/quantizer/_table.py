@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Self
 
+import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core import ops
@@ -22,6 +23,7 @@ from qspec_core.patterns import (
     Reason,
     ReasonCode,
     Role,
+    Row,
     called_operator,
     match_rows,
 )
@@ -90,6 +92,10 @@ class TableQuantizer(Quantizer):
         """
         configs: dict[Node, QuantizationConfig] = {}
 
+        def admit(row: Row, anchor: Node) -> Reason | None:
+            chosen = self._selection.choose(anchor)
+            return None if isinstance(chosen, Reason) else _other_mode(row, mode_of(chosen))
+
         def accept(match: Match) -> Reason | None:
             chosen = self._selection.choose(match.anchor)
             if isinstance(chosen, Reason):
@@ -99,7 +105,7 @@ class TableQuantizer(Quantizer):
                 configs[match.anchor] = chosen
             return reason
 
-        matching = match_rows(model.graph, self.table.rows, accept=accept)
+        matching = match_rows(model.graph, self.table.rows, accept=accept, admit=admit)
         starts = [match for match in matching.matches if match.row.flow is Flow.STARTS]
         static = [match for match in starts if mode_of(configs[match.anchor]) is Mode.STATIC]
         candidates = [match for match in matching.matches if match.row.flow is not Flow.STARTS]
@@ -174,11 +180,15 @@ def _of_role(config: QuantizationConfig, operand: Operand) -> QuantizationSpec |
     return replace(spec, ch_axis=operand.ch_axis)
 
 
+def _other_mode(row: Row, mode: Mode) -> Reason | None:
+    if mode in row.modes:
+        return None
+    return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {row.name} has no {mode.value} form")
+
+
 def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reason | None:
     """Why a match cannot take a configuration, whatever the device."""
     mode = mode_of(config)
-    if mode not in match.row.modes:
-        return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} has no {mode.value} form")
     for pre_op, node in match.absorbed.values():
         if not pre_op.absorbs_in(mode):
             return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} absorbs no {node.name} when {mode.value}")
@@ -187,6 +197,9 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
     for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
         if not is_float(node):
             return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
+        if node.meta["val"].dtype is torch.float64:
+            detail = f"operand {operand.name} is torch.float64, which the quantize operators do not take"
+            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
     for operand in match.row.operands:
         spec = _of_role(config, operand)
         refusal = operand.refuses(match.anchor, spec) if operand.refuses is not None and spec is not None else None

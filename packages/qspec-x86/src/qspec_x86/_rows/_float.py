@@ -29,7 +29,8 @@ FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
         **dict.fromkeys((aten.mean.dim, aten.mean.default), _POOL),
         aten.add.Tensor: _SUM,
         aten.mul.Tensor: "onednn.qmul gives wrong numbers",
-        **dict.fromkeys((aten.matmul.default, aten.bmm.default), _ATTENTION),
+        **dict.fromkeys((aten.matmul.default, aten.bmm.default, aten.baddbmm.default), _ATTENTION),
+        **dict.fromkeys((aten.einsum.default, aten._grouped_mm.default), _ATTENTION),
         aten.scaled_dot_product_attention.default: _ATTENTION,
         **dict.fromkeys((aten.gelu.default, aten.tanh.default, aten.sigmoid.default), _CURVE),
         **dict.fromkeys((aten.leaky_relu.default, aten.elu.default, aten.mish.default), _CURVE),
@@ -37,6 +38,8 @@ FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
         **dict.fromkeys((aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default), _NORM),
         aten.softmax.int: "its exponentials span more than 8 bits hold",
         **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _RECURRENT),
+        **dict.fromkeys((aten.lstm_cell.default, aten.gru_cell.default), _RECURRENT),
+        **dict.fromkeys((aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default), _RECURRENT),
     }
 )
 """Operators without a row, by canonical overload."""

@@ -43,6 +43,7 @@ _DELEGATED_IN_FLOAT: tuple[OpOverload, ...] = (
 )
 _NO_KERNEL = "XNNPACK's delegate does not take it at all"
 _NOT_DELEGATED: tuple[OpOverload, ...] = (
+    aten.baddbmm.default,
     aten.conv3d.default,
     aten.conv_transpose3d.input,
     aten.group_norm.default,
