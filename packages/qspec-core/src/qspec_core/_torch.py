@@ -21,10 +21,11 @@ __all__ = [
     "copy_persistence",
     "forbid_mode_switch",
     "forbid_pickling",
+    "history_after",
+    "is_unlifted",
     "load_quantized_decomposed",
     "move_codegen",
     "schema_of",
-    "sourced_from",
     "uncompiled",
 ]
 
@@ -115,13 +116,26 @@ def _replace_pickling(module: GraphModule) -> None:
     module.__reduce_ex__ = MethodType(_no_pickle, module)  # type: ignore[method-assign]  # one instance
 
 
-def sourced_from(node: Node, pass_name: str) -> NodeSource:
-    """Provenance of a node made from another, for `node.meta["from_node"]`. torch's constructor copies the whole
-    history of the node, 0.1 ms each; this refers to it."""
+_UNLIFTED = "ExportedProgram.module().unlift()"
+
+
+def is_unlifted(history: list[NodeSource]) -> bool:
+    """Whether a node, by its `meta["from_node"]`, reads a parameter or buffer that an exported program had lifted."""
+    return bool(history) and history[-1].pass_name == _UNLIFTED
+
+
+def history_after(node: Node, pass_name: str) -> list[NodeSource]:
+    """`meta["from_node"]` of a node made from another.
+
+    What is made from a parameter keeps the parameter's mark at the end, by which tools tell it from operators: its
+    history leads on to the operator that reads it. torch's constructor copies the whole history of the node, 0.1 ms
+    each; this refers to it.
+    """
+    history: list[NodeSource] = node.meta.get("from_node") or []
     source = NodeSource(None, pass_name, NodeSourceAction.CREATE)
     source.node_info = NodeSource.NodeInfo(node.name, str(node.target), id(node.graph))
-    source.from_node = node.meta.get("from_node", [])
-    return source
+    source.from_node = history
+    return [source, history[-1]] if is_unlifted(history) else [source]
 
 
 class FakeTensors:

@@ -16,9 +16,9 @@ from qspec_core._torch import (
     copy_persistence,
     forbid_mode_switch,
     forbid_pickling,
+    history_after,
     move_codegen,
     schema_of,
-    sourced_from,
     uncompiled,
 )
 from qspec_core.errors import GraphError
@@ -137,7 +137,7 @@ def derived_meta(source: Node, pass_name: str, reader: Node | None = None) -> di
         pass_name: what makes it.
         reader: where the source has no place (an input, a constant), the place of this node is taken.
     """
-    meta = {"from_node": [sourced_from(source, pass_name)]}
+    meta: dict[str, Any] = {"from_node": history_after(source, pass_name)}
     for key in ("val", "nn_module_stack", "stack_trace", "torch_fn"):
         if key in source.meta:
             meta[key] = source.meta[key]

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from core_support import CONFIG, DYNAMIC, Net, aten, calls, export, quantizer, settled
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from qspec_core import convert_pt2e, coverage, prepare_pt2e
 from qspec_core.errors import ExportError
+from qspec_core.patterns import Outputs
 from qspec_core.prepare import observer_nodes
 
 X = torch.randn(2, 3, 6, 6)
@@ -128,6 +130,32 @@ def test_provenance_leads_back_to_the_float_model() -> None:
     assert (before.pass_name, before.name) == ("prepare_pt2e", "input_1")
     frozen = next(node for node in converted.graph.nodes if node.name == "_frozen_param1")
     assert frozen.meta["from_node"][0].from_node[0].name == "_4_weight"
+
+
+def origin(node: Node) -> str | None:
+    """The operator that a node came from, as debuggers of other stacks look it up."""
+    history = node.meta.get("from_node")
+    if node.op in ("placeholder", "output") or not history:
+        return None
+    source = history[-1]
+    if source.pass_name == "ExportedProgram.module().unlift()":
+        return None
+    while source.from_node:
+        source = source.from_node[-1]
+    return str(source.name)
+
+
+def test_what_is_made_for_an_operator_leads_back_to_it_and_what_is_made_for_its_weight_does_not() -> None:
+    """In a strict export the history of a weight leads on to the operator that reads it."""
+    exported = export(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.randn(2, 4), strict=True)
+    prepared = prepare_pt2e(exported, quantizer(outputs=Outputs.ALWAYS))
+    prepared(torch.randn(2, 4))
+    for module, count in ((prepared, 2), (convert_pt2e(prepared), 3)):
+        found = Counter(filter(None, map(origin, module.graph.nodes)))
+        _, relu, linear = (origin(node) for node in calls(exported))
+        # The operator itself and its observer, or its quantize and dequantize.
+        assert found[relu] == count
+        assert found[linear] == count
 
 
 def test_shapes_that_are_not_known_stay_symbolic() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from qspec_core._torch import OpOverload
+from qspec_core._torch import OpOverload, is_unlifted
 from qspec_core.errors import module_stack
 
 __all__ = [
@@ -29,7 +29,6 @@ REMOVED_KEY = "qspec_removed"
 _SOURCE_KEY = "qspec_value_of"
 """Key in a node's `meta` of the exported operator whose value it has, where that is not the one it was made from."""
 _INSERTED = ("prepare_pt2e", "convert_pt2e")
-_UNLIFTED = "ExportedProgram.module().unlift()"
 STANDS_FOR_KEY = "qspec_stands_for"
 """Key in a module's `meta`: name of each operator that a pass removed, to the node that has its value now."""
 
@@ -49,7 +48,7 @@ def value_source(node: Node) -> tuple[str, int] | None:
     """Name and graph of the exported operator whose value a node has; None for what export or qspec inserted."""
     noted: tuple[str, int] | None = node.meta.get(_SOURCE_KEY)
     history = node.meta.get("from_node")
-    if noted is not None or not history or history[-1].pass_name in (*_INSERTED, _UNLIFTED):
+    if noted is not None or not history or is_unlifted(history) or history[-1].pass_name in _INSERTED:
         return noted
     source = history[-1]
     while source.from_node:
