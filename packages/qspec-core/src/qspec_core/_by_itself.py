@@ -90,3 +90,6 @@ def _freeze(module: GraphModule, new: list[Node]) -> None:
             frozen.add(integers)
             node.replace_all_uses_with(integers)
             module.graph.erase_node(node)
+    for node in reversed(new):
+        if node in values and node.op == "call_function" and not node.users:
+            module.graph.erase_node(node)

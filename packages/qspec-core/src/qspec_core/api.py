@@ -250,14 +250,16 @@ def _run(prepared: nn.Module, batch: object, index: int) -> None:
         raise CalibrationError(
             f"calibration batch {index} does not fit the model as it was exported",
             found=f"{_shapes(batch)}; {type(error).__name__}: {error}",
-            expected="arguments of the shapes and types of example_inputs",
-            remedy="give batches of the example's shapes, or export with dynamic_shapes for the dimensions that vary",
+            expected="arguments of the shapes, types and devices of example_inputs",
+            remedy="give batches of the example's shapes on the model's device, or export with dynamic_shapes for the "
+            "dimensions that vary",
         ) from error
 
 
 def _shapes(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        place = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{place}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple | list):

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from qspec_core.errors import AnnotationError
+from qspec_core.errors import AnnotationError, SpecError, Where
+from qspec_core.observers._constructor import converts_itself
 from qspec_core.spec import (
     Q_ANNOTATION_KEY,
     DerivedQuantizationSpec,
@@ -104,7 +105,7 @@ def _spec(node: Node, spec: object) -> QuantizationSpecBase | None:
     if hasattr(spec, "zero_point") and hasattr(spec, "scale"):
         return FixedQParamsQuantizationSpec(**_fields(spec, "scale", "zero_point", *_RANGED))
     if hasattr(spec, "observer_or_fake_quant_ctr"):
-        return QuantizationSpec(**axis | _fields(spec, "observer_or_fake_quant_ctr", "ch_axis", *_RANGED))
+        return _observed(node, axis | _fields(spec, "observer_or_fake_quant_ctr", "ch_axis", *_RANGED))
     raise AnnotationError(
         "an annotation holds something that is not a quantization spec",
         where=node,
@@ -112,3 +113,18 @@ def _spec(node: Node, spec: object) -> QuantizationSpecBase | None:
         expected="QuantizationSpec, FixedQParams-, Shared- or DerivedQuantizationSpec, or a class with their fields",
         remedy="annotate with one of the four specs, or with None for an edge that stays in float",
     )
+
+
+def _observed(node: Node, fields: dict[str, Any]) -> QuantizationSpec:  # each field has a type of its own
+    """The spec with these fields. Dtype and range need not agree where the observer writes its own converted form:
+    they say nothing then, and some leave there what they do not mean."""
+    try:
+        return QuantizationSpec(**fields)
+    except SpecError as error:
+        if converts_itself(fields["observer_or_fake_quant_ctr"]):
+            unread = {name: value for name, value in fields.items() if name not in ("quant_min", "quant_max")}
+            return QuantizationSpec(**unread)
+        where = Where.of(node)
+        raise SpecError(
+            error.problem, where=where, found=error.found, expected=error.expected, remedy=error.remedy
+        ) from error

@@ -218,12 +218,12 @@ def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None
     for point, observer in observers.items():
         if isinstance(point, tuple):
             edges.setdefault(point[0], {}).setdefault(observer, []).append(point[1])
-    inputs = module.graph.find_nodes(op="placeholder")
+    after_inputs = _after_inputs(module)
     for producer in list(module.graph.nodes):
         own, readers = observers.get(producer), edges.get(producer, {})
         if own is None and not readers:
             continue
-        spot = inputs[-1].next if producer.op == "placeholder" else producer.next
+        spot = after_inputs if producer.op == "placeholder" else producer.next
         source = producer
         if own is not None:
             source = _observe(module, own, producer, spot, next(iter(producer.users), None))
@@ -237,6 +237,15 @@ def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None
             for consumer in consumers:
                 if not _writes(consumer, producer):
                     consumer.replace_input_with(source, observed)
+
+
+def _after_inputs(module: GraphModule) -> Node:
+    """The first node behind the inputs and the guards of `torch.export`: what these refuse must not be observed."""
+    inputs = module.graph.find_nodes(op="placeholder")
+    spot = inputs[-1].next if inputs else next(iter(module.graph.nodes))
+    while spot.op == "get_attr" or (spot.op == "call_module" and not spot.users):
+        spot = spot.next
+    return spot
 
 
 def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Node, reader: Node | None) -> Node:

@@ -162,6 +162,7 @@ def test_no_calibration_raises(batches: Any, found: str) -> None:
         ((X, X), "(float32[4, 6], float32[4, 6])"),
         ({"x": X}, "{x: float32[4, 6]}"),
         (("x",), "(str)"),
+        ((X.to("meta"),), "(float32[4, 6] on meta)"),
     ],
 )
 def test_batch_that_does_not_fit_is_shown(batch: Any, shown: str) -> None:
@@ -170,6 +171,7 @@ def test_batch_that_does_not_fit_is_shown(batch: Any, shown: str) -> None:
         qspec.quantize(linear, (X,), backend=toy_backend(), calibration=[(X,), batch])
     assert str(caught.value.found).startswith(shown)
     assert "dynamic_shapes" in caught.value.remedy
+    assert "the model's device" in caught.value.remedy
     assert caught.value.__cause__ is not None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qspec_core import Quantizer, convert_pt2e, ops, prepare_pt2e
+from qspec_core.errors import SpecError
 from qspec_core.graphs import add_constant, constant_value
 from qspec_core.interop import for_torchao
 from qspec_core.observers import ObserverNeverRanWarning
@@ -98,6 +99,18 @@ def test_an_observer_that_writes_itself(exported: GraphModule, fold: bool) -> No
     weights = [constant_value(converted, node) for node in converted.graph.find_nodes(op="get_attr")]
     assert (torch.int32 in {value.dtype for value in weights if value is not None}) is fold
     torch.export.export(converted, (X,))
+
+
+def test_range_that_does_not_fit_the_dtype(exported: GraphModule) -> None:
+    """It says nothing of an observer that writes itself; of another one it is refused, with the node."""
+    unfit = {"dtype": torch.int8, "quant_min": 0, "quant_max": 255}
+    itself, other = (SimpleNamespace(**vars(spec(made)) | unfit) for made in (WritesItself, TheirObserver))
+    converted = convert_pt2e(prepare_pt2e(exported, Theirs(None, itself)))
+    assert len(calls(converted, torch.ops.aten.mul.Tensor)) == 1
+    with pytest.raises(SpecError, match="range outside its dtype") as caught:
+        prepare_pt2e(exported, Theirs(None, other))
+    assert caught.value.where.node == "linear"
+    assert "0" in str(caught.value.found)
 
 
 def test_constants_are_observed_and_silence_is_named(exported: GraphModule) -> None:

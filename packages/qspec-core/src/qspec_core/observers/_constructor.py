@@ -10,7 +10,7 @@ from torch import nn
 from qspec_core.errors import SpecError
 from qspec_core.spec import QuantizationSpec
 
-__all__ = ["Configurable", "PartialWrapper", "accepted_keywords", "build_observer", "construct"]
+__all__ = ["Configurable", "PartialWrapper", "accepted_keywords", "build_observer", "construct", "converts_itself"]
 
 SPEC_FIELDS = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
 """Fields of a spec that are handed to its constructor, where they are not None and the constructor takes them."""
@@ -94,6 +94,11 @@ def _unwrap(constructor: object) -> tuple[object, dict[str, object]]:
             return constructor, keywords
         keywords = {**inner.keywords, **keywords}
         constructor = inner.func
+
+
+def converts_itself(constructor: object) -> bool:
+    """Whether what a constructor builds writes its own converted form, by a method `convert`."""
+    return callable(getattr(_unwrap(constructor)[0], "convert", None))
 
 
 @functools.lru_cache(maxsize=256)
