@@ -193,12 +193,13 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
         sys.path.insert(0, str(sources))
         os.environ |= {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1"}
         sys.dont_write_bytecode = True
-        import hypothesis
-        import pytest
+        code = 1
+        try:
+            import pytest
 
-        hypothesis.settings.register_profile("few", max_examples=25)  # a mutant that they miss may survive
-        hypothesis.settings.load_profile("few")
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests])))
+            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests]))
+        finally:
+            os._exit(code)
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)

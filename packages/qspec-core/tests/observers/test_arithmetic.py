@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qspec_core.errors import SpecError
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver
+from qspec_core.observers._arithmetic import choose_qparams, choose_qparams_of_range
 
 LIMITS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 RANGES = st.sampled_from(
@@ -93,6 +94,8 @@ def test_symmetric_zero_point(kwargs: dict[str, object], zero_point: int) -> Non
         ({"dtype": torch.uint4}, (0, 15)),  # type: ignore[attr-defined]  # missing in torch's stubs
         ({"dtype": torch.int32}, (-(2**31), 2**31 - 1)),
         ({"dtype": torch.uint8, "quant_max": 100}, (0, 100)),
+        ({"dtype": torch.uint8, "reduce_range": True, "quant_max": 100}, (0, 50)),
+        ({"dtype": torch.int8, "reduce_range": True, "quant_min": -100}, (-50, 63)),
         ({"dtype": torch.int8, "quant_min": 0}, (0, 127)),
         ({"dtype": torch.float8_e4m3fn}, (-448.0, 448.0)),
     ],
@@ -145,3 +148,50 @@ def test_a_range_wider_than_float32_has_a_finite_scale() -> None:
     scale, zero_point = observed(-3e38, 3e38, dtype=torch.uint8)
     np.testing.assert_allclose(scale, 6e38 / 255, rtol=1e-6)
     assert zero_point == 128
+
+
+@given(
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.sampled_from([torch.per_tensor_affine, torch.per_tensor_symmetric]),
+    st.sampled_from(
+        [
+            (torch.uint8, 0, 255),
+            (torch.int8, -127, 127),
+            (torch.quint8, 0, 127),
+            (torch.int16, -300, 200),
+            (torch.qint32, -(2**31), 2**31 - 1),
+            (torch.float8_e4m3fn, -448.0, 448.0),
+        ]
+    ),
+    st.sampled_from([EPS, np.float32(2**-12)]),
+    st.booleans(),
+)
+def test_plain_numbers_give_what_tensors_give(
+    a: float,
+    b: float,
+    qscheme: torch.qscheme,
+    kind: tuple[torch.dtype, float, float],
+    eps: np.float32,
+    has_custom_range: bool,
+) -> None:
+    dtype, quant_min, quant_max = kind
+    low, high = min(a, b), max(a, b)
+    options = {"quant_min": quant_min, "quant_max": quant_max, "dtype": dtype, "qscheme": qscheme}
+    options["has_custom_range"] = has_custom_range
+    scale, zero_point = choose_qparams(
+        torch.tensor(low),
+        torch.tensor(high),
+        eps=torch.tensor([eps]),
+        **options,  # type: ignore[arg-type]  # a table of keywords
+    )
+    found = choose_qparams_of_range(low, high, eps=float(eps), **options)  # type: ignore[arg-type]  # as above
+    assert found == (scale.item(), zero_point.item())
+
+
+def test_float_zero_points_of_a_range_with_negative_values() -> None:
+    observer = PerChannelMinMaxObserver(dtype=torch.qint8, qscheme=torch.per_channel_affine_float_qparams)
+    observer(torch.tensor([[-1.0, 3.0], [2.0, 2.5]]))
+    scale, zero_point = observer.calculate_qparams()
+    np.testing.assert_allclose(scale, np.float32([4.0, 0.5]) / 255, rtol=1e-6)
+    np.testing.assert_allclose(zero_point, [1.0 / (4.0 / 255), -2.0 / (0.5 / 255)], rtol=1e-6)

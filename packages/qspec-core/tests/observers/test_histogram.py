@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qspec_core.errors import SpecError
 from qspec_core.observers import HistogramObserver, MinMaxObserver
 from qspec_core.observers._range_search import Grid, RangeSearch
 
@@ -157,6 +158,58 @@ def test_range_is_within_one_percent_of_the_best(
     error = simulated_error(mids, weights, np.array([found[0]]), np.array([found[1]]), scheme)[0]
     # The search knows the spread in a bin exactly, the reference at 12 points: 1 / 12**2 of the error in a bin apart.
     assert error <= best * 1.01 + width**2 / 12 / points**2
+
+
+def errors_of_grids(
+    values: np.ndarray, counts: np.ndarray, steps: np.ndarray, starts: list[int], levels: int
+) -> np.ndarray:
+    """Squared error of values, so many of each, on every grid: sums over the values of each quantized value. NumPy's
+    own sorting and sums, float64, (starts, steps).
+    """
+    number, total, square = (np.concatenate(([0.0], np.cumsum(counts * values**k))) for k in (0, 1, 2))
+    errors = np.empty((len(starts), len(steps)))
+    for row, n_min in enumerate(starts):
+        for column, step in enumerate(steps):
+            places = np.arange(n_min, n_min + levels + 1) * step
+            cuts = np.searchsorted(values, (places[1:] + places[:-1]) / 2)
+            ends = np.concatenate(([0], cuts, [values.size]))
+            here, sums, squares = (np.diff(table[ends]) for table in (number, total, square))
+            errors[row, column] = np.sum(squares - 2 * places * sums + places**2 * here)
+    return errors
+
+
+@pytest.mark.parametrize("name", ["normal", "relu", "heavy", "lognormal", "relu6", "silu", "two", "outlier"])
+@pytest.mark.parametrize("scheme", ["uint8", "int8 symmetric"])
+@pytest.mark.parametrize("batches", [1, 8])
+def test_a_full_histogram_is_within_one_percent_of_the_best(name: str, scheme: str, batches: int) -> None:
+    """2048 bins, against all steps of the whole range in parts of 1/250 and every place of 0 near."""
+    options, quant_min, quant_max, zero = SCHEMES[scheme]
+    observer = HistogramObserver(**options)  # type: ignore[arg-type]  # a table of keywords
+    x = sample(name)
+    for batch in np.array_split(x, batches):
+        observer(torch.from_numpy(batch))
+    exponent, first = observer.bin_layout.tolist()
+    width = math.ldexp(1.0, exponent)
+    parts = (np.arange(first, first + 2048)[:, None] + (np.arange(8) + 0.5) / 8) * width
+    counts = np.repeat(observer.histogram.numpy() / 8, 8)
+    values = parts.ravel()
+    for limit in {float(x.min()), float(x.max())} - {0.0}:
+        number = np.count_nonzero(x == limit)
+        if number > x.size / 1024:  # values on a limit count as where they are
+            counts[(math.floor(limit / width) - first) * 8 :][:8] -= number / 8
+            values, counts = np.append(values, limit), np.append(counts, number)
+    order = np.argsort(values)
+    values, counts = values[order], counts[order]
+    low, high, levels = min(float(x.min()), 0.0), max(float(x.max()), 0.0), quant_max - quant_min
+    whole = (high - low) / levels if zero is None else 2 * max(-low, high) / levels
+    found_low, found_high = observer._best_range()
+    step = (found_high - found_low) / levels
+    start = round(found_low / step) if zero is None else quant_min - zero
+    near = {round(low / whole) + i for i in (-2, -1, 0, 1, 2)} | {start + i for i in (-2, -1, 0, 1, 2)}
+    starts = sorted(n for n in near if -levels <= n <= 0) if zero is None else [start]
+    best = errors_of_grids(values, counts, whole * np.linspace(0.02, 1.01, 250), starts, levels).min()
+    error = errors_of_grids(values, counts, np.array([step]), [start], levels)[0, 0]
+    assert error <= best * 1.01 + counts.sum() * width**2 / 12 / 64
 
 
 CLAMPED = {
@@ -316,3 +369,12 @@ def test_error_is_that_of_evenly_spread_values(
     expected = float(np.dot((places - nearest) ** 2, weights))
     # The middle of 400 parts of a bin stands for the part: 1 / 12 / 400**2 for each value is missing.
     assert search.error([Grid(step, n_min)])[0] == pytest.approx(expected, rel=1e-4, abs=1e-6 * sum(counts))
+
+
+def test_two_bins_are_enough() -> None:
+    observer = HistogramObserver(bins=2, dtype=torch.uint8)
+    observer(torch.tensor([-1.0, 3.0]))
+    assert observer.histogram.tolist() == [1, 1]
+    assert observer.bin_layout.tolist() == [2, -1]
+    with pytest.raises(SpecError, match="two bins"):
+        HistogramObserver(bins=1)

@@ -22,7 +22,7 @@ _CROWD = 2.0**-10
 _ROUNDS, _SETTLED = 12, 0.01
 """Of the search for a balance: most rounds, and the relative change of the range from which on it ends."""
 
-_ROUGH = 0.05
+_ROUGH = 0.02
 """Root of the squared changes from bin to bin, as a share of the values that are rounded, times the step, up to which
 steps see a smooth density. Where changes fall at random within the steps, they alter the error by 0.13 of that."""
 
@@ -212,7 +212,7 @@ class RangeSearch:
         roughness = self._roughness(balanced.step)
         if is_resolved and not is_short and not self._crowds and roughness <= _ROUGH:
             return self._range(balanced)
-        if self._crowds and is_resolved and roughness <= _ROUGH and balanced.step > (1.0 - _UNCLIPPED) * whole.step:
+        if self._crowds and is_resolved and roughness <= _LEAPS and balanced.step > (1.0 - _UNCLIPPED) * whole.step:
             best = self._lowest([whole, *self._through_crowds(whole)], 1)
             if self.error(best)[0] <= (1.0 + _UNCLIPPED) * self._rounding(best[0].step):
                 return self._range(best[0])
@@ -230,7 +230,8 @@ class RangeSearch:
     def _range(self, grid: Grid) -> tuple[float, float]:
         """A range from which an observer derives this grid."""
         if self._n_min is not None:
-            return -grid.step * self._levels / 2.0, grid.step * self._levels / 2.0
+            high = grid.step * self._levels / 2.0
+            return -high, high
         return grid.step * grid.n_min, grid.step * (grid.n_min + self._levels)
 
     def _balance(self) -> tuple[float, float]:
