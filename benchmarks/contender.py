@@ -9,6 +9,7 @@ import torch
 from examples.pictures import calibration_crops, evaluation_crops
 from examples.timing import has_vnni
 from flow_models import TOKENS, float_model
+from profiles import Profile
 from torch import Tensor, nn
 
 __all__ = ["Built", "Model", "Setting"]
@@ -26,6 +27,8 @@ class Built:
         size: of the deployable file, in bytes; None where there is none.
         converted: the quantized program as plain torch computes it; None where there is none.
         outside: operators left outside the delegate; None where there is no delegate.
+        notes: what to print beside the table.
+        profile: measures its operators one by one; None where there is no way to.
     """
 
     run: Model
@@ -34,6 +37,7 @@ class Built:
     converted: Model | None = None
     outside: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)

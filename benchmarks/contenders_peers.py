@@ -1,11 +1,13 @@
 """Contenders outside torch: ONNX Runtime and OpenVINO, in float and in int8."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from contender import Built, Model, Setting
+from profiles import of_onnxruntime, of_openvino
 from torch import Tensor
 
 __all__ = ["onnxruntime_f32", "onnxruntime_int8", "openvino_f32", "openvino_int8"]
@@ -53,7 +55,9 @@ def onnxruntime_int8(setting: Setting) -> Built:
     dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     layers = [node for node in graph.node if node.op_type in ONNX_LAYERS]
     quantized = [node for node in layers if set(node.input[:2]) <= dequantized]
-    return Built(_onnx_session(path, setting.threads), f"{len(quantized)} of {len(layers)}", _size(path))
+    profile = partial(of_onnxruntime, path, setting.threads)
+    run = _onnx_session(path, setting.threads)
+    return Built(run, f"{len(quantized)} of {len(layers)}", _size(path), profile=profile)
 
 
 def _onnx_session(path: Path, threads: int) -> Model:
@@ -99,7 +103,9 @@ def openvino_int8(setting: Setting) -> Built:
     layers = [node for node in quantized.get_ordered_ops() if node.get_type_name() in OPENVINO_LAYERS]
     done = [node for node in layers if _is_quantized(node)]
     size = _size(path) + _size(path.with_suffix(".bin"))
-    return Built(_openvino_model(quantized, setting.threads), f"{len(done)} of {len(layers)}", size)
+    profile = partial(of_openvino, quantized, setting.threads)
+    run = _openvino_model(quantized, setting.threads)
+    return Built(run, f"{len(done)} of {len(layers)}", size, profile=profile)
 
 
 def _is_quantized(layer: Any) -> bool:

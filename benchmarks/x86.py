@@ -5,7 +5,8 @@
 
 Batch 1, one process per contender, in turns. All calibrate on the same inputs and are compared with float on the same
 other inputs: 32 and 64 crops of pictures for EfficientNet-Lite0, noise for models with random weights. The minimum
-decides; the median is printed beside it. Only ratios within one run count.
+decides; the median is printed beside it. Only ratios within one run count. Where another contender is faster than
+qspec, the operators of both are printed with their times.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 
 from contest import Contender, Contest, Steps, pin_to_cores, write_json
 from examples.timing import Latency, cpu_line, has_vnni
+from profiles import rows_of
 from rich.console import Console
 from rich.table import Table
 from x86_worker import CONTENDERS
@@ -27,6 +29,7 @@ MODELS = {
     "bert": "BERT-base, 128 tokens, random weights",
 }
 BASE = "float Inductor"
+OURS = "qspec x86 lowered"
 ONLY_WITHOUT_VNNI = "qspec x86 for VNNI"  # says what a CPU that has it would compute
 NOT_TIMED = (ONLY_WITHOUT_VNNI,)
 MIB = 2**20
@@ -57,7 +60,27 @@ def measure(console: Console, model: str, names: list[str], arguments: argparse.
         contest.turns(arguments.rounds, say, do="run", iterations=arguments.iterations)
         for contender in contest.contenders:
             found[contender.name] |= {"ms": contender.times.get("ms", []), "problem": contender.problem}
+        found.get(OURS, {})["behind"] = _behind(contest, found, say)
     return found
+
+
+def _behind(contest: Contest, found: dict[str, Any], say: Any) -> list[str]:
+    """Where the time goes, operator by operator, if another contender is faster; against the fastest that can say."""
+    ours = _latency(found.get(OURS, {}))
+    latencies = {name: _latency(entry) for name, entry in found.items()}
+    faster = [name for name, found in latencies.items() if found and ours and found.minimum < ours.minimum]
+    if ours is None or not faster:
+        return []
+    profiles = {}
+    for contender in contest.contenders:
+        if contender.name in (OURS, *faster):
+            say(f"profile {contender.name}")
+            profiles[contender.name] = (contender.attempt(do="profile") or {}).get("operators")
+    known = [name for name in faster if profiles.get(name)]
+    if not known or not profiles.get(OURS):
+        return [f"faster: {', '.join(faster)}; none has a profile"]
+    best = min(known, key=lambda name: latencies[name].minimum)
+    return [f"{best} is faster; where the time goes:", *rows_of(OURS, profiles[OURS], best, profiles[best])]
 
 
 def _arguments() -> argparse.Namespace:
@@ -133,7 +156,7 @@ def _agreement(found: dict[str, Any] | None) -> tuple[str, str]:
 
 def _print_notes(console: Console, found: dict[str, Any]) -> None:
     for name, entry in found.items():
-        notes = [*entry.get("notes", ()), *filter(None, [entry["problem"]])]
+        notes = [*entry.get("notes", ()), *entry.get("behind", ()), *filter(None, [entry["problem"]])]
         if entry.get("outside"):
             notes.append(f"outside the delegate: {', '.join(entry['outside'])}")
         for note in notes:

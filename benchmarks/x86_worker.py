@@ -78,6 +78,12 @@ class Worker:
                 times.append((time.perf_counter() - start) * 1e3)
         return {"ms": times[1:]}
 
+    def profile(self) -> dict[str, Any]:
+        """Its operators on one input, in the order in which they run: kind, name and milliseconds."""
+        if self._built is None or self._built.profile is None:
+            return {"operators": None}
+        return {"operators": self._built.profile(self._setting.evaluation[0])}
+
     def _logits(self, model: Model) -> Tensor:
         with torch.no_grad():
             return torch.cat([model(crop) for crop in self._setting.evaluation])
@@ -89,11 +95,11 @@ class Worker:
 
 
 def main() -> None:
-    """Serve `build` and `run`."""
+    """Serve `build`, `run` and `profile`."""
     name, folder, threads, model = sys.argv[1:]
     torch.set_num_threads(int(threads))
     worker = Worker(name, Setting(Path(folder), int(threads), model))
-    serve({"build": worker.build, "run": worker.run})
+    serve({"build": worker.build, "run": worker.run, "profile": worker.profile})
 
 
 if __name__ == "__main__":

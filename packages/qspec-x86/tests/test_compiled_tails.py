@@ -1,4 +1,4 @@
-"""Curves, in kernels and behind them, and convolutions over one and three dimensions, compiled in both ways: one build of each."""
+"""Curves, in kernels and behind them, and convolutions over one and three dimensions, compiled in both ways."""
 
 import warnings
 from pathlib import Path
