@@ -96,6 +96,24 @@ def test_dropout_in_evaluation_leaves(function: Function) -> None:
 
 
 @pytest.mark.parametrize(
+    ("function", "stays"),
+    [
+        (lambda x: x.to(torch.float32), False),
+        (lambda x: x.float(), False),
+        (lambda x: x.type_as(x), False),
+        (lambda x: x.to("cpu", torch.float32), False),
+        (lambda x: x.to(torch.float32, copy=True), True),
+        (lambda x: x.to(memory_format=torch.channels_last), True),
+        (lambda x: x.double().float(), True),
+    ],
+)
+def test_cast_to_what_a_tensor_is_leaves(function: Function, stays: bool) -> None:
+    module = same(Net(lambda _, x: function(x * 2) + 1), torch.randn(2, 3, 4, 4))
+    casts = [target for target in targets(module) if "aten.to." in target or "type_as" in target]
+    assert bool(casts) is stays
+
+
+@pytest.mark.parametrize(
     ("pad", "padding", "want"),
     [
         ((1, 1, 1, 1), 0, [1, 1]),

@@ -62,12 +62,12 @@ def fold_batch_norms(module: GraphModule) -> None:
 
 
 def _layer_before(norm: Node) -> tuple[Node, list[Node]]:
-    """What feeds a batch norm, past dropout traced in evaluation that it alone reads, and those dropouts."""
+    """What feeds a batch norm, past operators that do nothing in evaluation and that it alone reads, and those."""
     source: Node = argument(norm, "input")
     passed: list[Node] = []
     while is_identity(source) and len(source.users) == 1:
         passed.append(source)
-        source = argument(source, "input")
+        source = source.all_input_nodes[0]
     return source, passed
 
 

@@ -1,10 +1,11 @@
 """Operators that do nothing in evaluation leave the graph."""
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node
-from qspec_core.patterns import argument, is_call
+from qspec_core.patterns import argument, argument_names, called_operator, is_call
 
 __all__ = ["IDENTITY_NOTE", "is_identity", "remove_identities"]
 
@@ -13,18 +14,32 @@ IDENTITY_NOTE = "identity in evaluation"
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
+_CASTS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default)
 
 
 def is_identity(node: Node) -> bool:
-    """Whether a node is dropout traced in evaluation mode."""
-    return is_call(node, *_DROPOUTS) and argument(node, "train") is False
+    """Whether a node is dropout traced in evaluation mode, or a cast to what its input already is."""
+    if is_call(node, *_DROPOUTS):
+        return argument(node, "train") is False
+    return is_call(node, *_CASTS) and _is_its_input(node)
+
+
+def _is_its_input(cast: Node) -> bool:
+    """Whether torch returns the input itself: neither a copy nor a memory format is asked for, and nothing differs."""
+    value, source = cast.meta.get("val"), argument(cast, "self").meta.get("val")
+    if not isinstance(value, Tensor) or not isinstance(source, Tensor):
+        return False
+    operator = called_operator(cast)
+    names = argument_names(operator) if operator is not None else ()
+    asked = [argument(cast, name) for name in ("copy", "memory_format") if name in names]
+    return not any(asked) and (value.dtype, value.device, value.layout) == (source.dtype, source.device, source.layout)
 
 
 def remove_identities(module: GraphModule) -> None:
-    """Remove dropout traced in evaluation mode.
+    """Remove dropout traced in evaluation mode, and casts to what a tensor already is.
 
     Cost: O(nodes).
     """
     for node in list(module.graph.nodes):
         if is_identity(node):
-            fold_node(module, node, argument(node, "input"), IDENTITY_NOTE)
+            fold_node(module, node, node.all_input_nodes[0], IDENTITY_NOTE)

@@ -8,6 +8,7 @@ import torch
 from qspec_core.patterns import Flow, Outputs, PatternTable
 from qspec_xnnpack._rows import _conv, _elementwise, _linear, _pool, _shape
 from qspec_xnnpack._rows._float_only import FLOAT_ONLY
+from qspec_xnnpack._rows._left_out import LEFT_OUT
 
 __all__ = ["STARTING_TABLE", "TABLE"]
 
@@ -19,6 +20,7 @@ TABLE = PatternTable(
     # The partitioner takes a static convolution or linear layer only where a quantize is its one reader.
     outputs=Outputs.ALWAYS,
     float_only=MappingProxyType(FLOAT_ONLY),
+    left_out=MappingProxyType(LEFT_OUT),
 )
 STARTING_TABLE = replace(
     TABLE,
