@@ -374,7 +374,8 @@ def _lstm(size: Size) -> Whole:
 
 
 def _llama(size: Size) -> Whole:
-    calls = [(torch.randint(size.words, (1, 1)), torch.tensor([place])) for place in range(min(4, size.tokens))]
+    places = range(min(4, size.tokens))
+    calls: list[Call] = [(torch.randint(size.words, (1, 1)), torch.tensor([place])) for place in places]
     return Whole(Decoder(size).eval(), calls)
 
 

@@ -66,12 +66,12 @@ def measure(console: Console, model: str, names: list[str], arguments: argparse.
 
 def _behind(contest: Contest, found: dict[str, Any], say: Any) -> list[str]:
     """Where the time goes, operator by operator, if another contender is faster; against the fastest that can say."""
-    ours = _latency(found.get(OURS, {}))
-    latencies = {name: _latency(entry) for name, entry in found.items()}
-    faster = [name for name, found in latencies.items() if found and ours and found.minimum < ours.minimum]
-    if ours is None or not faster:
+    latencies = {name: latency for name, entry in found.items() if (latency := _latency(entry))}
+    ours = latencies.get(OURS)
+    faster = [name for name, latency in latencies.items() if ours and latency.minimum < ours.minimum]
+    if not faster:
         return []
-    profiles = {}
+    profiles: dict[str, Any] = {}
     for contender in contest.contenders:
         if contender.name in (OURS, *faster):
             say(f"profile {contender.name}")

@@ -40,7 +40,7 @@ def convolution(rank: int) -> tuple[Sample, ...]:
     return plain, replace(depthwise, modes=_STATIC), strided
 
 
-SAMPLES = {
+SAMPLES: dict[Any, Sample | Sequence[Sample]] = {
     torch.ops.aten.conv1d.default: convolution(1),
     torch.ops.aten.conv2d.default: convolution(2),
     torch.ops.aten.embedding_bag.padding_idx: Sample(

@@ -1,7 +1,7 @@
 """Two networks trained on scikit-learn's digits lose no more than half a point of test accuracy."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -76,8 +76,8 @@ def trained(request: pytest.FixtureRequest) -> Trained:
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     seen, wanted = pictures[TESTED:], names[TESTED:]
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(seen)).split(BATCH):
-            loss = nn.functional.cross_entropy(model(seen[batch]), wanted[batch])
+        for batch in torch.split(torch.randperm(len(seen)), BATCH):
+            loss: Any = nn.functional.cross_entropy(model(seen[batch]), wanted[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

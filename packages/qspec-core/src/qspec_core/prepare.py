@@ -242,7 +242,7 @@ def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None
 def _after_inputs(module: GraphModule) -> Node:
     """The first node behind the inputs and the guards of `torch.export`: what these refuse must not be observed."""
     inputs = module.graph.find_nodes(op="placeholder")
-    spot = inputs[-1].next if inputs else next(iter(module.graph.nodes))
+    spot: Node = inputs[-1].next if inputs else next(iter(module.graph.nodes))
     while spot.op == "get_attr" or (spot.op == "call_module" and not spot.users):
         spot = spot.next
     return spot

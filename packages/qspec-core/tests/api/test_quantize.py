@@ -73,7 +73,11 @@ def test_lowered_is_made_once_for_the_target() -> None:
     assert calls == [((X,), "fast")]
 
 
-@pytest.mark.parametrize("batches", [[(X,)], [[X]], [X], [{"input": X}], iter([(X,)])], ids=str)
+@pytest.mark.parametrize(
+    "batches",
+    [[(X,)], [[X]], [X], [{"input": X}], iter([(X,)])],
+    ids=["tuple", "list", "tensor", "keywords", "iterator"],
+)
 def test_forms_of_a_batch(batches: Any) -> None:
     linear = nn.Linear(6, 3)
     result = qspec.quantize(linear, (X,), backend=toy_backend(), calibration=batches)

@@ -137,7 +137,8 @@ def test_what_follows_from_constants_is_stored_as_integers(calibrated: bool) -> 
 def test_expression_that_float_operators_read_too_stays() -> None:
     def forward(m: Any, x: torch.Tensor) -> torch.Tensor:  # a buffer by name
         doubled = m.w.t() * 2
-        return torch.matmul(x, doubled) + doubled.sum()
+        result: torch.Tensor = torch.matmul(x, doubled) + doubled.sum()
+        return result
 
     w, x = torch.randn(3, 4), torch.randn(8, 4)
     prepared = prepare_pt2e(export(Net(forward, w=w), x), Product())

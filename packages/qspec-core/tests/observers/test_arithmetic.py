@@ -193,5 +193,5 @@ def test_float_zero_points_of_a_range_with_negative_values() -> None:
     observer = PerChannelMinMaxObserver(dtype=torch.qint8, qscheme=torch.per_channel_affine_float_qparams)
     observer(torch.tensor([[-1.0, 3.0], [2.0, 2.5]]))
     scale, zero_point = observer.calculate_qparams()
-    np.testing.assert_allclose(scale, np.float32([4.0, 0.5]) / 255, rtol=1e-6)
-    np.testing.assert_allclose(zero_point, [1.0 / (4.0 / 255), -2.0 / (0.5 / 255)], rtol=1e-6)
+    np.testing.assert_allclose(scale.numpy(), np.array([4.0, 0.5]) / 255, rtol=1e-6)
+    np.testing.assert_allclose(zero_point.numpy(), [1.0 / (4.0 / 255), -2.0 / (0.5 / 255)], rtol=1e-6)

@@ -40,6 +40,7 @@ def test_each_annotated_reader_has_a_dequantize_of_its_own(annotated: tuple[str,
     for node in readers:
         annotate(node, node.all_input_nodes[0])
     result = DuplicateDQPass()(module)
+    assert result is not None
     assert result.modified == (dequantizes > 1)
     assert result.graph_module is module
     module.graph.lint()
@@ -61,7 +62,9 @@ def test_dequantize_with_a_scale_of_the_moment_stays_one() -> None:
     module = export(Net(dynamic), torch.randn(4))
     for node in calls(module, aten.tanh.default, aten.sigmoid.default):
         annotate(node, node.all_input_nodes[0])
-    assert not DuplicateDQPass()(module).modified
+    result = DuplicateDQPass()(module)
+    assert result is not None
+    assert not result.modified
 
 
 def tagged(module: GraphModule) -> dict[str, str]:
@@ -72,7 +75,8 @@ def test_notes_of_readers_and_producers_are_handed_on() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:  # a buffer by name
         y = torch.tanh(DEQUANTIZE(QUANTIZE(x, *LIMITS), *LIMITS))
         w = DEQUANTIZE(QUANTIZE(m.w, *LIMITS), *LIMITS)
-        return DEQUANTIZE(QUANTIZE(y, *LIMITS), *LIMITS) + w
+        result: Tensor = DEQUANTIZE(QUANTIZE(y, *LIMITS), *LIMITS) + w
+        return result
 
     module = export(Net(forward, w=torch.randn(4)), torch.randn(4))
     (x,), (w,) = module.graph.find_nodes(op="placeholder"), module.graph.find_nodes(op="get_attr")
@@ -102,7 +106,8 @@ def test_what_finds_a_scale_of_the_moment_has_the_notes_of_the_reader() -> None:
 
 def test_constants_are_computed_up_to_integers() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:  # a buffer by name
-        return x + DEQUANTIZE(QUANTIZE(m.w.neg() * 2, *LIMITS), *LIMITS) + m.w
+        result: Tensor = x + DEQUANTIZE(QUANTIZE(m.w.neg() * 2, *LIMITS), *LIMITS) + m.w
+        return result
 
     w, x = torch.randn(4), torch.randn(4)
     module = export(Net(forward, w=w), x)
@@ -128,7 +133,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
 
 def test_what_the_graph_writes_to_is_no_constant() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:  # a buffer by name
-        y = x + m.state.neg()
+        y: Tensor = x + m.state.neg()
         m.state.add_(1)
         return y
 

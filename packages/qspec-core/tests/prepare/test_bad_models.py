@@ -162,7 +162,11 @@ def test_place_remedy_and_the_model_as_it_was(case: Callable[[], Any]) -> None:
         frozen.check()
 
 
-@pytest.mark.parametrize("wrong", [torch.randn(3, 4), torch.randn(2, 5), X.double(), X.to("meta")], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.randn(3, 4), torch.randn(2, 5), X.double(), X.to("meta")],
+    ids=["batch", "features", "dtype", "device"],
+)
 def test_batch_of_another_kind_leaves_what_was_observed(wrong: Tensor) -> None:
     exported = export(Model(), X)
     prepared = prepare_pt2e(exported, quantizer())

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from qspec_core.graphs import constant_value, fresh_attribute_name
 from qspec_core.lowering import lower_rows, require_converted
-from qspec_core.patterns import Reason, ReasonCode, is_call
+from qspec_core.patterns import Reason, ReasonCode, called_operator, is_call
 from qspec_x86._kernels import PACK_FOUR_BITS, PREPACK
 from qspec_x86._options import Form, Options
 from qspec_x86._ranges import write_ranges
@@ -133,9 +133,10 @@ def _pack_weights(module: GraphModule) -> None:
     graph = module.graph
     with torch.no_grad():
         for node in list(graph.nodes):
-            if not is_call(node, PREPACK, PACK_FOUR_BITS):
+            operator = called_operator(node)
+            if operator not in (PREPACK, PACK_FOUR_BITS):
                 continue
-            packed = node.target(*(_constant(module, value) for value in node.args))
+            packed = operator(*(_constant(module, value) for value in node.args))
             name = fresh_attribute_name(module, "_x86_packed")
             module.register_buffer(name, packed, persistent=False)
             with graph.inserting_before(node):

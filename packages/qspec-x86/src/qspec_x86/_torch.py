@@ -76,7 +76,8 @@ def compile_package(
 
 def read_metadata(path: Path) -> Mapping[str, str]:
     """A package's metadata, read without loading its code."""
-    found: Mapping[str, str] = torch._C._aoti.AOTIModelPackageLoader.load_metadata_from_package(str(path), "model")
+    loader: Any = torch._C._aoti.AOTIModelPackageLoader  # the method is missing from torch's stubs
+    found: Mapping[str, str] = loader.load_metadata_from_package(str(path), "model")
     return found
 
 

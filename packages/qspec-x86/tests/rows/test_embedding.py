@@ -24,8 +24,8 @@ from qspec_x86 import (
 
 FORMS = [lower_eager, lower_portable]
 CONFIGS: dict[str, QuantizationConfig] = {
-    "8 bits, affine": get_embedding_operators_config(8),
-    "4 bits, affine": get_embedding_operators_config(4),
+    "8 bits, affine": get_embedding_operators_config(8).config,
+    "4 bits, affine": get_embedding_operators_config(4).config,
     "8 bits, symmetric": get_weight_only_quantization_config(),
 }
 

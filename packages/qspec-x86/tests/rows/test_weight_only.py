@@ -114,7 +114,9 @@ def reference_of_groups(converted: GraphModule, x: Tensor, bias: Tensor) -> Tens
     (node,) = converted.graph.find_nodes(op="call_function", target=qspec_core.ops.DEQUANTIZE_PER_GROUP)
     weight, scale = (getattr(converted, str(argument.target)).double() for argument in node.args[:2])
     assert -8 <= float(weight.min()) < float(weight.max()) <= 7
-    return x.double() @ (weight * scale.repeat_interleave(weight.shape[1] // scale.shape[1], 1)).t() + bias.double()
+    values = weight * scale.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
+    result: Tensor = x.double() @ values.t() + bias.double()
+    return result
 
 
 @torch.no_grad()

@@ -314,7 +314,8 @@ def run(case: Case, result: Result, program: XNNPACKProgram, inputs: tuple[Tenso
     assert result.coverage.skipped == ()
     assert (program.delegation.delegates, program.delegation.outside) == (1, ())
     with torch.no_grad():
-        wanted, given = result.converted(*inputs), program(*inputs)
+        wanted: Tensor = result.converted(*inputs)
+        given: Tensor = program(*inputs)
     # One rounding of the result may fall to the other side; float32 arithmetic on either side moves it a little more.
     torch.testing.assert_close(given, wanted, rtol=1e-5, atol=step * 1.001)
     return given

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,11 +79,11 @@ def _product(module: GraphModule, node: Node) -> _Product | None:
     return _Product(source, rows, inner, columns, letters, weight) if is_linear else None
 
 
-def _written(node: Node) -> tuple[str, list[Node]]:
+def _written(node: Node) -> tuple[str, list[Any]]:
     return argument(node, "equation"), argument(node, "tensors")
 
 
-def _spelled(node: Node) -> tuple[str, list[Node]]:
+def _spelled(node: Node) -> tuple[str, list[Any]]:
     """A tensordot as an einsum: its equation and its operands."""
     tensors = [argument(node, name) for name in ("self", "other")]
     values = [tensor.meta.get("val") for tensor in tensors]

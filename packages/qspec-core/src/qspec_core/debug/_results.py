@@ -100,7 +100,7 @@ class QuantizationComparisonResult:
                 remedy="compare outputs of the same operator in two programs that were called alike",
             )
 
-    def loss(self, loss_function: Callable[[Tensor, Tensor], Tensor]) -> Any:  # shaped as `actual` is
+    def loss(self, loss_function: Callable[[Tensor, Tensor], Any]) -> Any:  # shaped as `actual` is
         """`loss_function(actual, ref)` in float32, for each tensor where there are several."""
         return _loss(loss_function, self.actual, self.ref)
 

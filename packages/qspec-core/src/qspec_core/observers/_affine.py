@@ -326,9 +326,20 @@ class AffineQuantizedPlaceholderObserver(AffineQuantizedObserverBase):
         zero_point_domain: ZeroPointDomain | None = ZeroPointDomain.INT,
         **unused: object,
     ) -> None:
-        limits = quant_min, quant_max, eps
-        form = scale_dtype, zero_point_dtype, preserve_zero, zero_point_domain
-        super().__init__(mapping_type, target_dtype, granularity, *limits, *form, is_dynamic, **unused)
+        super().__init__(
+            mapping_type,
+            target_dtype,
+            granularity,
+            quant_min,
+            quant_max,
+            eps,
+            scale_dtype,
+            zero_point_dtype,
+            preserve_zero,
+            zero_point_domain,
+            is_dynamic,
+            **unused,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`."""

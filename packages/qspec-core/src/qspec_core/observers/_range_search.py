@@ -216,9 +216,9 @@ class RangeSearch:
             best = self._lowest([whole, *self._through_crowds(whole)], 1)
             if self.error(best)[0] <= (1.0 + _UNCLIPPED) * self._rounding(best[0].step):
                 return self._range(best[0])
-        leaps = not is_resolved or self._levels < _LEVELS or self._crowds
+        leaps = not is_resolved or self._levels < _LEVELS or bool(self._crowds)
         leaps = leaps or self._roughness(balanced.step, _CENTRE) > _LEAPS
-        return self._range(self._searched(balanced, whole, leaps=bool(leaps)))
+        return self._range(self._searched(balanced, whole, leaps=leaps))
 
     def _grid(self, low: float, high: float) -> Grid:
         """The grid that an observer derives from a range."""

@@ -82,7 +82,7 @@ def unfit_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
     if not isinstance(granularity, PerGroup):
         return None
     outputs, features = argument(node, "weight").meta["val"].shape
-    group, (low, high) = granularity.group_size, spec.range
+    group, (low, high) = granularity.group_size, spec.range or (0, _LEVELS)
     if high - low >= _LEVELS:
         return _declined(f"weights in groups have the range {low}..{high}; the kernel holds 4 bits")
     if group not in _GROUPS or features % group != 0 or outputs % _BLOCK != 0:
