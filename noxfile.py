@@ -145,13 +145,14 @@ def integration(session: nox.Session) -> None:
 @nox.session(name="tests-torch")
 @nox.parametrize("torch", list(CONSTRAINTS), ids=list(CONSTRAINTS))
 def tests_torch(session: nox.Session, torch: str) -> None:
-    """Tests of core and of the backends that need torch alone, on each torch that they declare."""
+    """Tests of core and of the backends that need torch alone, on each torch that they declare; rows compiled too."""
     install(session, "torch", torch=torch)
     packages = [package for package in PACKAGES if package != "xnnpack"]  # ExecuTorch 1.5 is tested on torch 2.13 alone
     needs = ("pytest", "pytest-xdist", "hypothesis", "numpy", "scikit-learn")
     install(session, *editable(*packages), *needs, torch=torch)
+    places = ONE_THREAD | {"QSPEC_SLOW": "1"}
     for package in packages:
-        session.run("pytest", f"packages/qspec-{package}/tests", *PARALLEL, *session.posargs, env=ONE_THREAD)
+        session.run("pytest", f"packages/qspec-{package}/tests", *PARALLEL, *session.posargs, env=places)
 
 
 @nox.session

@@ -1,6 +1,9 @@
-"""The conformance kit on the x86 table, lowered to the eager form: the compiled one takes a C++ compiler a case."""
+"""The conformance kit on the x86 table, in the eager form, and in the compiled one where QSPEC_SLOW is set: that takes
+a C++ compiler for each case."""
 
-from collections.abc import Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,15 +70,33 @@ def eager(converted: GraphModule, example_inputs: tuple[Any, ...], target: str) 
     return lower_eager(converted, target)
 
 
+def compiled(converted: GraphModule, example_inputs: tuple[Any, ...], target: str) -> nn.Module:
+    """Compiled for this very case at its first call, and called: some cases look at the module alone."""
+    torch._dynamo.reset()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Inductor's own, which differ between versions of torch
+        lowered = torch.compile(lower_eager(converted, target), dynamic=False)
+        lowered(*example_inputs)
+    assert isinstance(lowered, nn.Module)
+    return lowered
+
+
 def ran(lowered: nn.Module) -> Mapping[str, str]:
-    assert isinstance(lowered, GraphModule)
-    report: Mapping[str, str] = lowered.meta[LOWERING_KEY].lowered
+    meta: Any = lowered.meta  # a compiled module hands on what it is made of
+    report: Mapping[str, str] = meta[LOWERING_KEY].lowered
     return report
 
 
-CASES = conformance_cases(BACKEND, samples=SAMPLES, targets=TARGETS, lower=eager, ran=ran)
+def cases(lower: Callable[[GraphModule, tuple[Any, ...], str], nn.Module]) -> tuple[Case, ...]:
+    return conformance_cases(BACKEND, samples=SAMPLES, targets=TARGETS, lower=lower, ran=ran)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", cases(eager), ids=str)
 def test_conformance(case: Case) -> None:
+    case.check()
+
+
+@pytest.mark.skipif("QSPEC_SLOW" not in os.environ, reason="compiles each case for itself: set QSPEC_SLOW")
+@pytest.mark.parametrize("case", cases(compiled), ids=str)
+def test_conformance_compiled(case: Case) -> None:
     case.check()

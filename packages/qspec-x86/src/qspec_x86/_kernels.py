@@ -20,11 +20,14 @@ from qspec_x86._torch import size_hint
 from qspec_x86._weights import Weight
 
 __all__ = [
+    "BLOCK",
+    "FOUR_BITS",
     "PACK_FOUR_BITS",
     "PREPACK",
     "QCONV",
     "QCONV_DYNAMIC",
     "Geometry",
+    "fits_four_bits",
     "insert_qconv",
     "insert_qconv_sum",
     "qconv_sum",
@@ -37,6 +40,16 @@ QCONV = _onednn.qconv_pointwise.default
 QCONV_DYNAMIC = _onednn.qconv_pointwise.tensor
 _SUM = _onednn.qconv2d_pointwise.binary
 _MIDDLE = 128
+FOUR_BITS = 16
+"""Integers that the kernel of 4-bit weights knows."""
+BLOCK = 16
+"""Input features that the kernel of 8-bit weights reads at a time, and outputs that the one of 4-bit weights packs."""
+_GROUPS = (32, 64, 128, 256)
+
+
+def fits_four_bits(outputs: int, features: int, group: int) -> bool:
+    """Whether the kernel of 4-bit weights takes this weight with a scale for `group` input features."""
+    return group in _GROUPS and features % group == 0 and outputs % BLOCK == 0
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,12 @@ def convert_to_four_bits(outputs: int, features: int, group: int) -> tuple[nn.Li
 
 
 def reference_of_groups(converted: GraphModule, x: Tensor, bias: Tensor) -> Tensor:
-    (node,) = converted.graph.find_nodes(op="call_function", target=qspec_core.ops.DEQUANTIZE_PER_GROUP)
+    # Groups that are whole rows have a scale for each channel.
+    targets = qspec_core.ops.DEQUANTIZE_PER_GROUP, qspec_core.ops.DEQUANTIZE_PER_CHANNEL
+    (node,) = (found for target in targets for found in converted.graph.find_nodes(op="call_function", target=target))
     weight, scale = (getattr(converted, str(argument.target)).double() for argument in node.args[:2])
     assert -8 <= float(weight.min()) < float(weight.max()) <= 7
+    scale = scale.reshape(len(weight), -1)
     values = weight * scale.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
     result: Tensor = x.double() @ values.t() + bias.double()
     return result

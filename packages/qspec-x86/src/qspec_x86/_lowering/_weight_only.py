@@ -10,7 +10,7 @@ from torch.fx import Node
 from qspec_core.graphs import constant_value
 from qspec_core.lowering import Lowering, Quantized, quantized_operand
 from qspec_core.patterns import Match, Reason, ReasonCode
-from qspec_x86._kernels import PACK_FOUR_BITS
+from qspec_x86._kernels import FOUR_BITS, PACK_FOUR_BITS, fits_four_bits
 from qspec_x86._lowering._layer import output_shape
 from qspec_x86._weights import read_weight
 
@@ -36,10 +36,11 @@ def lower_weight_only(match: Match, lowering: Lowering) -> Reason | None:
     if not isinstance(value, Tensor) or value.dtype is not torch.bfloat16:
         return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "its input is not bfloat16")
     found = quantized_operand(match, "weight")
-    call = _eight_bits(match, lowering) if found.group_size is None else _four_bits(found, lowering, anchor)
+    outputs, features = match.operand("weight").meta["val"].shape
+    group = found.group_size or _whole_rows(found, outputs, features)
+    call = _eight_bits(match, lowering) if group is None else _four_bits(found, lowering, anchor, group)
     if isinstance(call, Reason):
         return call
-    features = match.operand("weight").meta["val"].shape[1]
     rows = lowering.call(anchor, aten.reshape.default, x, [-1, features])
     rows = lowering.call(anchor, aten.contiguous.default, rows)  # the kernels refuse rows that are not
     result = lowering.call(anchor, call.kernel, rows, *call.arguments)
@@ -60,7 +61,13 @@ def _eight_bits(match: Match, lowering: Lowering) -> _Call | Reason:
     return _Call(aten._weight_int8pack_mm.default, (integers, scale))
 
 
-def _four_bits(found: Quantized, lowering: Lowering, anchor: Node) -> _Call | Reason:
+def _whole_rows(found: Quantized, outputs: int, features: int) -> int | None:
+    """Groups that are whole rows have a scale for each channel in converted graphs."""
+    is_narrow = found.ch_axis == 0 and found.quant_max - found.quant_min < FOUR_BITS
+    return features if is_narrow and fits_four_bits(outputs, features, features) else None
+
+
+def _four_bits(found: Quantized, lowering: Lowering, anchor: Node, group: int) -> _Call | Reason:
     """Source: aten::_weight_int4pack_mm_for_cpu: value = (integer - 8) * scale + zero, in groups of input features."""
     tensors = [constant_value(lowering.module, value) for value in (found.integers, found.scale, found.zero_point)]
     if tensors[0] is None or tensors[1] is None:
@@ -68,10 +75,10 @@ def _four_bits(found: Quantized, lowering: Lowering, anchor: Node) -> _Call | Re
     integers, scale = tensors[0].detach().to(torch.int32) - found.quant_min, tensors[1].detach().to(torch.float32)
     zero_point = torch.zeros_like(scale) if tensors[2] is None else tensors[2].detach().to(torch.float32)
     zero = (_MIDDLE + found.quant_min - zero_point) * scale
-    pairs = torch.stack([scale, zero], dim=-1).transpose(0, 1).to(torch.bfloat16).contiguous()
+    pairs = torch.stack([scale, zero], dim=-1).reshape(len(scale), -1, 2).transpose(0, 1)
     # Kept in a byte each and packed by a node, since the packed order is that of the CPU at hand.
     stored = lowering.constant("_x86_weight", integers.to(torch.uint8), anchor)
     wide = lowering.call(anchor, aten.to.dtype, stored, torch.int32)
     packed = lowering.call(anchor, PACK_FOUR_BITS, wide, 1)
-    scales = lowering.constant("_x86_scale", pairs, anchor)
-    return _Call(aten._weight_int4pack_mm_for_cpu.default, (packed, found.group_size, scales))
+    scales = lowering.constant("_x86_scale", pairs.to(torch.bfloat16).contiguous(), anchor)
+    return _Call(aten._weight_int4pack_mm_for_cpu.default, (packed, group, scales))

@@ -11,6 +11,7 @@ from qspec_core.observers import PerGroup, build_observer
 from qspec_core.patterns import Reason, ReasonCode, argument, argument_names
 from qspec_core.spec import QuantizationSpec
 from qspec_x86._depthwise import is_depthwise
+from qspec_x86._kernels import BLOCK, FOUR_BITS, fits_four_bits
 
 __all__ = [
     "has_rank",
@@ -45,7 +46,6 @@ def is_float32(node: Node) -> Reason | None:
 
 
 _FEW_ROWS = 4
-_BLOCK = 16
 
 
 def pays_by_weight_alone(node: Node) -> Reason | None:
@@ -62,18 +62,14 @@ def pays_by_weight_alone(node: Node) -> Reason | None:
         found = "unknown" if value is None else value.dtype
         return _declined(f"its result is {found}; with integer weights alone only bfloat16 is faster than float")
     features = argument(node, "weight").meta["val"].shape[1]
-    if features % _BLOCK != 0:
+    if features % BLOCK != 0:
         return _declined(
-            f"it has {features} input features; the kernel reads blocks of {_BLOCK}, past the end otherwise"
+            f"it has {features} input features; the kernel reads blocks of {BLOCK}, past the end otherwise"
         )
     rows: int | torch.SymInt = prod(value.shape[:-1])
     if isinstance(rows, int) and rows > _FEW_ROWS:
         return _declined(f"it has {rows} rows; integer weights alone are faster than bfloat16 for up to {_FEW_ROWS}")
     return None
-
-
-_GROUPS = (32, 64, 128, 256)
-_LEVELS = 16
 
 
 def unfit_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
@@ -82,13 +78,13 @@ def unfit_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
     if not isinstance(granularity, PerGroup):
         return None
     outputs, features = argument(node, "weight").meta["val"].shape
-    group, (low, high) = granularity.group_size, spec.range or (0, _LEVELS)
-    if high - low >= _LEVELS:
+    group, (low, high) = granularity.group_size, spec.range or (0, FOUR_BITS)
+    if high - low >= FOUR_BITS:
         return _declined(f"weights in groups have the range {low}..{high}; the kernel holds 4 bits")
-    if group not in _GROUPS or features % group != 0 or outputs % _BLOCK != 0:
+    if not fits_four_bits(outputs, features, group):
         return _declined(
             f"{outputs} by {features} weights in groups of {group}: the kernel takes groups of 32, 64, 128 and 256, "
-            f"that make up the input features, and outputs in multiples of {_BLOCK}"
+            f"that make up the input features, and outputs in multiples of {BLOCK}"
         )
     return None
 
