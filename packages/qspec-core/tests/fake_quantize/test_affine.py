@@ -23,6 +23,7 @@ from qspec_core.observers import (
     PerBlock,
     PerGroup,
     PerTensor,
+    ZeroPointDomain,
 )
 
 
@@ -109,5 +110,41 @@ def test_state_round_trip() -> None:
         target_dtype=torch.int8,
         granularity=PerGroup(128),
     )
+    assert (copy.scale.shape, copy.block_size) == ((1,), None)
     copy.load_state_dict(module.state_dict())
     assert torch.equal(copy.calculate_qparams()[0], module.calculate_qparams()[0])
+    assert torch.equal(copy.scale, module.scale)
+    assert torch.equal(copy.zero_point, module.zero_point)
+
+
+def test_what_the_field_reads_of_it() -> None:
+    module: Any = default_groupwise_fake_quant()
+    x = torch.randn(2, 256)
+    module(x)
+    assert module.block_size == (1, 128)
+    assert torch.equal(module.scale, x.reshape(2, 2, 128).abs().amax(2) / 127.5)
+    assert (module.zero_point.shape, module.zero_point.dtype) == ((2, 2), torch.int32)
+    module.disable_observer()
+    before = module.scale.clone()
+    module(x * 100)
+    assert torch.equal(module.scale, before)
+    assert (module.target_dtype, module.mapping_type) == (torch.int8, MappingType.SYMMETRIC)
+    assert (module.granularity, module.zero_point_domain) == (PerGroup(128), ZeroPointDomain.INT)
+    shown = repr(module)
+    parts = "fake_quant_enabled=", "target_dtype=torch.int8", "block_size=(1, 128)", "scale=tensor", "zero_point="
+    assert all(part in shown for part in parts)
+
+
+def test_two_forwards_before_one_backward() -> None:
+    module: Any = default_affine_fake_quant()
+    x = torch.rand(50, requires_grad=True)
+    (module(x) + module(x * 2)).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((50,), 3.0))
+
+
+def test_parameters_follow_an_observer_that_changed_without_a_forward() -> None:
+    module: Any = default_affine_fake_quant()
+    module(torch.rand(50))
+    module.activation_post_process(torch.full((2,), 10.0))
+    module.take_observed()
+    torch.testing.assert_close(module.scale, torch.tensor([10 / 255]).reshape(module.scale.shape))

@@ -110,8 +110,15 @@ def test_without_learning_no_gradient_reaches_the_scale() -> None:
     module.apply(disable_range_learning)
     module(x).sum().backward()
     assert module.scale is not None
+    assert module.zero_point is not None
     assert module.scale.grad is None
     assert x.grad is not None
+    assert not module.scale.requires_grad
+    module.enable_range_learning()
+    assert module.scale.requires_grad
+    assert module.zero_point.requires_grad
+    module.enable_observer()
+    assert not module.zero_point.requires_grad
 
 
 def test_a_scale_below_the_floor_is_lifted_and_can_grow_again() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qspec_core.errors import SpecError, Where
-from qspec_core.fake_quantize._base import FakeQuantizeBase
+from qspec_core.fake_quantize._base import KeepsParameters
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
     AffineQuantizedObserverBase,
@@ -35,9 +35,12 @@ def _round_through(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
-class AffineFakeQuantize(FakeQuantizeBase):
+class AffineFakeQuantize(KeepsParameters):
     """Observes, and rounds each block to the values that its observed range gives, as the converted model will. The
     gradient passes where the value lies within the range.
+
+    Buffers: `scale` and `zero_point`, one a block, of the observer's dtypes. `block_size` is the size of the blocks of
+    the last tensor that was given, None before the first.
 
     Args:
         observer: constructor of an affine observer that observes.
@@ -64,6 +67,11 @@ class AffineFakeQuantize(FakeQuantizeBase):
         self.activation_post_process: AffineQuantizedObserverBase = inner
         self.dtype, self.is_dynamic = inner.dtype, inner.is_dynamic
         self.quant_min, self.quant_max = inner.quant_min, inner.quant_max
+        self.target_dtype, self.granularity = inner.target_dtype, inner.granularity
+        self.mapping_type, self.zero_point_domain = inner.mapping_type, inner.zero_point_domain
+        self.block_size: tuple[int, ...] | None = None
+        self.register_buffer("scale", torch.ones(1, dtype=inner.scale_dtype))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=inner.zero_point_dtype))
 
     @property
     def where(self) -> Where | None:
@@ -92,16 +100,19 @@ class AffineFakeQuantize(FakeQuantizeBase):
         inner = self.activation_post_process
         if x.numel() == 0:
             return x
+        shape, block = tuple(x.shape), get_block_size(x.shape, inner.granularity)
+        self.block_size = tuple(int(size) for size in block)
         if self.observer_enabled.item():
             inner(x)
+            self.take_observed()
         if not self.fake_quant_enabled.item() or not inner.has_observed:
             return x
-        shape, block = tuple(x.shape), get_block_size(x.shape, inner.granularity)
         form = inner.converted_form(shape)
         blocks = x.to(torch.float32)
         for step in split_blocks(shape, block):
             blocks = step(blocks)
-        scale, zero_point = (value.reshape((*blocks.shape[:-1], 1)) for value in self.calculate_qparams())
+        # Copies: the gradient needs those of this forward when the next has set others.
+        scale, zero_point = (value.clone().reshape((*blocks.shape[:-1], 1)) for value in (self.scale, self.zero_point))
         quantized = blocks * (1.0 / scale)
         if is_rounded_last(form):
             quantized = _round_through(quantized + zero_point)
@@ -111,6 +122,16 @@ class AffineFakeQuantize(FakeQuantizeBase):
         for step in join_blocks(shape, block):
             rounded = step(rounded)
         return rounded.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What it rounds to, and its switches."""
+        return (
+            f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}, "
+            f"quant_min={self.quant_min}, quant_max={self.quant_max}, target_dtype={self.target_dtype}, "
+            f"granularity={self.granularity}, mapping_type={self.mapping_type}, "
+            f"zero_point_domain={self.zero_point_domain}, block_size={self.block_size}, scale={self.scale}, "
+            f"zero_point={self.zero_point}"
+        )
 
 
 default_affine_fake_quant = AffineFakeQuantize.with_args(

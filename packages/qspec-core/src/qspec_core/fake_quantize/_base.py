@@ -1,6 +1,8 @@
 """Base of the fake-quantizes, their switches, and the operator they share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from qspec_core.observers._constructor import Configurable, PartialWrapper
 
 __all__ = [
     "FakeQuantizeBase",
+    "KeepsParameters",
     "ObserverOrFakeQuantize",
     "ObserverOrFakeQuantizeConstructor",
     "disable_fake_quant",
@@ -57,6 +60,33 @@ class FakeQuantizeBase(Configurable, nn.Module, ABC):
     def disable_observer(self) -> None:
         """Keep scale and zero point as they are."""
         self.enable_observer(False)
+
+
+class KeepsParameters(FakeQuantizeBase):
+    """Holds scale and zero point as buffers between forwards: what it last observed, or loaded.
+
+    Buffers: `scale`, `zero_point`, of one shape, (1,) at first.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def take_observed(self) -> None:
+        """Set scale and zero point from what the observer holds, which changed without a forward."""
+        self._keep(*self.calculate_qparams())
+
+    def _keep(self, scale: Tensor, zero_point: Tensor) -> None:
+        self.scale.resize_(scale.shape).copy_(scale)
+        self.zero_point.resize_(zero_point.shape).copy_(zero_point)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:  # Any: torch's hook, handed on
+        for name in ("scale", "zero_point"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                getattr(self, name).resize_(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def fake_quantize(

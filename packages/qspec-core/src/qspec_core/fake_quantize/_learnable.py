@@ -28,7 +28,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
     """Starts with what an observer finds, then learns scale and zero point with the weights.
 
     `scale` and `zero_point` are None until the first forward, then parameters, float32, (1,) or (channels,); give them
-    to the optimizer after it. The zero point of a symmetric scheme is not trained.
+    to the optimizer after it. They need gradients while they are learned; the zero point of a symmetric scheme never.
 
     Args:
         observer: constructor of the observer that finds the start.
@@ -86,18 +86,24 @@ class LearnableFakeQuantize(FakeQuantizeBase):
 
     def enable_range_learning(self) -> None:
         """Train scale and zero point; round; stop observing."""
-        self.learning_enabled.fill_(1)
+        self._learn(True)
         self.enable_fake_quant()
         self.disable_observer()
 
     def disable_range_learning(self) -> None:
         """Keep scale and zero point as they are; the switches of rounding and observing stay."""
-        self.learning_enabled.fill_(0)
+        self._learn(False)
+
+    def _learn(self, enabled: bool) -> None:
+        self.learning_enabled.fill_(int(enabled))
+        if self.scale is not None and self.zero_point is not None:
+            self.scale.requires_grad_(enabled)
+            self.zero_point.requires_grad_(enabled and self.qscheme not in SYMMETRIC)
 
     def enable_observer(self, enabled: bool = True) -> None:
         """Observe in `forward` and set scale and zero point from it; this ends learning."""
         if enabled:
-            self.learning_enabled.fill_(0)
+            self._learn(False)
         super().enable_observer(enabled)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -146,9 +152,8 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         """Give scale and zero point new values; the parameters stay the same objects once they exist."""
         if self.scale is None or self.zero_point is None or self.scale.shape != scale.shape:
             self.scale = nn.Parameter(scale.detach().clone())
-            self.zero_point = nn.Parameter(
-                zero_point.detach().to(torch.float32), requires_grad=self.qscheme not in SYMMETRIC
-            )
+            self.zero_point = nn.Parameter(zero_point.detach().to(torch.float32))
+            self._learn(bool(self.learning_enabled.item()))
             return
         with torch.no_grad():
             self.scale.copy_(scale)

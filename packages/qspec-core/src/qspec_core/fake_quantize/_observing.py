@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qspec_core.errors import SpecError, Where
-from qspec_core.fake_quantize._base import FakeQuantizeBase, fake_quantize
+from qspec_core.fake_quantize._base import KeepsParameters, fake_quantize
 from qspec_core.observers import (
     FixedQParamsObserver,
     MovingAverageMinMaxObserver,
@@ -40,7 +40,7 @@ def build_inner(
     return inner
 
 
-class FakeQuantize(FakeQuantizeBase):
+class FakeQuantize(KeepsParameters):
     """Observes, and rounds to the values that the observed range gives.
 
     Buffers: `scale`, float32, and `zero_point`, int32 (float32 for float zero points), (1,) or (channels,); the state
@@ -54,9 +54,6 @@ class FakeQuantize(FakeQuantizeBase):
         observer_kwargs: further keywords of the observer; those that it has no use for are left out.
     Raises: SpecError: the observer has no integer range, or refuses its arguments.
     """
-
-    scale: Tensor
-    zero_point: Tensor
 
     def __init__(
         self,
@@ -113,14 +110,6 @@ class FakeQuantize(FakeQuantizeBase):
         axis = self.ch_axis if self.is_per_channel else None
         return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, axis)
 
-    def take_observed(self) -> None:
-        """Set scale and zero point from what the observer holds, which changed without a forward."""
-        self._keep(*self.calculate_qparams())
-
-    def _keep(self, scale: Tensor, zero_point: Tensor) -> None:
-        self.scale.resize_(scale.shape).copy_(scale)
-        self.zero_point.resize_(zero_point.shape).copy_(zero_point)
-
     def extra_repr(self) -> str:
         """What it rounds to, and its switches."""
         return (
@@ -128,15 +117,6 @@ class FakeQuantize(FakeQuantizeBase):
             f"quant_min={self.quant_min}, quant_max={self.quant_max}, dtype={self.dtype}, qscheme={self.qscheme}, "
             f"ch_axis={self.ch_axis}, scale={self.scale}, zero_point={self.zero_point}"
         )
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # Any: torch's hook, handed on
-        for name in ("scale", "zero_point"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                getattr(self, name).resize_(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class FixedQParamsFakeQuantize(FakeQuantize):
