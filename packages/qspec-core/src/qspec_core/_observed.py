@@ -1,13 +1,16 @@
-"""What convert computes ahead: the constants that observers observe."""
+"""What convert asks of observers: parameters that hold; and what it computes ahead: the constants they observe."""
 
+import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from qspec_core.errors import QSpecError, SpecError
 from qspec_core.folding import compute_constants, constant_nodes, erase_unread
 from qspec_core.graphs import add_constant, copy_graph_module, derived_meta, port_meta
 from qspec_core.prepare import observer_nodes
 from qspec_core.subgraphs import graph_modules
 
-__all__ = ["fold_observed"]
+__all__ = ["fold_observed", "qparams"]
 
 
 def fold_observed(model: GraphModule) -> GraphModule:
@@ -40,3 +43,44 @@ def _observed_expressions(body: GraphModule) -> list[Node]:
     observers = [node for node, _ in observer_nodes(body) if node.all_input_nodes[0].op == "call_function"]
     constant = constant_nodes(body) if observers else set()
     return [node for node in observers if node.all_input_nodes[0] in constant]
+
+
+def qparams(node: Node, observer: nn.Module, *, is_per_channel: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of an observer without a form of its own, of any stack.
+
+    Args:
+        node: calls the observer; errors name its place.
+        observer: has `calculate_qparams`, which may call what a quantizer's author wrote.
+        is_per_channel: whether there may be more than one scale.
+    Raises: SpecError: it fails, or gives scales that are not finite and positive, or several for one tensor.
+    """
+    try:
+        scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]  # is_observer held
+        scale, zero_point = torch.as_tensor(scale), torch.as_tensor(zero_point)
+    except QSpecError:
+        raise
+    except Exception as error:  # a derivation is its author's code, and may raise anything
+        raise SpecError(
+            f"{type(observer).__name__} could not compute scale and zero point",
+            where=node,
+            found=repr(error),
+            expected="two tensors",
+            remedy="correct the spec's derive_qparams_fn, or the observer's calculate_qparams",
+        ) from error
+    if not is_per_channel and (scale.numel(), zero_point.numel()) != (1, 1):
+        raise SpecError(
+            "a tensor that is quantized as a whole has several scales or zero points",
+            where=node,
+            found=f"{scale.numel()} scales, {zero_point.numel()} zero points from {type(observer).__name__}",
+            expected="one of each, or a per-channel qscheme in the spec",
+            remedy="give the spec qscheme=torch.per_channel_symmetric and ch_axis, or derive one scale",
+        )
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise SpecError(
+            "a scale is not finite and positive",
+            where=node,
+            found=f"{scale.flatten()[:5].tolist()} from {type(observer).__name__}",
+            expected="finite values above 0",
+            remedy="correct the spec's derive_qparams_fn, or the observer's calculate_qparams",
+        )
+    return scale, zero_point

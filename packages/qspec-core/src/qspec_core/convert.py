@@ -3,7 +3,7 @@
 import operator
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 
 from qspec_core import ops
 from qspec_core._by_itself import let_convert
-from qspec_core._observed import fold_observed
+from qspec_core._observed import fold_observed, qparams
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
 from qspec_core.errors import GraphError, SpecError, module_path
@@ -140,10 +140,7 @@ def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ObserverNeverRanWarning)
             own = getattr(observer, "converted_form", None)
-            if callable(own):
-                plan[id(observer)] = own(_shape(node, value))
-            else:
-                plan[id(observer)] = _form(observer)
+            plan[id(observer)] = own(_shape(node, value)) if callable(own) else _form(node, observer)
     if idle:
         shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
         warnings.warn(
@@ -184,7 +181,7 @@ def _has_observed(observer: nn.Module) -> bool:
     return found is None or bool(found) or bool(getattr(observer, "is_dynamic", False))
 
 
-def _form(observer: nn.Module) -> ConvertedForm | torch.dtype:
+def _form(node: Node, observer: nn.Module) -> ConvertedForm | torch.dtype:
     """What an observer without a form of its own is written as; for a cast, the dtype."""
     dtype = observer.dtype
     plain = _PLAIN_DTYPES.get(dtype, dtype)  # type: ignore[call-overload]  # an observer's dtype is a torch.dtype
@@ -202,8 +199,9 @@ def _form(observer: nn.Module) -> ConvertedForm | torch.dtype:
         chooser = ops.CHOOSE_QPARAMS_SYMMETRIC if is_symmetric else ops.CHOOSE_QPARAMS
         choose = Step(chooser, (*limits[:2], _DYNAMIC_EPS if eps is None else float(eps), plain))
         return ConvertedForm(ops.QUANTIZE_DYNAMIC, ops.DEQUANTIZE_DYNAMIC, plain, limits, choose=choose)
-    scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]  # is_observer held
-    if getattr(observer, "qscheme", None) not in _PER_CHANNEL:
+    is_per_channel = getattr(observer, "qscheme", None) in _PER_CHANNEL
+    scale, zero_point = qparams(node, observer, is_per_channel=is_per_channel)
+    if not is_per_channel:
         return ConvertedForm(ops.QUANTIZE, ops.DEQUANTIZE, plain, limits, float(scale), int(zero_point))
     arguments = getattr(_inner(observer), "ch_axis", 0), *limits
     operators = ops.QUANTIZE_PER_CHANNEL, ops.DEQUANTIZE_PER_CHANNEL
@@ -242,7 +240,8 @@ class _Rebuild:
                 if node.users:
                     self._quantize(node, self._observers[node])
             else:
-                copied = self._nodes[node] = self._graph.node_copy(node, partial(self._read, node))
+                # Cached: a reader that takes one tensor twice dequantizes it once.
+                copied = self._nodes[node] = self._graph.node_copy(node, cache(partial(self._read, node)))
                 copied.meta.pop(Q_ANNOTATION_KEY, None)  # its nodes would keep the float model alive
         move_codegen(self._prepared.graph, self._graph)
         for constant in self._graph.find_nodes(op="get_attr"):

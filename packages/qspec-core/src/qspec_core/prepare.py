@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from qspec_core.canonical import fold_batch_norms, fold_weights
+from qspec_core.canonical import fold_batch_norms, fold_weights, is_private
 from qspec_core.coverage import Coverage, operators, record_coverage
-from qspec_core.errors import AnnotationError, GraphError, NothingQuantizedError, Where
+from qspec_core.errors import AnnotationError, GraphError, NothingQuantizedError, QSpecError, SpecError, Where
 from qspec_core.foreign import adopt_annotations
 from qspec_core.graphs import (
     copy_graph_module,
@@ -35,6 +35,7 @@ from qspec_core.subgraphs import attribute, bodies, graph_modules, set_attribute
 __all__ = ["is_observer", "observer_nodes", "prepare_pt2e"]
 
 aten = torch.ops.aten
+_STEPS = ("transform_for_annotation", "annotate", "validate", "prepare_obs_or_fq_callback")
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
 
 
@@ -64,10 +65,13 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
     Raises:
         GraphError: the model is not exported, already prepared, or traced in training mode.
         NothingQuantizedError: a table quantizer that has a configuration matched nothing.
-        AnnotationError, SharingError, SelectorError: the quantizer's annotations or selectors do not fit the model.
+        AnnotationError, SharingError, SelectorError: the quantizer is none, or its annotations, its edits of the
+            observers or its selectors do not fit the model.
+        SpecError: a spec's observer cannot be built.
     Cost: O(nodes + edges).
     """
     _require_fresh(require_exported(model, "prepare_pt2e"))
+    _require_quantizer(quantizer)
     with gc_paused():
         prepared = copy_graph_module(model)
         original = operators(prepared)
@@ -82,6 +86,7 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
         plans = [(body, _observers(resolve(body.graph))) for _, body in graph_modules(prepared)]
         for body, observers in plans:
             quantizer.prepare_obs_or_fq_callback(body, observers)
+            _require_observers(body, observers)
             _insert(body, observers)
             body.recompile()
     return prepared
@@ -92,6 +97,13 @@ def _annotate(module: GraphModule, quantizer: Quantizer) -> GraphModule:
     fold_weights(module)
     fold_batch_norms(module)
     module = quantizer.transform_for_annotation(module)
+    if not isinstance(module, GraphModule):
+        raise AnnotationError(
+            f"{type(quantizer).__name__}.transform_for_annotation returned no graph module",
+            found=type(module).__qualname__,
+            expected="the module it was given, or another in its place",
+            remedy="end transform_for_annotation with `return model`",
+        )
     quantizer.annotate(module)
     adopt_annotations(module)
     for target, body in bodies(module).items():
@@ -128,6 +140,17 @@ def _require_fresh(model: GraphModule) -> None:
                 expected=f"{flag}=False",
                 remedy="call model.eval() before torch.export.export",
             )
+
+
+def _require_quantizer(quantizer: object) -> None:
+    missing = [step for step in _STEPS if not callable(getattr(quantizer, step, None))]
+    if missing or isinstance(quantizer, type):
+        raise AnnotationError(
+            "prepare_pt2e takes a quantizer as its second argument",
+            found=f"the class {quantizer.__name__}" if isinstance(quantizer, type) else repr(quantizer),
+            expected=f"a Quantizer{', which has ' + ', '.join(missing) if missing else ''}",
+            remedy="make an instance of a quantizer and give it its configuration: XQuantizer().set_global(config)",
+        )
 
 
 def _training_flag(node: Node) -> str | None:
@@ -177,13 +200,37 @@ def _require_some(found: Coverage) -> None:
         )
 
 
+def _require_observers(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None:
+    """Raise unless a quantizer left a map from points of the graph to modules."""
+    for point, observer in observers.items():
+        source, consumer = point if isinstance(point, tuple) else (point, None)
+        is_here = isinstance(source, Node) and source.graph is module.graph
+        if consumer is not None:
+            is_here = is_here and isinstance(consumer, Node) and source in consumer.all_input_nodes
+        if is_here and isinstance(observer, nn.Module):
+            continue
+        raise AnnotationError(
+            "prepare_obs_or_fq_callback left a point without a module"
+            if is_here
+            else "prepare_obs_or_fq_callback added a point that the graph does not have",
+            where=(source if consumer is None else consumer) if is_here else None,
+            found=repr(observer) if is_here else repr(point),
+            expected="an observer or a fake-quantize for each point",
+            remedy="change the values of the map that the callback is given, or delete entries; add no points",
+        )
+
+
 def _observers(resolution: Resolution) -> dict[EdgeOrNode, nn.Module]:
     """One observer for each group, under every point of the group."""
     made: dict[int, nn.Module] = {}
     for index in resolution.order:
         group = resolution.groups[index]
-        made[index] = _build(group, [made[source] for source in group.derived_from])
-        made[index].where = _place(group)  # type: ignore[assignment]  # a plain attribute, read by observers in errors
+        place = _place(group)
+        try:
+            made[index] = _build(group, [made[source] for source in group.derived_from])
+        except Exception as error:  # a constructor is its author's code, and may raise anything
+            raise _not_built(error, place) from error
+        made[index].where = place  # type: ignore[assignment]  # a plain attribute, read by observers in errors
     return {point: made[group.index] for group in resolution.groups for point in group.points}
 
 
@@ -201,16 +248,32 @@ def _build(group: Group, sources: list[nn.Module]) -> nn.Module:
     raise TypeError(f"no observer is built from {type(spec).__qualname__}")  # resolve() has refused every other class
 
 
+def _not_built(error: Exception, place: Where) -> SpecError:
+    """What an observer's constructor raised, with the place of its point."""
+    if isinstance(error, QSpecError):
+        return SpecError(error.problem, where=place, found=error.found, expected=error.expected, remedy=error.remedy)
+    return SpecError(
+        "the constructor of a spec's observer failed",
+        where=place,
+        found=repr(error),
+        remedy="correct observer_or_fake_quant_ctr and the arguments of its with_args(...)",
+    )
+
+
 def _place(group: Group) -> Where:
+    """Place of a group's first point; a parameter, which is traced nowhere, is where it is read."""
     point = group.points[0]
-    return Where.of(point[0] if isinstance(point, tuple) else point)
+    source, reader = point if isinstance(point, tuple) else (point, point)
+    place = Where.of(source)
+    return Where(source.name, *Where.of(reader)[1:]) if place.source_line is None else place
 
 
 def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None:
     """Insert the observers: after each producer its output's, then one for each other group among its readers.
 
     An edge whose observer differs from that of its producer's output reads through both. An edge over which the reader
-    writes to the tensor stays as it is: what it writes must reach the tensor itself.
+    writes to a tensor that others see stays as it is: what it writes must reach the tensor itself. Guards read the
+    inputs themselves.
 
     Cost: O(points + edges).
     """
@@ -219,6 +282,13 @@ def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None
         if isinstance(point, tuple):
             edges.setdefault(point[0], {}).setdefault(observer, []).append(point[1])
     after_inputs = _after_inputs(module)
+    position = {node: index for index, node in enumerate(module.graph.nodes)}
+    kept = {
+        (node, source)
+        for node in module.graph.nodes
+        for source in node.all_input_nodes
+        if _writes(node, source) and not is_private(source, position, position[node])
+    }
     for producer in list(module.graph.nodes):
         own, readers = observers.get(producer), edges.get(producer, {})
         if own is None and not readers:
@@ -228,14 +298,14 @@ def _insert(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None
         if own is not None:
             source = _observe(module, own, producer, spot, next(iter(producer.users), None))
             for user in list(producer.users):
-                if user is not source and not _writes(user, producer):
+                if user is not source and not _is_guard(user) and (user, producer) not in kept:
                     user.replace_input_with(producer, source)
         for observer, consumers in readers.items():
             if observer is own:
                 continue
             observed = _observe(module, observer, source, spot, consumers[0])
             for consumer in consumers:
-                if not _writes(consumer, producer):
+                if (consumer, producer) not in kept:
                     consumer.replace_input_with(source, observed)
 
 
@@ -243,9 +313,14 @@ def _after_inputs(module: GraphModule) -> Node:
     """The first node behind the inputs and the guards of `torch.export`: what these refuse must not be observed."""
     inputs = module.graph.find_nodes(op="placeholder")
     spot: Node = inputs[-1].next if inputs else next(iter(module.graph.nodes))
-    while spot.op == "get_attr" or (spot.op == "call_module" and not spot.users):
+    while spot.op == "get_attr" or _is_guard(spot):
         spot = spot.next
     return spot
+
+
+def _is_guard(node: Node) -> bool:
+    """Whether a node is a check of the inputs, which `torch.export` calls as a module without a result."""
+    return node.op == "call_module" and not node.users
 
 
 def _observe(module: GraphModule, observer: nn.Module, source: Node, before: Node, reader: Node | None) -> Node:

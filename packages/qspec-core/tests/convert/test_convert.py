@@ -210,6 +210,15 @@ def test_every_reader_has_its_own_dequantize() -> None:
     assert quantize.meta["val"].dtype == torch.uint8
 
 
+def test_reader_that_takes_a_tensor_twice_dequantizes_it_once() -> None:
+    x = torch.randn(2, 4)
+    model = Net(lambda m, x: m.behind(torch.cat([m.layer(x)] * 2)), layer=nn.Linear(4, 4), behind=nn.Linear(4, 4))
+    converted = quantized(export(model, x), (x,))
+    (cat,) = calls(converted, aten.cat.default)
+    assert len(cat.all_input_nodes) == 1
+    assert str(cat.all_input_nodes[0].target) == "quantized_decomposed.dequantize_per_tensor.default"
+
+
 def test_keyword_arguments_and_several_outputs() -> None:
     def forward(m: Any, x: Tensor, *, scale: Tensor, extra: dict[str, Tensor]) -> Any:  # a tree of outputs
         y = m.linear(x)

@@ -27,7 +27,6 @@ from qspec_core import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
-    QuantizationSpec,
     Quantizer,
     SharedQuantizationSpec,
     TableQuantizer,
@@ -194,25 +193,6 @@ def test_mutated_buffers_are_cloned_and_others_shared() -> None:
     converted = convert_pt2e(prepared)
     converted(x)
     assert (converted.get_buffer("count").item(), prepared.get_buffer("count").item()) == (3, 2)
-
-
-@pytest.mark.parametrize("output", [ACT, None], ids=["with an output spec", "without"])
-def test_written_edge_stays_on_the_tensor_itself(output: QuantizationSpec | None) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
-        m.state.add_(x)
-        return m.state * 2  # type: ignore[no-any-return]  # as above
-
-    def annotate(model: GraphModule) -> None:
-        (state,) = model.graph.find_nodes(op="get_attr")
-        (write,) = calls(model, aten.add_.Tensor)
-        state.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(output_qspec=output)
-        write.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({state: replace(ACT, quant_max=127)})
-
-    prepared = prepare_pt2e(export(Net(forward, state=torch.zeros(2)), torch.ones(2)), Custom(annotate))
-    (write,) = calls(prepared, aten.add_.Tensor)
-    assert write.args[0].op == "get_attr"  # type: ignore[union-attr]  # a node
-    prepared(torch.ones(2))
-    assert torch.equal(prepared.get_buffer("state"), torch.ones(2))
 
 
 def test_annotations_made_before_are_moved_to_the_copy() -> None:

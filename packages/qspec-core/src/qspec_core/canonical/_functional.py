@@ -10,7 +10,7 @@ from qspec_core._torch import OpOverload, schema_of
 from qspec_core.graphs import is_view
 from qspec_core.patterns import argument_names, called_operator, written_arguments
 
-__all__ = ["make_functional"]
+__all__ = ["is_private", "make_functional"]
 
 
 @cache
@@ -38,7 +38,7 @@ def _read_later(node: Node, position: dict[Node, int], at: int, depth: int = 0) 
     return False
 
 
-def _is_private(node: Node, position: dict[Node, int], at: int) -> bool:
+def is_private(node: Node, position: dict[Node, int], at: int) -> bool:
     """Whether the storage of `node` belongs to this graph run and has no reader after position `at`."""
     current = node
     for _ in range(8):  # a longer chain of views is left as it is
@@ -71,7 +71,7 @@ def make_functional(module: GraphModule) -> None:
         operator = called_operator(node)
         form = _functional_form(operator) if operator is not None else None
         source = node.args[0] if node.args else None
-        if form is None or not isinstance(source, Node) or not _is_private(source, position, position[node]):
+        if form is None or not isinstance(source, Node) or not is_private(source, position, position[node]):
             continue
         if not _promotes(node, source):
             node.target = form
