@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from qspec_core.canonical import fold_batch_norms, fold_weights, is_private
+from qspec_core.canonical import fold_batch_norms, fold_weights
+from qspec_core.canonical._functional import is_private
 from qspec_core.coverage import Coverage, operators, record_coverage
 from qspec_core.errors import AnnotationError, GraphError, NothingQuantizedError, QSpecError, SpecError, Where
 from qspec_core.foreign import adopt_annotations

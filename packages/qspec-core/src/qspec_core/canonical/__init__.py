@@ -9,7 +9,7 @@ from qspec_core.canonical._activation import canonicalize_activations
 from qspec_core.canonical._batch_norm import fold_batch_norms
 from qspec_core.canonical._convolution import canonicalize_convolutions
 from qspec_core.canonical._einsum import canonicalize_einsums
-from qspec_core.canonical._functional import is_private, make_functional
+from qspec_core.canonical._functional import make_functional
 from qspec_core.canonical._identity import remove_identities
 from qspec_core.canonical._linear import canonicalize_linears
 from qspec_core.canonical._padding import canonicalize_pads
@@ -34,7 +34,6 @@ __all__ = [
     "debug_handle",
     "fold_batch_norms",
     "fold_weights",
-    "is_private",
     "set_debug_handle",
     "value_source",
 ]
