@@ -1,5 +1,8 @@
 """prepare: a copy of an exported graph in which every quantization point is observed."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -201,7 +204,7 @@ def _require_some(found: Coverage) -> None:
         )
 
 
-def _require_observers(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None:
+def _require_observers(module: GraphModule, observers: Mapping[Any, Any]) -> None:  # Any: a callback edited it
     """Raise unless a quantizer left a map from points of the graph to modules."""
     for point, observer in observers.items():
         source, consumer = point if isinstance(point, tuple) else (point, None)

@@ -130,7 +130,7 @@ PREPARE: dict[str, tuple[Layer, type[QSpecError], str, str, str | None]] = {
         "block_linear_weight",
     ),
     "constructor of something else": (
-        Layer(QuantizationSpec(torch.int8, no_module)),
+        Layer(QuantizationSpec(torch.int8, no_module)),  # type: ignore[arg-type]  # the mistake
         SpecError,
         "something that is not a module",
         "an observer",
