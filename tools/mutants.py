@@ -30,8 +30,6 @@ CORE = ROOT / "packages" / "qspec-core"
 SOURCE = CORE / "src" / "qspec_core"
 FOLDERS = ("sharing", "observers")
 
-TESTED_BY = MappingProxyType({"observers/_range_search.py": "test_histogram.py"})
-"""Files whose tests have another name."""
 READERS = MappingProxyType({"sharing": "prepare", "observers": "convert"})
 """For each folder, the tests of what reads its results: they come last."""
 SLOW = "test_sync.py"
@@ -167,7 +165,7 @@ def tests_of(path: str) -> list[list[str]]:
     """Arguments of pytest, by stage: the tests of the file, where it has its own, then those of its folder."""
     folder, name = path.split("/")
     tests = CORE / "tests" / folder
-    own = tests / TESTED_BY.get(path, f"test_{name.removeprefix('_')}")
+    own = tests / f"test_{name.removeprefix('_')}"
     stages = [[str(own)]] if own.exists() else []
     return [*stages, [str(tests), f"--ignore={tests / SLOW}"], [str(CORE / "tests" / READERS[folder])]]
 
