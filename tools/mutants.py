@@ -240,6 +240,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
     rest = [mutant for mutant in sample if json.dumps(asdict(mutant), sort_keys=True) not in known]
     os.environ["OMP_NUM_THREADS"] = "1"
     _preload()
+    _require_green(rest, arguments.timeout)
     workers = []
     for part in range(arguments.jobs):
         workers.append(os.fork())
@@ -251,6 +252,14 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
             raise SystemExit("a worker ended early; what it found is kept")
     wanted = {json.dumps(asdict(mutant), sort_keys=True) for mutant in sample}
     return [found for found in results_in(arguments.results) if json.dumps(found["mutant"], sort_keys=True) in wanted]
+
+
+def _require_green(rest: list[Mutant], timeout: float) -> None:
+    """Stop where tests fail without a mutant: they would kill every one."""
+    stages = {tuple(stage) for mutant in rest for stage in tests_of(mutant.path)}
+    failed = [stage for stage in sorted(stages) if not _passes(list(stage), CORE / "src", timeout)]
+    if failed:
+        raise SystemExit(f"fail without a mutant: {failed}")
 
 
 def _work(part: list[Mutant], arguments: argparse.Namespace) -> None:

@@ -113,7 +113,7 @@ class RangeSearch:
         Returns: float64, (steps, starts), for each `n_min` in `starts`.
         Cost: O(steps * levels): grids of the same step share their thresholds.
         """
-        parts = steps.split(max(_TOGETHER // len(self._middles), 1))
+        parts = torch.split(steps, max(_TOGETHER // len(self._middles), 1))
         below = torch.cat([self._below_thresholds(torch.outer(part, self._middles)) for part in parts])
         tops = torch.outer(steps, self._tops)
         errors = (tops * self._number).sub_(2.0 * self._sum).mul_(tops).add_(self._squares)
