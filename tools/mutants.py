@@ -182,7 +182,7 @@ def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
 
 
 def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
-    """Run tests in a fork of this process, which has torch loaded: that is most of what a short run takes."""
+    """Run tests in a fork of this process, which has torch loaded."""
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -190,6 +190,8 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
         os.dup2(1, 2)
         sys.path.insert(0, str(sources))
         os.environ |= {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1"}
+        # The tests need no plugin; those of the environment take longer to load than most tests run.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         sys.dont_write_bytecode = True
         code = 1
         try:
@@ -210,11 +212,12 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
 
 
 def _preload() -> None:
-    """Import what the tests need of other packages, so that every fork has it."""
+    """Import what the tests need of other packages, so that every fork has it: most of what a short run takes."""
     code = "import sys, qspec_core; print(*(name for name in sys.modules if name.split('.')[0] in ('torch', 'numpy')))"
     environment = {**os.environ, "PYTHONPATH": str(CORE / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    for name in done.stdout.split():
+    tools = ("pytest", "hypothesis", "torch.export", "torch.fx.experimental.symbolic_shapes")
+    for name in (*tools, *done.stdout.split()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
