@@ -195,8 +195,13 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
         sys.dont_write_bytecode = True
         code = 1
         try:
+            import hypothesis
             import pytest
 
+            # One example that fails is enough: the smallest one is not looked for.
+            phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+            hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+            hypothesis.settings.load_profile("mutants")
             code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests]))
         finally:
             os._exit(code)
