@@ -30,8 +30,6 @@ CORE = ROOT / "packages" / "qspec-core"
 SOURCE = CORE / "src" / "qspec_core"
 FOLDERS = ("sharing", "observers")
 
-TESTED_BY = MappingProxyType({"observers/_range_search.py": "test_histogram.py"})
-"""Files whose tests have another name."""
 READERS = MappingProxyType({"sharing": "prepare", "observers": "convert"})
 """For each folder, the tests of what reads its results: they come last."""
 SLOW = "test_sync.py"
@@ -167,7 +165,7 @@ def tests_of(path: str) -> list[list[str]]:
     """Arguments of pytest, by stage: the tests of the file, where it has its own, then those of its folder."""
     folder, name = path.split("/")
     tests = CORE / "tests" / folder
-    own = tests / TESTED_BY.get(path, f"test_{name.removeprefix('_')}")
+    own = tests / f"test_{name.removeprefix('_')}"
     stages = [[str(own)]] if own.exists() else []
     return [*stages, [str(tests), f"--ignore={tests / SLOW}"], [str(CORE / "tests" / READERS[folder])]]
 
@@ -184,7 +182,7 @@ def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
 
 
 def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
-    """Run tests in a fork of this process, which has torch loaded: that is most of what a short run takes."""
+    """Run tests in a fork of this process, which has torch loaded."""
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -192,11 +190,18 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
         os.dup2(1, 2)
         sys.path.insert(0, str(sources))
         os.environ |= {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1"}
+        # The tests need no plugin; those of the environment take longer to load than most tests run.
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         sys.dont_write_bytecode = True
         code = 1
         try:
+            import hypothesis
             import pytest
 
+            # One example that fails is enough: the smallest one is not looked for.
+            phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+            hypothesis.settings.register_profile("mutants", phases=phases, database=None)
+            hypothesis.settings.load_profile("mutants")
             code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests]))
         finally:
             os._exit(code)
@@ -212,11 +217,12 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
 
 
 def _preload() -> None:
-    """Import what the tests need of other packages, so that every fork has it."""
+    """Import what the tests need of other packages, so that every fork has it: most of what a short run takes."""
     code = "import sys, qspec_core; print(*(name for name in sys.modules if name.split('.')[0] in ('torch', 'numpy')))"
     environment = {**os.environ, "PYTHONPATH": str(CORE / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    for name in done.stdout.split():
+    tools = ("pytest", "hypothesis", "torch.export", "torch.fx.experimental.symbolic_shapes")
+    for name in (*tools, *done.stdout.split()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
@@ -242,6 +248,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
     rest = [mutant for mutant in sample if json.dumps(asdict(mutant), sort_keys=True) not in known]
     os.environ["OMP_NUM_THREADS"] = "1"
     _preload()
+    _require_green(rest, arguments.timeout)
     workers = []
     for part in range(arguments.jobs):
         workers.append(os.fork())
@@ -253,6 +260,14 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
             raise SystemExit("a worker ended early; what it found is kept")
     wanted = {json.dumps(asdict(mutant), sort_keys=True) for mutant in sample}
     return [found for found in results_in(arguments.results) if json.dumps(found["mutant"], sort_keys=True) in wanted]
+
+
+def _require_green(rest: list[Mutant], timeout: float) -> None:
+    """Stop where tests fail without a mutant: they would kill every one."""
+    stages = {tuple(stage) for mutant in rest for stage in tests_of(mutant.path)}
+    failed = [stage for stage in sorted(stages) if not _passes(list(stage), CORE / "src", timeout)]
+    if failed:
+        raise SystemExit(f"fail without a mutant: {failed}")
 
 
 def _work(part: list[Mutant], arguments: argparse.Namespace) -> None:

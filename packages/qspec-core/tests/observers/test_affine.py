@@ -37,6 +37,8 @@ GRANULARITIES: list[tuple[Granularity, tuple[int, ...], tuple[int, ...]]] = [
     (PerGroup(3), (2, 4, 6), (1, 1, 3)),
     (PerRow(), (2, 4, 6), (1, 1, 6)),
     (PerRow(1), (2, 4, 6), (1, 4, 1)),
+    (PerRow(-3), (2, 4, 6), (2, 1, 1)),
+    (PerAxis(-3), (2, 4, 6), (1, 4, 6)),
     (PerToken(), (2, 4, 6), (1, 1, 6)),
     (PerBlock((1, 2, 3)), (2, 4, 6), (1, 2, 3)),
     (PerGroup(2), (4, 6), (1, 2)),
@@ -182,6 +184,12 @@ def test_schemes_that_are_not_served(dtype: torch.dtype, options: dict[str, obje
         AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, dtype, PerTensor(), **options)  # type: ignore[arg-type]  # keywords
 
 
+def test_without_zero_point_unsigned_values_are_not_served() -> None:
+    for mapping in (MappingType.SYMMETRIC, MappingType.SYMMETRIC_NO_CLIPPING_ERR):
+        with pytest.raises(SpecError, match="zero point"):
+            AffineQuantizedMinMaxObserver(mapping, torch.uint8, PerTensor(), zero_point_domain=ZeroPointDomain.NONE)
+
+
 def test_without_zero_point_0_stands_for_0() -> None:
     observer = AffineQuantizedMinMaxObserver(
         MappingType.SYMMETRIC, torch.int8, PerTensor(), zero_point_domain=ZeroPointDomain.NONE
@@ -243,6 +251,48 @@ def test_state_and_reset() -> None:
     copy.reset_min_max_vals()
     assert not copy.has_observed
     copy(torch.randn(3, 8))  # other blocks are welcome again
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0, -2.0])
+def test_blocks_of_one_value_count_as_data(value: float) -> None:
+    observer = AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, torch.uint8, PerTensor())
+    observer(torch.full((2, 3), value))
+    assert observer.has_observed
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.item() == pytest.approx(max(abs(value) / 255, 2**-23))
+    assert zero_point.item() == (255 if value < 0 else 0)
+
+
+def test_the_form_of_what_never_ran_has_a_stand_in_for_each_block() -> None:
+    observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerAxis(0))
+    with pytest.warns(ObserverNeverRanWarning):
+        form = observer.converted_form((3, 4))
+    assert isinstance(form.scale, Tensor)
+    assert isinstance(form.zero_point, Tensor)
+    assert (form.scale.tolist(), form.zero_point.tolist()) == ([1.0] * 3, [0] * 3)
+    observer(torch.tensor([[1.0], [-2.0], [4.0]]))
+    form = observer.converted_form((3, 1))
+    assert isinstance(form.scale, Tensor)
+    np.testing.assert_allclose(form.scale.numpy(), np.array([1.0, 2.0, 4.0]) / 127.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "mapping", "shape", "target"),
+    [
+        (PerTensor(), MappingType.SYMMETRIC, (2, 5), ops.CHOOSE_QPARAMS_SYMMETRIC),
+        (PerTensor(), MappingType.ASYMMETRIC, (2, 5), ops.CHOOSE_QPARAMS),
+        (PerToken(), MappingType.SYMMETRIC, (5,), ops.CHOOSE_QPARAMS_PER_TOKEN),
+        (PerToken(), MappingType.ASYMMETRIC, (2, 5), ops.CHOOSE_QPARAMS_PER_TOKEN_ASYMMETRIC),
+        (PerGroup(5), MappingType.SYMMETRIC, (2, 10), ops.CHOOSE_QPARAMS_PER_TOKEN),
+    ],
+)
+def test_what_finds_parameters_when_the_model_runs(
+    granularity: Granularity, mapping: MappingType, shape: tuple[int, ...], target: object
+) -> None:
+    observer = AffineQuantizedPlaceholderObserver(mapping, torch.int8, granularity, is_dynamic=True)
+    form = observer.converted_form(shape)
+    assert form.choose is not None
+    assert form.choose.target is target
 
 
 def test_placeholder_hands_on() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qspec_core.errors import SpecError
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver
-from qspec_core.observers._arithmetic import choose_qparams, choose_qparams_of_range
+from qspec_core.observers._arithmetic import choose_qparams, choose_qparams_of_range, middle
 
 LIMITS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 RANGES = st.sampled_from(
@@ -87,6 +87,9 @@ def test_symmetric_zero_point(kwargs: dict[str, object], zero_point: int) -> Non
     [
         ({"dtype": torch.int8}, (-128, 127)),
         ({"dtype": torch.qint8, "reduce_range": True}, (-64, 63)),
+        ({"dtype": torch.int8, "reduce_range": True}, (-64, 63)),
+        ({"dtype": torch.quint8, "reduce_range": True}, (0, 127)),
+        ({"dtype": torch.int8, "quant_min": -128, "quant_max": 0}, (-128, 0)),
         ({"dtype": torch.uint8, "reduce_range": True}, (0, 127)),
         ({"dtype": torch.uint8, "reduce_range": True, "quant_min": 0, "quant_max": 100}, (0, 50)),
         ({"dtype": torch.int8, "reduce_range": True, "quant_min": -127, "quant_max": 127}, (-64, 63)),
@@ -195,3 +198,46 @@ def test_float_zero_points_of_a_range_with_negative_values() -> None:
     scale, zero_point = observer.calculate_qparams()
     np.testing.assert_allclose(scale.numpy(), np.array([4.0, 0.5]) / 255, rtol=1e-6)
     np.testing.assert_allclose(zero_point.numpy(), [1.0 / (4.0 / 255), -2.0 / (0.5 / 255)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "is_custom", "expected"),
+    [
+        (0, 4, torch.uint8, False, 2),
+        (0, 4, torch.uint8, True, 2),
+        (0, 5, torch.uint8, False, 3),
+        (0, 5, torch.uint8, True, 2),
+        (-4, 5, torch.int8, False, 0),
+        (-448.0, 448.0, torch.float8_e4m3fn, False, 0),
+    ],
+)
+def test_the_middle_of_a_range(low: float, high: float, dtype: torch.dtype, is_custom: bool, expected: int) -> None:
+    assert middle(low, high, dtype, has_custom_range=is_custom) == expected
+
+
+@pytest.mark.parametrize("qscheme", [torch.per_channel_affine, torch.per_channel_symmetric])
+@pytest.mark.parametrize(("dtype", "quant_min", "quant_max"), [(torch.uint8, 0, 255), (torch.int8, -100, 100)])
+def test_channels_get_what_float32_arithmetic_gives(
+    qscheme: torch.qscheme, dtype: torch.dtype, quant_min: int, quant_max: int
+) -> None:
+    low = np.array([-1.0, 0.25, -3.0, -2e38, 0.0, -7.0], dtype=np.float32)
+    high = np.array([2.0, 0.5, -0.5, 3e38, 0.0, 1.0], dtype=np.float32)
+    scale, zero_point = choose_qparams(
+        torch.from_numpy(low),
+        torch.from_numpy(high),
+        quant_min=quant_min,
+        quant_max=quant_max,
+        dtype=dtype,
+        qscheme=qscheme,
+        eps=torch.tensor([EPS]),
+    )
+    a, b = np.minimum(low, 0).astype(np.float64), np.maximum(high, 0).astype(np.float64)
+    if qscheme == torch.per_channel_symmetric:
+        steps = np.maximum(-a, b) / ((quant_max - quant_min) / 2)
+        zeros = np.full(6, 128 if dtype == torch.uint8 else 0)
+    else:
+        steps = (b - a) / (quant_max - quant_min)
+        with np.errstate(invalid="ignore"):
+            zeros = np.clip(quant_min - np.rint(np.nan_to_num(a / steps)), quant_min, quant_max)
+    np.testing.assert_allclose(scale.numpy(), np.maximum(steps, EPS), rtol=1e-6)
+    np.testing.assert_array_equal(zero_point.numpy(), zeros)

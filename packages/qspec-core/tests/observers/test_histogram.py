@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from qspec_core.errors import SpecError
 from qspec_core.observers import HistogramObserver, MinMaxObserver
-from qspec_core.observers._range_search import Grid, RangeSearch
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 BATCHES = st.lists(st.lists(FLOATS, max_size=8), min_size=1, max_size=5)
@@ -329,46 +328,6 @@ def test_reset_histogram_empties_it() -> None:
     assert int(observer.histogram.sum()) == 0
     assert observer.limit_counts.tolist() == [0, 0]
     assert not observer.has_observed
-
-
-def spread_points(counts: torch.Tensor, first: int, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points that stand for values evenly spread in each bin, in bin widths, and their weights."""
-    places = np.arange(first, first + counts.numel())[:, None] + (np.arange(points) + 0.5) / points
-    return places.ravel(), np.repeat(counts.numpy() / points, points)
-
-
-@given(
-    st.lists(st.integers(0, 50), min_size=8, max_size=24).filter(any),
-    st.integers(0, 8),
-    st.floats(0.05, 9.0),
-    st.sampled_from([(0, 255, None), (-128, 127, 0), (0, 15, None), (0, 3, None)]),
-    st.data(),
-)
-def test_error_is_that_of_evenly_spread_values(
-    counts: list[int], below: int, step: float, kind: tuple[int, int, int | None], data: st.DataObject
-) -> None:
-    quant_min, quant_max, zero_point = kind
-    levels = quant_max - quant_min
-    n_min = data.draw(st.integers(-levels, 0)) if zero_point is None else quant_min
-    crowd = data.draw(st.sampled_from([(), ((len(counts) - below - 0.25, 5.0),)]))
-    held = torch.tensor(counts)
-    search = RangeSearch(
-        held + torch.tensor([5 if crowd and i == len(counts) - 1 else 0 for i in range(len(counts))]),
-        -below,
-        -float(below),
-        float(len(counts) - below),
-        quant_min,
-        quant_max,
-        zero_point,
-        crowd,
-    )
-    places, weights = spread_points(held, -below, 400)
-    for place, number in crowd:
-        places, weights = np.append(places, place), np.append(weights, number)
-    nearest = np.clip(np.rint(places / step), n_min, n_min + levels) * step
-    expected = float(np.dot((places - nearest) ** 2, weights))
-    # The middle of 400 parts of a bin stands for the part: 1 / 12 / 400**2 for each value is missing.
-    assert search.error([Grid(step, n_min)])[0] == pytest.approx(expected, rel=1e-4, abs=1e-6 * sum(counts))
 
 
 def test_two_bins_are_enough() -> None:

@@ -276,3 +276,19 @@ def test_a_class_of_a_user_gets_the_whole_range_of_its_dtype() -> None:
 
     observer = Plain()
     assert (observer.dtype, observer.quant_min, observer.quant_max) == (torch.quint8, 0, 255)
+
+
+def test_a_whole_batch_may_count_for_all() -> None:
+    for cls in (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver):
+        observer = cls(averaging_constant=1.0)
+        for batch in ([[1.0, -3.0]], [[0.5, 2.0]]):
+            observer(torch.tensor(batch))
+        assert (observer.min_val.item(), observer.max_val.item()) == (0.5, 2.0)
+
+
+def test_an_axis_may_be_counted_from_the_end() -> None:
+    observer = PerChannelMinMaxObserver(ch_axis=-2)
+    observer(torch.tensor([[1.0, -3.0], [0.5, 2.0]]))
+    assert (observer.min_val.tolist(), observer.max_val.tolist()) == ([-3.0, 0.5], [1.0, 2.0])
+    with pytest.raises(CalibrationError):
+        PerChannelMinMaxObserver(ch_axis=-3)(torch.ones(2, 2))

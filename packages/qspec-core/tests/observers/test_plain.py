@@ -38,6 +38,7 @@ def test_fixed_parameters_come_back() -> None:
     [
         {"scale": 0.0, "zero_point": 0},
         {"scale": float("nan"), "zero_point": 0},
+        {"scale": float("inf"), "zero_point": 0},
         {"scale": 1.0, "zero_point": 256},
         {"scale": 1.0, "zero_point": 0, "is_dynamic": True},
         {"scale": 1.0, "zero_point": 0, "qscheme": torch.per_channel_affine},

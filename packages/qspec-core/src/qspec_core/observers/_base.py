@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from qspec_core.errors import CalibrationError, SpecError, Where
 from qspec_core.observers._arithmetic import (
-    FLOAT8,
     PER_TENSOR,
     choose_qparams,
     choose_qparams_of_range,
@@ -178,10 +177,9 @@ class UniformQuantizationObserverBase(ObserverBase):
                 ObserverNeverRanWarning,
                 stacklevel=4,
             )
-        zero = 0 if self.dtype in FLOAT8 else int(min(max(0, self.quant_min), self.quant_max))
         kind = torch.float32 if self.qscheme == torch.per_channel_affine_float_qparams else torch.int64
         device = self.eps.device
-        return torch.ones(1, device=device), torch.full((1,), zero, dtype=kind, device=device)
+        return torch.ones(1, device=device), torch.zeros(1, dtype=kind, device=device)
 
     def _check_static(self) -> None:
         if self.is_dynamic:
@@ -209,26 +207,25 @@ class SeenTensor:
     """
 
     def __init__(self) -> None:
-        self._tensor: weakref.ref[Tensor] | None = None
-        self._version = -1
-        self._address = 0
+        self._seen: tuple[weakref.ref[Tensor], int, int] | None = None
 
     def is_same(self, x: Tensor) -> bool:
         """Whether `x` is the tensor remembered, with the same contents."""
-        if self._tensor is None or self._tensor() is not x:
+        if self._seen is None:
             return False
-        return x._version == self._version and x.data_ptr() == self._address
+        tensor, version, address = self._seen
+        return tensor() is x and x._version == version and x.data_ptr() == address
 
     def remember(self, x: Tensor) -> None:
         """Remember `x`. Inference tensors count no versions and are not remembered."""
         if x.is_inference():
             self.forget()
             return
-        self._tensor, self._version, self._address = weakref.ref(x), x._version, x.data_ptr()
+        self._seen = weakref.ref(x), x._version, x.data_ptr()
 
     def forget(self) -> None:
         """Forget the tensor."""
-        self._tensor = None
+        self._seen = None
 
     def __reduce__(self) -> tuple[type["SeenTensor"], tuple[()]]:
         return SeenTensor, ()  # a copy, possibly in another process, has seen nothing

@@ -153,8 +153,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         high = max(high, 0.0, self.max_val.item())
         layout = _layout(low, high, self.bins)
         old = torch.arange(first, first + self.bins, device=self.histogram.device)
-        # A shift by 63 is as good as any more: bin numbers are below 2**11 or so in absolute value.
-        moved = (old >> min(layout[0] - exponent, 63)) - layout[1]
+        moved = (old >> (layout[0] - exponent)) - layout[1]
         counts = torch.zeros_like(self.histogram)
         counts.index_add_(0, moved.clamp(0, self.bins - 1), self.histogram)
         self.histogram.copy_(counts)
@@ -199,8 +198,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
             low = -high
             zero_point = middle(self.quant_min, self.quant_max, self.dtype, has_custom_range=self.has_customized_qrange)
         exponent, first = self.bin_layout.tolist()
-        # All values are 0 or next to it, or the steps are so small that only clipping would cost.
-        if math.ldexp(high - low, -exponent) < 1.0 or self.quant_max - self.quant_min >= _FINE * self.bins:
+        # All values are 0, or the steps are so small that only clipping would cost.
+        if low == high or self.quant_max - self.quant_min >= _FINE * self.bins:
             return low, high
         limits = zip((low_limit, high_limit), self.limit_counts.tolist(), strict=True)
         search = RangeSearch(
