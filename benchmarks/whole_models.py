@@ -1,4 +1,4 @@
-"""Whole models of the kinds that phones run, in plain torch: small for tests, or of the sizes that people deploy.
+"""Whole models of the kinds that people deploy, in plain torch: small for tests, or of full size.
 
 A model takes one call's tensors and returns one tensor. The decoder with a cache is called token by token, and keeps
 its keys and values in buffers.
@@ -6,33 +6,33 @@ its keys and values in buffers.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from whole_networks import (
+    Block,
+    Bottleneck,
+    Decoder,
+    InvertedResidual,
+    Listener,
+    Product,
+    Recurrent,
+    Size,
+    UNet,
+    ViT,
+    Words,
+)
 
-__all__ = ["MODELS", "Size", "Whole"]
+import qspec_core as qspec
+from qspec_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
+
+__all__ = ["FULL", "MODELS", "Call", "Size", "Whole", "quantized_for_xnnpack", "whole"]
 
 Call = tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large the models are.
-
-    Args:
-        width: features of a token; channels of a picture network are a part or a multiple of it.
-        depth: blocks.
-        tokens: tokens in a call, or capacity of the cache.
-        words: tokens known.
-        side: of a picture.
-    """
-
-    width: int = 32
-    depth: int = 1
-    tokens: int = 8
-    words: int = 50
-    side: int = 32
+CALLS = 4
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+"""Of MobileNetV2: factor, channels out of a stem of 32, blocks, stride of the first."""
 
 
 @dataclass(frozen=True)
@@ -43,53 +43,12 @@ class Whole:
     calls: list[Call]
 
 
-class Bottleneck(nn.Module):
-    """ResNet-50's block."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.narrow = nn.Sequential(nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        middle = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.middle = nn.Sequential(middle, nn.BatchNorm2d(width), nn.ReLU())
-        self.widen = nn.Sequential(nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width))
-        direct = nn.Sequential(nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width))
-        self.skip = direct if inputs != 4 * width or stride > 1 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs, h, w) to (n, 4 width, h / stride, w / stride)."""
-        return F.relu(self.widen(self.middle(self.narrow(x))) + self.skip(x))
-
-
-class InvertedResidual(nn.Module):
-    """MobileNetV2's block."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, factor: int = 6) -> None:
-        super().__init__()
-        wide = inputs * factor
-        self.layers = nn.Sequential(
-            nn.Conv2d(inputs, wide, 1, bias=False),
-            nn.BatchNorm2d(wide),
-            nn.ReLU6(),
-            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False),
-            nn.BatchNorm2d(wide),
-            nn.ReLU6(),
-            nn.Conv2d(wide, outputs, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
-        found: Tensor = self.layers(x)
-        return x + found if self.adds else found
-
-
 def _stem(channels: int, act: nn.Module) -> list[nn.Module]:
     return [nn.Conv2d(3, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), act]
 
 
-def _head(channels: int) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels, 10)]
+def _head(channels: int, classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels, classes)]
 
 
 def _resnet50(size: Size) -> Whole:
@@ -101,293 +60,120 @@ def _resnet50(size: Size) -> Whole:
             blocks.append(Bottleneck(inputs, width, 2 if stage and not index else 1))
             inputs = 4 * width
     pool = nn.MaxPool2d(3, 2, 1)
-    return _of_pictures(nn.Sequential(*_stem(size.width, nn.ReLU()), pool, *blocks, *_head(inputs)), size)
+    layers = [*_stem(size.width, nn.ReLU()), pool, *blocks, *_head(inputs, size.classes)]
+    return _of_pictures(nn.Sequential(*layers), size)
 
 
 def _mobilenet_v2(size: Size) -> Whole:
     blocks: list[nn.Module] = []
-    inputs = width = max(8, size.width // 4)
-    for stage in range(size.depth + 1):
-        outputs = width + 8 * stage
-        blocks += [InvertedResidual(inputs, outputs, 2), InvertedResidual(outputs, outputs, 1)]
-        inputs = outputs
-    return _of_pictures(nn.Sequential(*_stem(width, nn.ReLU6()), *blocks, *_head(inputs)), size)
-
-
-class UNet(nn.Module):
-    """A segmentation network: down by convolutions, up by transposed ones, joined on each level."""
-
-    def __init__(self, width: int, classes: int = 5) -> None:
-        super().__init__()
-        self.top = self._block(3, width)
-        self.middle = self._block(width, 2 * width)
-        self.bottom = self._block(2 * width, 4 * width)
-        self.up_middle = nn.ConvTranspose2d(4 * width, 2 * width, 2, 2)
-        self.join_middle = self._block(4 * width, 2 * width)
-        self.up_top = nn.ConvTranspose2d(2 * width, width, 2, 2)
-        self.join_top = self._block(2 * width, width)
-        self.classes = nn.Conv2d(width, classes, 1)
-
-    @staticmethod
-    def _block(inputs: int, outputs: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding="same"), nn.BatchNorm2d(outputs), nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, h, w) to (n, classes, h, w)."""
-        top = self.top(x)
-        middle = self.middle(F.max_pool2d(top, 2))
-        bottom = self.bottom(F.max_pool2d(middle, 2))
-        middle = self.join_middle(torch.cat([F.relu(self.up_middle(bottom)), middle], 1))
-        top = self.join_top(torch.cat([F.relu(self.up_top(middle)), top], 1))
-        found: Tensor = self.classes(top)
-        return found
+    inputs = size.width
+    for factor, channels, repeats, stride in STAGES if size.depth > 1 else STAGES[:2]:
+        outputs = max(8, channels * size.width // 32)
+        for index in range(repeats):
+            blocks.append(InvertedResidual(inputs, outputs, 1 if index else stride, factor))
+            inputs = outputs
+    last = 40 * size.width
+    end = [nn.Conv2d(inputs, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU6(), *_head(last, size.classes)]
+    return _of_pictures(nn.Sequential(*_stem(size.width, nn.ReLU6()), *blocks, *end), size)
 
 
 def _segmentation(size: Size) -> Whole:
-    return _of_pictures(UNet(max(8, size.width // 4)), size)
+    return _of_pictures(UNet(size.width // 2, size.classes), size)
 
 
 def _of_pictures(model: nn.Module, size: Size) -> Whole:
-    pictures = [torch.randn(1, 3, size.side, size.side) for _ in range(4)]
-    with torch.no_grad():  # fresh statistics would let the activations fade with depth
-        model.train()(torch.randn(8, 3, size.side, size.side))
+    pictures = [torch.randn(1, 3, size.side, size.side) for _ in range(CALLS)]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # with the statistics of the data: with fresh ones activations fade out with depth
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, size.side, size.side))
     return Whole(model.eval(), [(picture,) for picture in pictures])
 
 
-class Attention(nn.Module):
-    """Multi-head attention over (n, tokens, width)."""
-
-    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self._heads, self._causal = heads, causal
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As it came in."""
-        n, tokens, width = x.shape
-        q, k, v = self.qkv(x).view(n, tokens, 3, self._heads, width // self._heads).permute(2, 0, 3, 1, 4).unbind(0)
-        found = F.scaled_dot_product_attention(q, k, v, is_causal=self._causal)
-        result: Tensor = self.out(found.transpose(1, 2).reshape(n, tokens, width))
-        return result
-
-
-class Product(nn.Module):
-    """GPT-2's linear layer: its weight lies as (in, out)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(inputs, outputs) * inputs**-0.5)
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, inputs) to (n, tokens, outputs)."""
-        flat = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
-        return flat.view(*x.shape[:-1], self.weight.size(1))
-
-
-class Block(nn.Module):
-    """Attention and two layers, each behind or before a norm."""
-
-    def __init__(self, width: int, *, causal: bool = False, post_norm: bool = False, layer: type = nn.Linear) -> None:
-        super().__init__()
-        self.attention = Attention(width, 4, causal=causal)
-        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.up, self.down = layer(width, 4 * width), layer(4 * width, width)
-        self._post_norm = post_norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width), as it came in."""
-        if self._post_norm:
-            x = self.first(x + self.attention(x))
-            found: Tensor = self.second(x + self.down(F.gelu(self.up(x))))
-            return found
-        x = x + self.attention(self.first(x))
-        grown: Tensor = self.down(F.gelu(self.up(self.second(x)), approximate="tanh"))
-        return x + grown
-
-
-class ViT(nn.Module):
-    """A classifier of pictures by patches."""
-
-    def __init__(self, size: Size, patch: int = 8) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, size.width, patch, patch)
-        self.first = nn.Parameter(torch.randn(1, 1, size.width))
-        self.places = nn.Parameter(torch.randn(1, 1 + (size.side // patch) ** 2, size.width))
-        self.blocks = nn.Sequential(*(Block(size.width) for _ in range(size.depth)))
-        self.norm, self.head = nn.LayerNorm(size.width), nn.Linear(size.width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, 3, side, side) to (n, 10)."""
-        patches = self.patches(x).flatten(2).transpose(1, 2)
-        joined = torch.cat([self.first.expand(x.size(0), -1, -1), patches], 1) + self.places
-        found: Tensor = self.head(self.norm(self.blocks(joined))[:, 0])
-        return found
-
-
-class Words(nn.Module):
-    """An encoder or a decoder of words."""
-
-    def __init__(self, size: Size, block: Callable[[], nn.Module], outputs: int) -> None:
-        super().__init__()
-        self.words = nn.Embedding(size.words, size.width)
-        self.places = nn.Parameter(torch.randn(size.tokens, size.width))
-        self.blocks = nn.Sequential(*(block() for _ in range(size.depth)))
-        self.norm, self.head = nn.LayerNorm(size.width), nn.Linear(size.width, outputs, bias=False)
-
-    def forward(self, words: Tensor) -> Tensor:
-        """(n, tokens) to (n, tokens, outputs)."""
-        found: Tensor = self.head(self.norm(self.blocks(self.words(words) + self.places)))
-        return found
-
-
-class Listener(nn.Module):
-    """Whisper's encoder: two convolutions over time, then blocks."""
-
-    def __init__(self, size: Size, bins: int = 16) -> None:
-        super().__init__()
-        self.near, self.far = nn.Conv1d(bins, size.width, 3, 1, 1), nn.Conv1d(size.width, size.width, 3, 2, 1)
-        self.places = nn.Parameter(torch.randn(size.tokens, size.width))
-        self.blocks = nn.Sequential(*(Block(size.width) for _ in range(size.depth)))
-        self.norm = nn.LayerNorm(size.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, bins, 2 tokens) to (n, tokens, width)."""
-        x = F.gelu(self.far(F.gelu(self.near(x)))).permute(0, 2, 1)
-        found: Tensor = self.norm(self.blocks(x + self.places))
-        return found
-
-
-class Recurrent(nn.Module):
-    """An LSTM between two linear layers."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.enter = nn.Linear(8, size.width)
-        self.lstm = nn.LSTM(size.width, size.width, num_layers=size.depth, batch_first=True)
-        self.leave = nn.Linear(size.width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, 8) to (n, tokens, 10)."""
-        found: Tensor = self.leave(self.lstm(F.relu(self.enter(x)))[0])
-        return found
-
-
-class CachedAttention(nn.Module):
-    """Attention of one new token over those before, whose keys and values are kept in buffers."""
-
-    def __init__(self, size: Size, heads: int = 4) -> None:
-        super().__init__()
-        layers = (nn.Linear(size.width, size.width, bias=False) for _ in range(4))
-        self.q, self.k, self.v, self.out = layers
-        shape = (1, heads, size.tokens, size.width // heads)
-        self.register_buffer("keys", torch.zeros(shape), persistent=False)
-        self.register_buffer("values", torch.zeros(shape), persistent=False)
-        angles = torch.outer(torch.arange(size.tokens), 1e4 ** -(torch.arange(0, shape[3], 2) / shape[3]))
-        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
-        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
-        self.register_buffer("seen", torch.ones(size.tokens, size.tokens).tril().bool(), persistent=False)
-        self._heads = heads
-
-    keys: Tensor
-    values: Tensor
-    cos: Tensor
-    sin: Tensor
-    seen: Tensor
-
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        """(1, 1, width) at the position `place` (1,), as it came in."""
-        q, k, v = (layer(x).view(1, 1, self._heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        self.keys[:, :, place] = self._turned(k, place)
-        self.values[:, :, place] = v
-        found = F.scaled_dot_product_attention(
-            self._turned(q, place), self.keys.clone(), self.values.clone(), attn_mask=self.seen[place]
-        )
-        result: Tensor = self.out(found.transpose(1, 2).reshape(x.shape))
-        return result
-
-    def _turned(self, x: Tensor, place: Tensor) -> Tensor:
-        first, second = x.chunk(2, -1)
-        return x * self.cos[place] + torch.cat([-second, first], -1) * self.sin[place]
-
-
-class DecoderLayer(nn.Module):
-    """LLaMA's layer, one token at a time."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.attention = CachedAttention(size)
-        self.first, self.second = nn.RMSNorm(size.width), nn.RMSNorm(size.width)
-        wide = 2 * size.width
-        self.gate = nn.Linear(size.width, wide, bias=False)
-        self.up = nn.Linear(size.width, wide, bias=False)
-        self.down = nn.Linear(wide, size.width, bias=False)
-
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        """(1, 1, width), as it came in."""
-        x = x + self.attention(self.first(x), place)
-        y = self.second(x)
-        grown: Tensor = self.down(F.silu(self.gate(y)) * self.up(y))
-        return x + grown
-
-
-class Decoder(nn.Module):
-    """LLaMA with a cache: the scores of the word after the one given."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.words = nn.Embedding(size.words, size.width)
-        self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(size.depth))
-        self.norm, self.head = nn.RMSNorm(size.width), nn.Linear(size.width, size.words, bias=False)
-
-    def forward(self, word: Tensor, place: Tensor) -> Tensor:
-        """A word (1, 1) at a position (1,) to scores (1, 1, words)."""
-        x = self.words(word)
-        for layer in self.layers:
-            x = layer(x, place)
-        found: Tensor = self.head(self.norm(x))
-        return found
-
-
 def _vit(size: Size) -> Whole:
-    return Whole(ViT(size).eval(), [(torch.randn(1, 3, size.side, size.side),) for _ in range(4)])
+    return Whole(ViT(size).eval(), [(torch.randn(1, 3, size.side, size.side),) for _ in range(CALLS)])
 
 
 def _bert(size: Size) -> Whole:
-    return _of_words(Words(size, lambda: Block(size.width, post_norm=True), size.width), size)
+    return _of_words(Words(size, lambda: Block(size, post_norm=True), size.width), size)
 
 
 def _gpt2(size: Size) -> Whole:
-    return _of_words(Words(size, lambda: Block(size.width, causal=True, layer=Product), size.words), size)
+    return _of_words(Words(size, lambda: Block(size, causal=True, layer=Product), size.words), size)
 
 
 def _of_words(model: nn.Module, size: Size) -> Whole:
-    return Whole(model.eval(), [(torch.randint(size.words, (1, size.tokens)),) for _ in range(4)])
+    return Whole(model.eval(), [(torch.randint(size.words, (1, size.tokens)),) for _ in range(CALLS)])
 
 
 def _whisper_encoder(size: Size) -> Whole:
-    return Whole(Listener(size).eval(), [(torch.randn(1, 16, 2 * size.tokens),) for _ in range(4)])
+    return Whole(Listener(size).eval(), [(torch.randn(1, size.bins, 2 * size.tokens),) for _ in range(CALLS)])
 
 
 def _lstm(size: Size) -> Whole:
-    return Whole(Recurrent(size).eval(), [(torch.randn(1, size.tokens, 8),) for _ in range(4)])
+    return Whole(Recurrent(size).eval(), [(torch.randint(size.words, (1, size.tokens)),) for _ in range(CALLS)])
 
 
 def _llama(size: Size) -> Whole:
-    places = range(min(4, size.tokens))
-    calls: list[Call] = [(torch.randint(size.words, (1, 1)), torch.tensor([place])) for place in places]
+    calls: list[Call] = [(torch.randint(size.words, (1, 1)), torch.tensor([place])) for place in range(CALLS)]
     return Whole(Decoder(size).eval(), calls)
 
 
-MODELS: Mapping[str, Callable[[Size], Whole]] = {
-    "resnet50": _resnet50,
-    "mobilenet_v2": _mobilenet_v2,
-    "segmentation": _segmentation,
-    "vit": _vit,
-    "bert": _bert,
-    "gpt2": _gpt2,
-    "llama": _llama,
-    "whisper_encoder": _whisper_encoder,
-    "lstm": _lstm,
-}
-"""By name; each makes its model and data from torch's generator, which the caller seeds."""
+MODELS: Mapping[str, Callable[[Size], Whole]] = MappingProxyType(
+    {
+        "resnet50": _resnet50,
+        "mobilenet_v2": _mobilenet_v2,
+        "segmentation": _segmentation,
+        "vit": _vit,
+        "bert": _bert,
+        "gpt2": _gpt2,
+        "llama": _llama,
+        "whisper_encoder": _whisper_encoder,
+        "lstm": _lstm,
+    }
+)
+"""By name; each makes its model and data from torch's generator."""
+FULL: Mapping[str, Size] = MappingProxyType(
+    {
+        "resnet50": Size(width=64, depth=16, side=224, classes=1000),
+        "mobilenet_v2": Size(width=32, depth=17, side=224, classes=1000),
+        "segmentation": Size(width=64, depth=3, side=256, classes=21),
+        "vit": Size(width=384, depth=12, heads=6, side=224, patch=16, classes=1000),  # ViT-S/16
+        "bert": Size(width=768, depth=6, heads=12, tokens=128, words=30_000),  # DistilBERT's
+        "gpt2": Size(width=768, depth=6, heads=12, tokens=128, words=50_257),  # DistilGPT-2's
+        "llama": Size(width=768, depth=6, heads=12, tokens=256, words=32_000),
+        "whisper_encoder": Size(width=512, depth=6, heads=8, tokens=1500, bins=80),  # Whisper base's
+        "lstm": Size(width=512, depth=2, tokens=32, words=10_000),
+    }
+)
+
+
+def whole(name: str, *, full: bool = False) -> Whole:
+    """A model with its data, the same on every call.
+
+    Args:
+        name: a key of `MODELS`.
+        full: of the size that people deploy; else small.
+    """
+    torch.manual_seed(0)
+    return MODELS[name](FULL[name] if full else Size())
+
+
+def quantized_for_xnnpack(made: Whole, mode: str) -> qspec.Result:
+    """Quantize a model for XNNPACK.
+
+    Args:
+        made: the model with its data.
+        mode: "static", "dynamic", or "4-bit": dynamic, with 4-bit weights in groups of 32.
+    """
+    quantizer = None
+    if mode == "4-bit":
+        config = get_symmetric_quantization_config(
+            is_per_channel=True, is_dynamic=True, weight_qmin=-8, weight_qmax=7, group_size=32
+        )
+        quantizer = XNNPACKQuantizer(element_wise_starts=False).set_global(config)
+    kind = "static" if mode == "static" else "dynamic"
+    return qspec.quantize(
+        made.model, made.calls[0], calibration=made.calls, backend="xnnpack", mode=kind, quantizer=quantizer
+    )

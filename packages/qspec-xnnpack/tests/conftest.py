@@ -41,14 +41,13 @@ def lowered() -> Callable[[qspec.Result], XNNPACKProgram]:
 
 
 @pytest.fixture(scope="session")
-def last_step() -> Callable[[torch.fx.GraphModule], float]:
-    """One quantized step of the last tensor that a converted graph quantizes."""
+def steps() -> Callable[[torch.fx.GraphModule], list[float]]:
+    """One quantized step of each output of a converted graph."""
 
-    def read(converted: torch.fx.GraphModule) -> float:
-        found = [value for node in converted.graph.nodes if (value := quantized_value(node)) is not None]
-        scale = found[-1].scale
-        assert isinstance(scale, float)
-        return scale
+    def read(converted: torch.fx.GraphModule) -> list[float]:
+        (output,) = converted.graph.find_nodes(op="output")
+        found = [quantized_value(node) for node in output.all_input_nodes]
+        return [value.scale for value in found if value is not None and isinstance(value.scale, float)]
 
     return read
 

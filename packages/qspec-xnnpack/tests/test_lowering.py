@@ -63,14 +63,14 @@ def program(result: Result, lowered: Callable[[Result], XNNPACKProgram]) -> XNNP
 def test_block_is_one_delegate_in_integers(
     result: Result,
     program: XNNPACKProgram,
-    last_step: Callable[[torch.fx.GraphModule], float],
+    steps: Callable[[torch.fx.GraphModule], list[float]],
     kernels: Callable[[bytes], list[str]],
 ) -> None:
     assert (program.delegation.delegates, program.delegation.outside) == (1, ())
     assert kernels(program.buffer).count("XNNConvert") == 2
     # Each of the five layers before the head may round one value to its other side.
     with torch.no_grad():
-        torch.testing.assert_close(program(X), result.converted(X), rtol=0, atol=3 * last_step(result.converted))
+        torch.testing.assert_close(program(X), result.converted(X), rtol=0, atol=3 * steps(result.converted)[0])
 
 
 def test_outputs_of_two_calls_are_apart(program: XNNPACKProgram) -> None:

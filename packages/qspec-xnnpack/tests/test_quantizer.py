@@ -10,6 +10,16 @@ from torch import Tensor, nn
 import qspec_core as qspec
 from qspec_core import BackendError, QuantizationConfig, SpecError, ops
 from qspec_core.lowering import quantized_value
+from qspec_core.observers import (
+    AffineQuantizedMinMaxObserver,
+    Granularity,
+    MappingType,
+    PerAxis,
+    PerBlock,
+    PerGroup,
+    PerRow,
+    PerToken,
+)
 from qspec_core.patterns import Flow
 from qspec_xnnpack import BACKEND, XNNPACKQuantizer, get_symmetric_quantization_config
 from qspec_xnnpack._rows import TABLE
@@ -88,6 +98,27 @@ def test_unsupported_dtype_raises(role: str) -> None:
         XNNPACKQuantizer().set_module_name("conv", bad)
     assert role.replace("_", " ") in caught.value.problem
     assert "torch.int16" in str(caught.value.found)
+
+
+@pytest.mark.parametrize(
+    ("role", "granularity"),
+    [
+        ("input_activation", PerGroup(32)),
+        ("input_activation", PerToken()),
+        ("output_activation", PerAxis(1)),
+        ("weight", PerBlock((2, 32))),
+        ("weight", PerRow(0)),
+    ],
+    ids=str,
+)
+def test_unsupported_granularity_raises(role: str, granularity: Granularity) -> None:
+    good = get_symmetric_quantization_config()
+    scheme = {"mapping_type": MappingType.SYMMETRIC, "target_dtype": torch.int8, "granularity": granularity}
+    spec = replace(getattr(good, role), observer_or_fake_quant_ctr=AffineQuantizedMinMaxObserver.with_args(**scheme))
+    with pytest.raises(SpecError) as caught:
+        XNNPACKQuantizer().set_global(replace(good, **{role: spec}))
+    assert role.replace("_", " ") in caught.value.problem
+    assert caught.value.found == granularity
 
 
 def test_other_channel_axis_raises() -> None:

@@ -13,12 +13,14 @@ from qspec_core.observers import (
     PerChannelMinMaxObserver,
     PerChannelMSEObserver,
     PerGroup,
+    PerTensor,
+    PerToken,
     PlaceholderObserver,
 )
 from qspec_core.patterns import Mode
 from qspec_core.quantizer import QuantizationConfig, mode_of
 from qspec_core.spec import QuantizationSpec
-from qspec_xnnpack._rows._specs import FOUR_BITS, group_size, has_four_bits
+from qspec_xnnpack._rows._specs import FOUR_BITS, granularity, group_size, has_four_bits
 
 __all__ = ["fit", "get_symmetric_quantization_config"]
 
@@ -121,11 +123,21 @@ def fit(config: QuantizationConfig | None) -> QuantizationConfig | None:
     ):
         if spec is not None and (spec.dtype is not torch.int8 or spec.qscheme not in schemes):
             raise _unfit(role, f"{spec.dtype}, {spec.qscheme}", f"torch.int8, {' or '.join(map(str, schemes))}")
+        if spec is not None:
+            _check_granularity(role, spec)
     if config.weight is not None and config.weight.ch_axis not in (None, 0):
         raise _unfit("weight", f"ch_axis={config.weight.ch_axis}", "ch_axis=0, which stands for the output channels")
     if config.bias is not None and config.bias.dtype is not torch.float32:
         raise _unfit("bias", config.bias.dtype, "no spec: the delegate quantizes biases itself")
     return _combined(config)
+
+
+def _check_granularity(role: str, spec: QuantizationSpec) -> None:
+    """The scale of an activation is one for all, but for dynamic tokens; that of a weight may be one for each group."""
+    own = PerGroup if role == "weight" else PerToken if spec.is_dynamic else PerTensor
+    found = granularity(spec)
+    if found is not None and not isinstance(found, PerTensor | own):
+        raise _unfit(role, found, f"PerTensor or {own.__name__}" if own is not PerTensor else "PerTensor")
 
 
 def _combined(config: QuantizationConfig) -> QuantizationConfig:

@@ -1,10 +1,9 @@
 """Dynamic rows through ExecuTorch's runtime: the kernel by its data types, and the result of the converted graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qspec_core as qspec
@@ -16,73 +15,81 @@ WEIGHTS = {
     "xnn_datatype_qcint4": {"weight_qmin": -8, "weight_qmax": 7},
     "xnn_datatype_qbint4": {"weight_qmin": -8, "weight_qmax": 7, "group_size": 32},
 }
-Quantized = Callable[..., Result]
 
 
-def dynamic(model: nn.Module, x: Tensor, **weight: int) -> Result:
+def dynamic(model: nn.Module, *inputs: Tensor, **weight: int) -> Result:
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True, **weight)
     quantizer = XNNPACKQuantizer().set_global(config)
-    return qspec.quantize(model, (x,), backend=BACKEND, mode="dynamic", quantizer=quantizer)
+    return qspec.quantize(model, inputs, backend=BACKEND, mode="dynamic", quantizer=quantizer)
 
 
 def sqnr(real: Tensor, given: Tensor) -> float:
     return float(10 * torch.log10(real.square().sum() / (given - real).square().sum()))
 
 
-@pytest.mark.parametrize("shape", [(5, 96), (2, 3, 96)], ids=str)
-@pytest.mark.parametrize("datatype", WEIGHTS)
-@pytest.mark.parametrize("tail", [nn.Identity(), nn.ReLU(), nn.Hardtanh(-0.5, 0.75)], ids=str)
-def test_linear_runs_in_integers(
-    datatype: str,
-    shape: tuple[int, ...],
-    tail: nn.Module,
-    lowered: Callable[[Result], XNNPACKProgram],
-    datatypes: Callable[[bytes], list[str]],
+class SideBySide(nn.Module):
+    """Layers, each with an input of its own: ExecuTorch takes seconds for a program, however small."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        return [layer(x) for layer, x in zip(self.layers, tensors, strict=True)]
+
+
+def check(
+    model: nn.Module, result: Result, program: XNNPACKProgram, inputs: Sequence[Tensor], labels: list[str], least: float
 ) -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(96, 48), tail).eval(), torch.randn(shape) * torch.rand(*shape[:-1], 1) * 5
-    result = dynamic(model, x, **WEIGHTS[datatype])
-    program = lowered(result)
-    label = {"Identity": "linear", "ReLU": "linear + relu", "Hardtanh": "linear + hardtanh"}[type(tail).__name__]
-    assert list(program.delegation.rows.values()) == [label]
+    """The delegate runs all layers, gives what the converted graph gives, and stays near float."""
+    assert list(program.delegation.rows.values()) == labels
     assert result.coverage.skipped == ()
     assert (program.delegation.delegates, program.delegation.outside) == (1, ())
-    assert datatypes(program.buffer).count("xnn_datatype_qdint8") == 1
-    assert datatypes(program.buffer).count(datatype) == 1
     with torch.no_grad():
-        given, wanted, real = program(x), result.converted(x), model(x)
-    # Both sides find the same parameters and sum integers; float32 roundings remain.
-    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=2e-6)
-    assert sqnr(real, given) > (35 if datatype == "xnn_datatype_qcint8" else 14)
+        given, wanted, real = program(*inputs), result.converted(*inputs), model(*inputs)
+    for label, found, want, true in zip(labels, given, wanted, real, strict=True):
+        # Both sides find the same parameters and sum integers; float32 roundings remain.
+        torch.testing.assert_close(found, want, rtol=1e-5, atol=2e-6)
+        assert sqnr(true, found) > least, label
 
 
-@pytest.mark.parametrize(
-    ("layer", "row"),
-    [
-        (nn.Conv2d(8, 12, 3, stride=2, padding=1), "conv2d"),
-        (nn.Conv2d(8, 12, 3, groups=2, bias=False), "conv2d"),
-        (nn.ConvTranspose2d(8, 6, 3, stride=2), "conv_transpose2d"),
-    ],
-    ids=str,
-)
-def test_convolution_runs_in_integers(
-    layer: nn.Module,
-    row: str,
-    lowered: Callable[[Result], XNNPACKProgram],
-    datatypes: Callable[[bytes], list[str]],
+TAILS = {"linear": nn.Identity(), "linear + relu": nn.ReLU(), "linear + hardtanh": nn.Hardtanh(-0.5, 0.75)}
+
+
+@pytest.mark.parametrize("datatype", WEIGHTS)
+def test_linear_layers_run_in_integers(
+    datatype: str, lowered: Callable[[Result], XNNPACKProgram], datatypes: Callable[[bytes], list[str]]
 ) -> None:
     torch.manual_seed(0)
-    x = torch.randn(1, 8, 9, 10)
-    result = dynamic(nn.Sequential(layer, nn.ReLU()).eval(), x)
+    shapes = [shape for shape in ((5, 96), (2, 3, 96)) for _ in TAILS]
+    inputs = [torch.randn(shape) * torch.rand(*shape[:-1], 1) * 5 for shape in shapes]
+    model = SideBySide([nn.Sequential(nn.Linear(96, 48), tail) for _ in range(2) for tail in TAILS.values()]).eval()
+    result = dynamic(model, *inputs, **WEIGHTS[datatype])
     program = lowered(result)
-    assert list(program.delegation.rows.values()) == [f"{row} + relu"]
-    assert (program.delegation.delegates, program.delegation.outside) == (1, ())
-    assert datatypes(program.buffer).count("xnn_datatype_qdint8") == 1
-    assert datatypes(program.buffer).count("xnn_datatype_qcint8") == 1
-    with torch.no_grad():
-        given, wanted, real = program(x), result.converted(x), F.relu(layer(x))
-    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=2e-6)
-    assert sqnr(real, given) > 35
+    check(model, result, program, inputs, [*TAILS] * 2, 35 if datatype == "xnn_datatype_qcint8" else 14)
+    assert datatypes(program.buffer).count("xnn_datatype_qdint8") == len(inputs)
+    assert datatypes(program.buffer).count(datatype) == len(inputs)
+
+
+CONVOLUTIONS = (
+    ("conv2d + relu", nn.Conv2d, (8, 12, 3), {"stride": 2, "padding": 1}),
+    ("conv2d + relu", nn.Conv2d, (8, 12, 3), {"groups": 2, "bias": False}),
+    ("conv_transpose2d + relu", nn.ConvTranspose2d, (8, 6, 3), {"stride": 2}),
+)
+
+
+def test_convolutions_run_in_integers(
+    lowered: Callable[[Result], XNNPACKProgram], datatypes: Callable[[bytes], list[str]]
+) -> None:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [made(*sizes, **options) for _, made, sizes, options in CONVOLUTIONS]
+    model = SideBySide([nn.Sequential(layer, nn.ReLU()) for layer in layers]).eval()
+    inputs = [torch.randn(1, 8, 9, 10) for _ in layers]
+    result = dynamic(model, *inputs)
+    program = lowered(result)
+    check(model, result, program, inputs, [label for label, *_ in CONVOLUTIONS], 35)
+    assert datatypes(program.buffer).count("xnn_datatype_qdint8") == len(layers)
+    assert datatypes(program.buffer).count("xnn_datatype_qcint8") == len(layers)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,12 @@
-"""Every row through ExecuTorch's runtime: in integers, and within one output step of the converted graph."""
+"""Every row through ExecuTorch's runtime: in integers, and within one output step of the converted graph.
 
-from collections.abc import Callable, Mapping
+ExecuTorch takes seconds for a program, however small, so that the cases of a family are one: side by side, each with
+inputs and an output of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +17,7 @@ from torch.fx import GraphModule
 
 from qspec_core import Result
 from qspec_xnnpack import XNNPACKProgram, XNNPACKQuantizer, get_symmetric_quantization_config
-from qspec_xnnpack._rows import TABLE
+from qspec_xnnpack._rows import TABLE, _elementwise, _pool, _shape
 
 Function = Callable[..., Tensor]
 Layer = tuple[Callable[..., nn.Module], tuple[object, ...], Mapping[str, object]]
@@ -123,40 +129,12 @@ def mean(x: Tensor) -> Tensor:
     return x.mean((-1, 2), keepdim=True)
 
 
-def average(x: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(x, 1)
-
-
 def mean_flat(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
 def mean_flat_by_name(x: Tensor) -> Tensor:
     return torch.mean(x, dim=(-2, -1), keepdim=False)
-
-
-def clamp_below(x: Tensor) -> Tensor:
-    return x.clamp(min=-0.5)
-
-
-def clamp_above(x: Tensor) -> Tensor:
-    return torch.clamp_max(x, 0.75)
-
-
-def elu(x: Tensor) -> Tensor:
-    return F.elu(x)
-
-
-def elu_alpha(x: Tensor) -> Tensor:
-    return F.elu(x, alpha=0.5)
-
-
-def maximum(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, 2, 1)
-
-
-def maximum_ceil(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, (2, 3), ceil_mode=True)
 
 
 def cat(*tensors: Tensor) -> Tensor:
@@ -171,36 +149,8 @@ def reshape(x: Tensor) -> Tensor:
     return x.reshape(-1, 10)
 
 
-def flatten(x: Tensor) -> Tensor:
-    return x.flatten(1)
-
-
-def unsqueeze(x: Tensor) -> Tensor:
-    return x.unsqueeze(-1)
-
-
-def unsqueeze_in_front(x: Tensor) -> Tensor:
-    return x.unsqueeze(1)
-
-
-def squeeze(x: Tensor) -> Tensor:
-    return x.squeeze(2)
-
-
-def squeeze_all(x: Tensor) -> Tensor:
-    return x.squeeze()
-
-
 def squeeze_permuted(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).squeeze(1)
-
-
-def permute(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
-
-
-def transpose(x: Tensor) -> Tensor:
-    return x.transpose(1, -1)
 
 
 def tail(x: Tensor) -> Tensor:
@@ -270,30 +220,30 @@ CASES = {
     "mean": Case("mean", mean),
     "mean without keepdim": Case("mean", mean_flat),
     "mean by name": Case("mean", mean_flat_by_name),
-    "clamp below": Case("clamp", clamp_below),
-    "clamp above": Case("clamp", clamp_above),
-    "elu": Case("elu", elu),
-    "elu alpha": Case("elu", elu_alpha),
+    "clamp below": Case("clamp", partial(torch.clamp, min=-0.5)),
+    "clamp above": Case("clamp", partial(torch.clamp_max, max=0.75)),
+    "elu": Case("elu", F.elu),
+    "elu alpha": Case("elu", partial(F.elu, alpha=0.5)),
     "addmm": Case("linear", layer, ((5, 10),), (AddMM, (), {})),
     "addmm of rank 3": Case("linear", layer, ((2, 3, 10),), (AddMM, (), {})),
     "mm": Case("linear", layer, ((5, 10),), (MM, (), {})),
     "mm relu": Case("linear + relu", layer_relu, ((5, 10),), (MM, (), {})),
     "mm hardtanh": Case("linear + hardtanh", layer_hardtanh, ((5, 10),), (MM, (), {})),
-    "adaptive_avg_pool2d": Case("adaptive_avg_pool2d", average),
-    "max_pool2d": Case("max_pool2d", maximum),
-    "max_pool2d ceil": Case("max_pool2d", maximum_ceil),
+    "adaptive_avg_pool2d": Case("adaptive_avg_pool2d", partial(F.adaptive_avg_pool2d, output_size=1)),
+    "max_pool2d": Case("max_pool2d", partial(F.max_pool2d, kernel_size=3, stride=2, padding=1)),
+    "max_pool2d ceil": Case("max_pool2d", partial(F.max_pool2d, kernel_size=(2, 3), ceil_mode=True)),
     "cat": Case("cat", cat, (IMAGE, (1, 4, 9, 10))),
     "cat of six": Case("cat", cat, (IMAGE,) * 6),
     "view": Case("view", view),
     "reshape": Case("reshape", reshape),
-    "flatten": Case("flatten", flatten),
-    "unsqueeze": Case("unsqueeze", unsqueeze),
-    "unsqueeze in front": Case("view", unsqueeze_in_front),
-    "squeeze": Case("view", squeeze, ((2, 8, 1, 10),)),
-    "squeeze of all": Case("view", squeeze_all, ((1, 8, 1, 10),)),
+    "flatten": Case("flatten", partial(torch.flatten, start_dim=1)),
+    "unsqueeze": Case("unsqueeze", partial(torch.unsqueeze, dim=-1)),
+    "unsqueeze in front": Case("view", partial(torch.unsqueeze, dim=1)),
+    "squeeze": Case("view", partial(torch.squeeze, dim=2), ((2, 8, 1, 10),)),
+    "squeeze of all": Case("view", torch.squeeze, ((1, 8, 1, 10),)),
     "squeeze of a permuted tensor": Case("view", squeeze_permuted, ((2, 8, 1, 10),)),
-    "permute": Case("permute", permute),
-    "transpose": Case("transpose", transpose),
+    "permute": Case("permute", partial(torch.permute, dims=(0, 2, 3, 1))),
+    "transpose": Case("transpose", partial(torch.transpose, dim0=1, dim1=-1)),
     "slice": Case("slice", tail),
 }
 
@@ -308,38 +258,84 @@ def test_every_chain_has_a_case() -> None:
     assert {case.row for case in CASES.values()} == chains
 
 
-def run(case: Case, result: Result, program: XNNPACKProgram, inputs: tuple[Tensor, ...], step: float) -> Tensor:
-    """Compares the program with the converted graph, and returns what it gives."""
-    assert case.row in program.delegation.rows.values()
-    assert result.coverage.skipped == ()
-    assert (program.delegation.delegates, program.delegation.outside) == (1, ())
-    with torch.no_grad():
-        wanted: Tensor = result.converted(*inputs)
-        given: Tensor = program(*inputs)
-    # One rounding of the result may fall to the other side; float32 arithmetic on either side moves it a little more.
-    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=step * 1.001)
-    return given
+def family(case: Case) -> str:
+    """Convolutions and linear layers by their row, the others by the file of it."""
+    row = case.row.partition(" + ")[0]
+    files = {"element-wise": _elementwise.ROWS, "pool": _pool.ROWS, "shape": _shape.ROWS}
+    return next((name for name, rows in files.items() if row in {each.name for each in rows}), row)
+
+
+FAMILIES = tuple(dict.fromkeys(map(family, CASES.values())))
+
+
+class Several(nn.Module):
+    """Cases side by side: takes the inputs of all, one case after the other, and returns an output of each."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        super().__init__()
+        self.cases = nn.ModuleList(map(Model, cases))
+        self.shapes = [shape for case in cases for shape in case.shapes]
+        self._counts = [len(case.shapes) for case in cases]
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        given = iter(tensors)
+        return [case(*islice(given, count)) for case, count in zip(self.cases, self._counts, strict=True)]
+
+
+class Program(NamedTuple):
+    """Several cases, quantized and lowered."""
+
+    inputs: tuple[Tensor, ...]
+    real: list[Tensor]
+    result: Result
+    lowered: XNNPACKProgram
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], quantize: Callable[..., Result], **arguments: object) -> "Program":
+        torch.manual_seed(0)
+        model = Several(cases).eval()
+        inputs = tuple(torch.randn(shape) * 2 for shape in model.shapes)
+        result = quantize(model, *inputs, **arguments)
+        assert isinstance(result.lowered, XNNPACKProgram)
+        with torch.no_grad():
+            return cls(inputs, model(*inputs), result, result.lowered)
+
+    def labels(self) -> list[set[str]]:
+        """Of each case, the labels of the rows that the delegate runs in integers."""
+        rows = self.lowered.delegation.rows
+        ran = [(entry.module.split("."), entry.node) for entry in self.result.coverage.quantized if entry.node in rows]
+        return [{rows[node] for path, node in ran if path[:2] == ["cases", str(i)]} for i in range(len(self.real))]
+
+    def check(self, names: Sequence[str], steps: Sequence[float]) -> list[Tensor]:
+        """Compares the program with the converted graph, and returns what it gives."""
+        delegation = self.lowered.delegation
+        assert self.result.coverage.skipped == ()
+        assert (delegation.delegates, delegation.outside) == (1, ())
+        with torch.no_grad():
+            wanted, given = self.result.converted(*self.inputs), self.lowered(*self.inputs)
+        for name, want, found, step in zip(names, wanted, given, steps, strict=True):
+            # One rounding may fall to the other side; float32 arithmetic on either side moves it a little more.
+            torch.testing.assert_close(found, want, rtol=1e-5, atol=step * 1.001, msg=f"{name}: {{}}".format)
+        return list(given)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("name", CASES)
-def test_row_runs_in_integers(
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_run_in_integers(
     name: str,
     quantized: Callable[..., Result],
-    lowered: Callable[[Result], XNNPACKProgram],
-    last_step: Callable[[GraphModule], float],
+    steps: Callable[[GraphModule], list[float]],
     kernels: Callable[[bytes], list[str]],
 ) -> None:
-    torch.manual_seed(0)
-    case = CASES[name]
-    model, inputs = Model(case).eval(), tuple(torch.randn(shape) * 2 for shape in case.shapes)
-    result = quantized(model, *inputs)
-    program = lowered(result)
-    given = run(case, result, program, inputs, last_step(result.converted))
-    assert kernels(program.buffer).count("XNNConvert") == len(inputs) + 1
-    with torch.no_grad():
-        real = model(*inputs)
-    assert 10 * torch.log10(real.square().sum() / (given - real).square().sum()) > 25
+    cases = {key: case for key, case in CASES.items() if family(case) == name}
+    program = Program.of(list(cases.values()), quantized)
+    for key, case, labels in zip(cases, cases.values(), program.labels(), strict=True):
+        assert case.row in labels, key
+    given = program.check(list(cases), steps(program.result.converted))
+    # One to quantize each input, and one to dequantize each output: nothing between them is in float.
+    assert kernels(program.lowered.buffer).count("XNNConvert") == len(program.inputs) + len(cases)
+    for key, real, found in zip(cases, program.real, given, strict=True):
+        assert 10 * torch.log10(real.square().sum() / (found - real).square().sum()) > 25, key
 
 
 GROUPED_TRANSPOSED: Layer = (nn.ConvTranspose2d, (8, 6, 3), {"stride": 2, "groups": 2})
@@ -351,49 +347,41 @@ ONE_SCALE = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_SCALE)
-def test_layer_with_one_scale_for_its_weight_runs_in_integers(
-    name: str,
+def test_layers_with_one_scale_for_their_weight_run_in_integers(
     quantized: Callable[..., Result],
-    lowered: Callable[[Result], XNNPACKProgram],
-    last_step: Callable[[GraphModule], float],
+    steps: Callable[[GraphModule], list[float]],
     datatypes: Callable[[bytes], list[str]],
 ) -> None:
-    torch.manual_seed(0)
-    case = ONE_SCALE[name]
-    model, inputs = Model(case).eval(), tuple(torch.randn(shape) * 2 for shape in case.shapes)
-    result = quantized(model, *inputs, quantizer=XNNPACKQuantizer().set_global(get_symmetric_quantization_config()))
-    program = lowered(result)
-    run(case, result, program, inputs, last_step(result.converted))
-    found = datatypes(program.buffer)
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
+    program = Program.of(list(ONE_SCALE.values()), quantized, quantizer=quantizer)
+    assert program.labels() == [{case.row} for case in ONE_SCALE.values()]
+    program.check(list(ONE_SCALE), steps(program.result.converted))
+    found = datatypes(program.lowered.buffer)
     # A weight has a type of its own where there is a scale for each channel; nothing but biases is of another one.
     assert set(found) <= {"xnn_datatype_fp32", "xnn_datatype_qint8", "xnn_datatype_qint32"}
-    assert found.count("xnn_datatype_qint8") >= 3
+    assert found.count("xnn_datatype_qint8") >= 3 * len(ONE_SCALE)
 
 
-class Sum(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.25 + x
+def add_number(x: Tensor, made: Function) -> Tensor:
+    return 0.25 + made(x)
 
 
-class Multiple(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * -3
+def multiply(x: Tensor, made: Function) -> Tensor:
+    return made(x) * -3
 
 
-@pytest.mark.parametrize(("row", "model"), [("add", Sum()), ("mul", Multiple())])
-def test_number_is_an_operand_where_sums_and_products_start(
-    row: str,
-    model: nn.Module,
-    quantized: Callable[..., Result],
-    lowered: Callable[[Result], XNNPACKProgram],
-    last_step: Callable[[GraphModule], float],
+BARE: Layer = (nn.Identity, (), {})
+
+
+def test_numbers_are_operands_where_sums_and_products_start(
+    quantized: Callable[..., Result], steps: Callable[[GraphModule], list[float]]
 ) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 8, 9)
+    cases = {"add": Case("add", add_number, ((2, 8, 9),), BARE), "mul": Case("mul", multiply, ((2, 8, 9),), BARE)}
     quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
-    result = quantized(model, x, quantizer=quantizer)
-    step = last_step(result.converted)
-    given = run(Case(row, torch.add), result, lowered(result), (x,), step)
-    # The number is exact. A step of the product is at least as large as three times one of the input is.
-    torch.testing.assert_close(given, model(x), rtol=0, atol=1.1 * step)
+    program = Program.of(list(cases.values()), quantized, quantizer=quantizer)
+    assert program.labels() == [{"add"}, {"mul"}]
+    sizes = steps(program.result.converted)
+    given = program.check(list(cases), sizes)
+    for real, found, step in zip(program.real, given, sizes, strict=True):
+        # The number is exact. A step of the product is at least as large as three times one of the input is.
+        torch.testing.assert_close(found, real, rtol=0, atol=1.1 * step)

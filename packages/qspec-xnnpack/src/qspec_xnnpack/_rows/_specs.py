@@ -6,7 +6,14 @@ from functools import lru_cache
 import torch
 from torch.fx import Node
 
-from qspec_core.observers import AffineQuantizedPlaceholderObserver, MappingType, PerGroup, PerToken, build_observer
+from qspec_core.observers import (
+    AffineQuantizedPlaceholderObserver,
+    Granularity,
+    MappingType,
+    PerGroup,
+    PerToken,
+    build_observer,
+)
 from qspec_core.patterns import Reason, argument
 from qspec_core.spec import QuantizationSpec
 from qspec_xnnpack._rows._checks import refused, shape_of
@@ -15,6 +22,7 @@ __all__ = [
     "FOUR_BITS",
     "by_token",
     "eight_bits",
+    "granularity",
     "group_size",
     "has_four_bits",
     "one_group",
@@ -35,10 +43,16 @@ def has_four_bits(spec: QuantizationSpec) -> bool:
 
 
 @lru_cache
+def granularity(spec: QuantizationSpec) -> Granularity | None:
+    """What elements have a scale in common, where the observer says so; those that know one way alone do not."""
+    found = getattr(build_observer(spec), "granularity", None)
+    return found if isinstance(found, Granularity) else None
+
+
 def group_size(spec: QuantizationSpec) -> int | None:
     """Weights of one input row that have one scale; None where it is not by groups."""
-    granularity = getattr(build_observer(spec), "granularity", None)
-    return granularity.group_size if isinstance(granularity, PerGroup) else None
+    found = granularity(spec)
+    return found.group_size if isinstance(found, PerGroup) else None
 
 
 def by_token(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
