@@ -1,6 +1,6 @@
 """Dynamic rows through ExecuTorch's runtime: the kernel by its data types, and the result of the converted graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def test_linear_layers_run_in_integers(
     assert datatypes(program.buffer).count(datatype) == len(inputs)
 
 
-CONVOLUTIONS = (
+CONVOLUTIONS: tuple[tuple[str, Callable[..., nn.Module], tuple[int, ...], Mapping[str, object]], ...] = (
     ("conv2d + relu", nn.Conv2d, (8, 12, 3), {"stride": 2, "padding": 1}),
     ("conv2d + relu", nn.Conv2d, (8, 12, 3), {"groups": 2, "bias": False}),
     ("conv_transpose2d + relu", nn.ConvTranspose2d, (8, 6, 3), {"stride": 2}),
