@@ -253,6 +253,17 @@ def test_state_and_reset() -> None:
     copy(torch.randn(3, 8))  # other blocks are welcome again
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_tensor_is_one_block_whatever_its_shape(first: int) -> None:
+    observer = AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, torch.uint8, PerTensor())
+    batches = torch.randn(first, 3), torch.randn(3 - first, 1), torch.randn(4)
+    for batch in batches:
+        observer(batch)
+    values = torch.cat([batch.flatten() for batch in batches])
+    low, high = min(values.min().item(), 0.0), max(values.max().item(), 0.0)
+    assert observer.calculate_qparams()[0].item() == pytest.approx((high - low) / 255)
+
+
 @pytest.mark.parametrize("value", [0.0, 2.0, -2.0])
 def test_blocks_of_one_value_count_as_data(value: float) -> None:
     observer = AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, torch.uint8, PerTensor())

@@ -22,6 +22,7 @@ from qspec_core.observers._form import ConvertedForm, Step
 from qspec_core.observers._granularity import (
     Granularity,
     MappingType,
+    PerTensor,
     PerToken,
     TorchAODType,
     ZeroPointDomain,
@@ -191,7 +192,8 @@ class AffineQuantizedObserverBase(ObserverBase):
         low, high = torch.aminmax(blocks, dim=-1)
         if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
             reject_not_finite(data, self.where)
-        grid = block_grid(x.shape, block)
+        # A tensor has one block whatever its shape, also where a dimension is of size 1 in this batch alone.
+        grid = () if isinstance(self.granularity, PerTensor) else block_grid(x.shape, block)
         self._check_grid(grid, x.shape)
         return low.reshape(grid).to(self.min_val), high.reshape(grid).to(self.max_val)
 
