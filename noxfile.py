@@ -116,7 +116,7 @@ def tests(session: nox.Session, of: str) -> None:
     """Each package's tests with only that package, core and its test extra; then wheels. `-- ARGS` go to pytest."""
     if of == "tools":
         install(session, "torch")
-        install(session, "pytest", "numpy", *editable(*PACKAGES))
+        install(session, "pytest", "hypothesis", "numpy", *editable(*PACKAGES))
         session.run("pytest", "tools/tests", *session.posargs, env={"PYTHONPATH": "tools"})
         return
     install(session, "torch")
