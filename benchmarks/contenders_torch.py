@@ -7,6 +7,7 @@ import torch
 from contender import Built, Setting
 from counting import count_layers
 from profiles import of_module
+from torch import nn
 
 import qspec_core as qspec
 
@@ -17,6 +18,7 @@ __all__ = [
     "qspec_eager",
     "qspec_lowered",
     "qspec_vnni",
+    "torchao_inductor",
     "torchao_x86",
 ]
 
@@ -78,9 +80,21 @@ def qspec_vnni(setting: Setting) -> Built:
 
 
 def torchao_x86(setting: Setting) -> Built:
-    """torchao's quantizer, lowering and torch.compile, with the range that this CPU needs."""
-    from torch._inductor import config as inductor
+    """torchao's quantizer, its lowering and torch.compile, with the range that this CPU needs."""
     from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
+
+    converted, layers = _torchao(setting)
+    with torch.no_grad():
+        return _frozen(lower_pt2e_quantized_to_x86(converted, setting.example), layers)
+
+
+def torchao_inductor(setting: Setting) -> Built:
+    """torchao's quantizer, and the fusions of int8 that Inductor itself has up to torch 2.13."""
+    return _frozen(*_torchao(setting))
+
+
+def _torchao(setting: Setting) -> tuple[nn.Module, str]:
+    """The model as torchao converts it, and how many of its layers it quantized."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -91,7 +105,11 @@ def torchao_x86(setting: Setting) -> Built:
         for crop in setting.calibration:
             prepared(crop)
         converted = convert_pt2e(prepared)
-        layers = "{} of {}".format(*count_layers(converted))
-        lowered = lower_pt2e_quantized_to_x86(converted, setting.example)
-    inductor.freezing = True  # for the process, as its tutorial does: an option of torch.compile is not enough
-    return Built(torch.compile(lowered), layers)
+    return converted, "{} of {}".format(*count_layers(converted))
+
+
+def _frozen(module: nn.Module, layers: str) -> Built:
+    from torch._inductor import config as inductor
+
+    inductor.freezing = True  # for the process, as torchao's tutorial does: an option of torch.compile is not enough
+    return Built(torch.compile(module), layers)

@@ -27,6 +27,7 @@ CONTENDERS = {
     "qspec x86 eager": "contenders_torch:qspec_eager",
     "qspec x86 for VNNI": "contenders_torch:qspec_vnni",
     "torchao x86": "contenders_torch:torchao_x86",
+    "torchao, Inductor's": "contenders_torch:torchao_inductor",
     "ONNX Runtime f32": "contenders_peers:onnxruntime_f32",
     "ONNX Runtime int8": "contenders_peers:onnxruntime_int8",
     "OpenVINO f32": "contenders_peers:openvino_f32",

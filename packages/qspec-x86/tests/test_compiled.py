@@ -225,6 +225,20 @@ def test_example_inputs_that_do_not_fit_are_refused(made: Made, tmp_path: Path) 
         package(made.converted, (), tmp_path / "model.pt2")
 
 
+def test_a_package_with_a_cpp_library_of_its_own_is_refused(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two C++ libraries in one process: torch crashes on loading. Here the package needs another than is looked for."""
+    path, x = tmp_path / "model.pt2", torch.randn(3, 3, 8, 8)
+    package(made.converted, (x,), path)
+    monkeypatch.setattr(aoti, "_CPP_LIBRARY", b"libanother++.so")
+    with pytest.raises(LoweringError, match="linked its library statically"):
+        load_package(path)
+    with pytest.raises(LoweringError, match="linked its library statically"):
+        package(made.converted, (x,), path)
+    assert not path.exists()
+
+
 def no_compiler() -> bool:
     return False
 

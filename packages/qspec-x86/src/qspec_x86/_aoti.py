@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import weakref
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from qspec_x86._torch import (
 )
 
 __all__ = ["X86Package", "compile_module", "has_compiler", "load_package", "package"]
+
+_CPP_LIBRARY = b"libstdc++.so"
+"""What torch's own libraries load; a second one, linked into a package, crashes the process on loading."""
 
 _METADATA_KEY, _REPORT_KEY, _TORCH_KEY = "qspec_x86", "qspec_x86_report", "qspec_x86_torch"
 
@@ -109,7 +113,8 @@ def package(
         target: class of the deployment CPU: "any", "vnni" or "native". The code of the first two runs on every CPU with
             AVX2; "native" uses all that this CPU has, and runs on its like.
     Returns: the path.
-    Raises: LoweringError: the example inputs do not fit the graph, the file's name, or there is no C++ compiler.
+    Raises: LoweringError: the example inputs do not fit the graph, the file's name, there is no C++ compiler, or it
+        links its library statically.
     """
     path = _checked_name(Path(path))
     if not has_compiler():
@@ -130,7 +135,24 @@ def package(
     notes = {_METADATA_KEY: signature.to_json(), _REPORT_KEY: lowered.meta[LOWERING_KEY].to_json()}
     notes[_TORCH_KEY] = torch_version()
     compile_package(lowered, laid_out, shapes, path, notes, for_avx2=for_avx2)
+    try:
+        _refuse_second_library(path)
+    except LoweringError:
+        path.unlink()
+        raise
     return path
+
+
+def _refuse_second_library(path: Path) -> None:
+    """Refuse a package that brings its own C++ library. Names of needed libraries stand before a library's code."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".so") and _CPP_LIBRARY not in archive.open(name).read(1 << 20):
+                raise LoweringError(
+                    "the C++ compiler linked its library statically; loading the package would crash the process",
+                    found=f"no {_CPP_LIBRARY.decode()} among the libraries that {Path(name).name} needs",
+                    remedy="let CXX name a compiler that links its library dynamically, or unset CXX, and package again",
+                )
 
 
 def _packs_four_bits(lowered: GraphModule) -> bool:
@@ -174,9 +196,11 @@ def load_package(path: str | Path) -> X86Package:
     """Load a package that `package` wrote.
 
     Raises: LoweringError: it is no such package, is cut short, another version of torch compiled it, its code needs
-        instructions that this CPU lacks, or this CPU would saturate where the package's target does not.
+        instructions that this CPU lacks, this CPU would saturate where the package's target does not, or it brings a
+        C++ library of its own.
     """
     metadata = _notes(Path(path))
+    _refuse_second_library(Path(path))
     signature = Signature.from_json(metadata[_METADATA_KEY])
     if lacks(signature.instructions):
         raise LoweringError(
