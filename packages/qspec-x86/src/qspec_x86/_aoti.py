@@ -151,7 +151,7 @@ def _refuse_second_library(path: Path) -> None:
                 raise LoweringError(
                     "the C++ compiler linked its library statically; loading the package would crash the process",
                     found=f"no {_CPP_LIBRARY.decode()} among the libraries that {Path(name).name} needs",
-                    remedy="let CXX name a compiler that links its library dynamically, or unset CXX, and package again",
+                    remedy="let CXX name a compiler that links it dynamically, or unset CXX, and package again",
                 )
 
 
