@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qspec_core import Backend, QuantizationConfig, QuantizationSpec, TableQuantizer, convert_pt2e, prepare_pt2e
+from qspec_core import (
+    Backend,
+    QuantizationConfig,
+    QuantizationSpec,
+    Quantizer,
+    TableQuantizer,
+    convert_pt2e,
+    prepare_pt2e,
+)
 from qspec_core.canonical import canonicalize, fold_batch_norms
 from qspec_core.graphs import copy_graph_module
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
@@ -91,6 +99,20 @@ def table(
 
 def quantizer(config: QuantizationConfig | None = CONFIG, outputs: Outputs = Outputs.DEMAND) -> TableQuantizer:
     return TableQuantizer(table(outputs=outputs)).set_global(config)
+
+
+class Custom(Quantizer):
+    """Annotates by a function of the graph module."""
+
+    def __init__(self, function: Callable[[GraphModule], object]) -> None:
+        self.function = function
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        self.function(model)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Accept everything."""
 
 
 class Net(nn.Module):

@@ -1,7 +1,7 @@
 """Errors: one hierarchy, built from fields: a test reads the fields, a person reads what, where and what next."""
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -98,6 +98,10 @@ class QSpecError(Exception):
         lines += [f"  {label}: {value}" for label, value in fields.items() if value is not None]
         lines.append(f"  what to do: {remedy}")
         super().__init__("\n".join(lines))
+
+    def at(self, where: "Where | Node | None") -> Self:
+        """The same error, with the place that whoever raised it did not know."""
+        return type(self)(self.problem, remedy=self.remedy, where=where, found=self.found, expected=self.expected)
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {name: getattr(self, name) for name in ("remedy", "where", "found", "expected")}

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from qspec_core.errors import AnnotationError, SpecError, Where
+from qspec_core.errors import AnnotationError, SpecError
 from qspec_core.observers._constructor import converts_itself
 from qspec_core.spec import (
     Q_ANNOTATION_KEY,
@@ -124,7 +124,4 @@ def _observed(node: Node, fields: dict[str, Any]) -> QuantizationSpec:  # each f
         if converts_itself(fields["observer_or_fake_quant_ctr"]):
             unread = {name: value for name, value in fields.items() if name not in ("quant_min", "quant_max")}
             return QuantizationSpec(**unread)
-        where = Where.of(node)
-        raise SpecError(
-            error.problem, where=where, found=error.found, expected=error.expected, remedy=error.remedy
-        ) from error
+        raise error.at(node) from error

@@ -184,11 +184,13 @@ def _require_tensors(module: GraphModule) -> None:
         points = [(f"input '{source}'", source, spec) for source, spec in annotation.input_qspec_map.items()]
         for label, source, spec in (*points, ("the output", node, annotation.output_qspec)):
             value = source.meta.get("val") if isinstance(source, Node) else None
-            if spec is not None and value is not None and not is_float(source):
+            is_end = source is node and node.op == "output"
+            if spec is not None and (value is not None or is_end) and not is_float(source):
+                found = "the end of the graph" if is_end else type(value).__name__
                 raise AnnotationError(
                     f"{label} of '{node.name}' has a spec, but is not a floating-point tensor",
                     where=node,
-                    found=f"{value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__,
+                    found=f"{value.dtype}" if isinstance(value, torch.Tensor) else found,
                     expected="a floating-point tensor",
                     remedy="leave this point out of the annotation; annotate what reads one item of a tuple instead",
                 )
@@ -252,10 +254,10 @@ def _build(group: Group, sources: list[nn.Module]) -> nn.Module:
     raise TypeError(f"no observer is built from {type(spec).__qualname__}")  # resolve() has refused every other class
 
 
-def _not_built(error: Exception, place: Where) -> SpecError:
+def _not_built(error: Exception, place: Where) -> QSpecError:
     """What an observer's constructor raised, with the place of its point."""
     if isinstance(error, QSpecError):
-        return SpecError(error.problem, where=place, found=error.found, expected=error.expected, remedy=error.remedy)
+        return error.at(place)
     return SpecError(
         "the constructor of a spec's observer failed",
         where=place,

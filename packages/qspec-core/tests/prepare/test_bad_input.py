@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from core_support import ACT, CONFIG, Frozen, aten, calls, export, quantizer, table
+from core_support import ACT, CONFIG, Custom, Frozen, aten, calls, export, quantizer, table
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import (
     QuantizationAnnotation,
-    Quantizer,
     SharedQuantizationSpec,
     TableQuantizer,
     convert_pt2e,
@@ -22,20 +21,6 @@ from qspec_core import (
 from qspec_core.errors import AnnotationError, GraphError, QSpecError, SharingError
 from qspec_core.prepare import observer_nodes
 from qspec_core.spec import Q_ANNOTATION_KEY
-
-
-class Custom(Quantizer):
-    """Annotates by a function of the graph module."""
-
-    def __init__(self, function: Callable[[GraphModule], object]) -> None:
-        self.function = function
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        self.function(model)
-        return model
-
-    def validate(self, model: GraphModule) -> None:
-        """Accept everything."""
 
 
 class Layer(nn.Module):
@@ -188,4 +173,17 @@ def test_model_that_a_quantizer_prepared_is_refused() -> None:
     with pytest.raises(GraphError, match="prepared already") as caught:
         prepare_pt2e(prepared, quantizer())
     assert f"{len(observer_nodes(prepared))} live observers" in str(caught.value.found)
+    frozen.check()
+
+
+def test_the_end_of_the_graph_has_no_output_to_quantize() -> None:
+    def annotate(model: GraphModule) -> None:
+        (end,) = model.graph.find_nodes(op="output")
+        end.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation({end.args[0][0]: ACT}, ACT)
+
+    exported = export(nn.Linear(4, 4), torch.randn(2, 4))
+    frozen = Frozen(exported)
+    with pytest.raises(AnnotationError, match="the output of 'output' has a spec") as caught:
+        prepare_pt2e(exported, Custom(annotate))
+    assert (caught.value.where.node, caught.value.found) == ("output", "the end of the graph")
     frozen.check()

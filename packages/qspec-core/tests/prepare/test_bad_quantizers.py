@@ -19,7 +19,14 @@ from qspec_core import (
     prepare_pt2e,
 )
 from qspec_core.errors import AnnotationError, CalibrationError, QSpecError, SpecError
-from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver
+from qspec_core.observers import (
+    AffineQuantizedMinMaxObserver,
+    AffineQuantizedPlaceholderObserver,
+    MappingType,
+    MinMaxObserver,
+    PerChannelMinMaxObserver,
+    PerGroup,
+)
 from qspec_core.spec import Q_ANNOTATION_KEY
 
 X = torch.randn(2, 4)
@@ -228,3 +235,19 @@ def test_channel_axis_that_the_tensor_lacks() -> None:
     assert "ch_axis=5" in str(caught.value.found)
     assert "correct ch_axis" in caught.value.remedy
     frozen.check()
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+def test_granularity_that_does_not_fit_the_tensor(is_dynamic: bool) -> None:
+    """Found when the model runs on calibration data, or when it is converted."""
+
+    def make(**fields: object) -> nn.Module:
+        scheme = MappingType.SYMMETRIC, torch.int8, PerGroup(3)
+        return AffineQuantizedPlaceholderObserver(*scheme) if is_dynamic else AffineQuantizedMinMaxObserver(*scheme)
+
+    prepared = prepare_pt2e(EXPORTED, Layer(QuantizationSpec(torch.int8, make)))
+    if is_dynamic:
+        prepared(X)
+    with pytest.raises(SpecError, match="granularity does not fit the tensor's shape") as caught:
+        convert_pt2e(prepared) if is_dynamic else prepared(X)
+    check_place(caught.value, "block_linear_weight")

@@ -1,31 +1,16 @@
 """Which edges read through an observer, and which read the tensor itself."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from core_support import ACT, Net, affine_parameters, at_activation, aten, calls, export, simulate
+from core_support import ACT, Custom, Net, affine_parameters, at_activation, aten, calls, export, simulate
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import QuantizationAnnotation, QuantizationSpec, Quantizer, convert_pt2e, prepare_pt2e
+from qspec_core import QuantizationAnnotation, QuantizationSpec, convert_pt2e, prepare_pt2e
 from qspec_core.spec import Q_ANNOTATION_KEY
-
-
-class Custom(Quantizer):
-    """Annotates by a function of the graph module."""
-
-    def __init__(self, function: Callable[[GraphModule], object]) -> None:
-        self.function = function
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        self.function(model)
-        return model
-
-    def validate(self, model: GraphModule) -> None:
-        """Accept everything."""
 
 
 @pytest.mark.parametrize("output", [ACT, None], ids=["with an output spec", "without"])

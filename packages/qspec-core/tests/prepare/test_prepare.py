@@ -1,7 +1,6 @@
 """prepare: an observed copy, with the caller's module exactly as it was."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from core_support import (
     ACT,
     CONFIG,
+    Custom,
     Frozen,
     Net,
     aten,
@@ -27,7 +27,6 @@ from qspec_core import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
     QuantizationAnnotation,
-    Quantizer,
     SharedQuantizationSpec,
     TableQuantizer,
     convert_pt2e,
@@ -45,20 +44,6 @@ from qspec_core.errors import (
 from qspec_core.observers import FixedQParamsObserver
 from qspec_core.prepare import is_observer, observer_nodes
 from qspec_core.spec import Q_ANNOTATION_KEY
-
-
-class Custom(Quantizer):
-    """Annotates by a function of the graph module."""
-
-    def __init__(self, function: Callable[[GraphModule], object]) -> None:
-        self.function = function
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        self.function(model)
-        return model
-
-    def validate(self, model: GraphModule) -> None:
-        """Accept everything."""
 
 
 def network() -> nn.Module:

@@ -152,7 +152,7 @@ class AffineQuantizedObserverBase(ObserverBase):
             SpecError: the granularity does not fit the shape, or has no operator that finds parameters at run time.
             CalibrationError: tensors with another number of blocks were observed, or that number is symbolic.
         """
-        block, is_token = get_block_size(shape, self.granularity), isinstance(self.granularity, PerToken)
+        block, is_token = self._block_size(shape), isinstance(self.granularity, PerToken)
         limits = self.quant_min, self.quant_max, self.dtype
         if self.is_dynamic:
             choose = self._choose(is_tensor_wide(shape, block) and not is_token)
@@ -185,7 +185,7 @@ class AffineQuantizedObserverBase(ObserverBase):
 
         Raises: SpecError: see `get_block_size`. CalibrationError: other blocks than before, or values not finite.
         """
-        data, block = x.detach(), get_block_size(x.shape, self.granularity)
+        data, block = x.detach(), self._block_size(x.shape)
         blocks = data
         for step in split_blocks(tuple(x.shape), block):
             blocks = step(blocks)
@@ -196,6 +196,12 @@ class AffineQuantizedObserverBase(ObserverBase):
         grid = () if isinstance(self.granularity, PerTensor) else block_grid(x.shape, block)
         self._check_grid(grid, x.shape)
         return low.reshape(grid).to(self.min_val), high.reshape(grid).to(self.max_val)
+
+    def _block_size(self, shape: Sequence[Size]) -> tuple[Size, ...]:
+        try:
+            return get_block_size(shape, self.granularity)
+        except SpecError as error:
+            raise error.at(self.where) from None
 
     def _check_grid(self, grid: Sequence[Size], shape: Sequence[Size]) -> None:
         is_known = all(isinstance(size, int) for size in grid)
