@@ -23,8 +23,9 @@ def to_delegate_form(module: GraphModule) -> None:
     """Bring an owned graph to canonical form, in place, and then to the forms that the delegate takes.
 
     A mean over height and width that drops them becomes one that keeps them, and a view. Dimensions of size 1 are
-    dropped, and added elsewhere than behind the last, by a view. ELU has its alpha written out
-    as a float: the delegate reads it from the call, and export leaves out what equals the default, the integer 1.
+    dropped, and added elsewhere than behind the last, by a view. Items along a dimension become slices of size 1, less
+    that dimension. ELU has its alpha written out as a float: the delegate reads it from the call, and export leaves out
+    what equals the default, the integer 1.
 
     Args:
         module: an exported or converted graph module that the caller owns.
@@ -36,6 +37,8 @@ def to_delegate_form(module: GraphModule) -> None:
             _keep_pixels(module, node)
         if is_call(node, *_SQUEEZES):
             _write_as_view(node)
+        if is_call(node, aten.unbind.int):
+            _write_as_slices(module, node)
         if is_call(node, aten.elu.default):
             scales = {name: argument(node, name) for name in ("scale", "input_scale")}
             node.args = argument(node, "self"), float(argument(node, "alpha"))
@@ -70,6 +73,22 @@ def _write_as_view(node: Node) -> None:
     is_trailing = node.target is aten.unsqueeze.default and argument(node, "dim") in (-1, before.dim())
     if is_known and not is_trailing and value.is_floating_point():
         node.target, node.args, node.kwargs = aten.view.default, (source, list(value.shape)), {}
+
+
+def _write_as_slices(module: GraphModule, unbind: Node) -> None:
+    source = argument(unbind, "self")
+    whole = source.meta.get("val")
+    if not is_float(source) or not all(isinstance(size, int) for size in whole.shape):
+        return
+    dim = argument(unbind, "dim") % whole.dim()
+    for item in list(unbind.users):
+        index = item.args[1] % whole.shape[dim]  # every reader takes one item: export writes nothing else
+        with module.graph.inserting_before(item):
+            part = module.graph.call_function(aten.slice.Tensor, (source, dim, index, index + 1))
+        part.meta = {**item.meta, "val": whole.narrow(dim, index, 1)}
+        item.target, item.args = aten.squeeze.dim, (part, dim)
+        _write_as_view(item)
+    module.graph.erase_node(unbind)
 
 
 def _drops_pixels(node: Node) -> bool:

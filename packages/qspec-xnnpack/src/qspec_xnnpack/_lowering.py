@@ -12,6 +12,7 @@ from qspec_core.errors import BackendError, GraphError, LoweringError, Where
 from qspec_core.graphs import copy_graph_module, gc_paused, wrap_graph
 from qspec_core.lowering import Lowering, match_converted, quantized_value, require_converted
 from qspec_core.patterns import Match, Role
+from qspec_xnnpack._attention import attention_to_products
 from qspec_xnnpack._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
 from qspec_xnnpack._forms import to_delegate_form
 from qspec_xnnpack._program import Delegation, XNNPACKProgram, signature_of
@@ -77,6 +78,7 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
     with gc_paused():
         module = copy_graph_module(converted)
         to_delegate_form(module)
+        attention_to_products(module)
         context = Lowering(module, "any")
         matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
         for match in matches:
