@@ -67,16 +67,35 @@ def test_attention_runs_in_the_delegate(
     assert wanted.std() > 8 * step
 
 
-@pytest.mark.parametrize("hidden", [False, True], ids=["some keys", "all keys of one query"])
-def test_attention_under_a_mask_is_left_to_executorch(
-    hidden: bool, quantized: Callable[..., qspec.Result], lowered: Callable[[qspec.Result], XNNPACKProgram]
+def masks() -> dict[str, Tensor]:
+    """Truth values and numbers; of all but the first, the third query sees no key."""
+    seen = torch.rand(5, 5) > 0.4
+    seen.fill_diagonal_(True)
+    none = seen.clone()
+    none[2] = False
+    numbers = torch.randn(5, 5).masked_fill(~none, -torch.inf)
+    lowest = torch.zeros(1, 1, 5, 5).masked_fill(~none, torch.finfo(torch.float32).min)
+    return {"some keys": seen, "no key": none, "numbers": numbers, "lowest": lowest, "by query": none[:, :1]}
+
+
+@pytest.mark.parametrize("kind", ["some keys", "no key", "numbers", "lowest", "by query"])
+def test_attention_under_a_mask(
+    kind: str, quantized: Callable[..., qspec.Result], lowered: Callable[[qspec.Result], XNNPACKProgram]
 ) -> None:
-    """A query that sees no key has no softmax: torch gives 0 there, and products alone would give something else."""
+    """A query that sees no key has the result 0 in torch, where -inf or False hides it."""
     torch.manual_seed(0)
-    mask = torch.rand(5, 5) > 0.4
-    mask.fill_diagonal_(True)
-    mask[2] &= not hidden
-    x = torch.randn(2, 5, WIDTH)
+    mask, x = masks()[kind], torch.randn(2, 5, WIDTH)
+    result = quantized(Attention(attn_mask=mask).eval(), x, x)
+    program = lowered(result)
+    assert set(program.delegation.outside) <= {"_to_dim_order_copy", "gt", "amax"}
+    torch.testing.assert_close(program(x, x), result.converted(x, x), rtol=0, atol=0.05)
+
+
+def test_masks_that_differ_within_a_batch_are_left_to_executorch(
+    quantized: Callable[..., qspec.Result], lowered: Callable[[qspec.Result], XNNPACKProgram]
+) -> None:
+    torch.manual_seed(0)
+    mask, x = torch.rand(2, 1, 5, 5) > 0.4, torch.randn(2, 5, WIDTH)
     result = quantized(Attention(attn_mask=mask).eval(), x, x)
     program = lowered(result)
     assert "where" in program.delegation.outside

@@ -13,16 +13,18 @@ from qspec_core.patterns import argument
 __all__ = ["attention_to_products"]
 
 aten = torch.ops.aten
-_NEVER = torch.finfo(torch.float32).min / 2
+_HIDES = torch.finfo(torch.float32).min / 2
 """Added to the score of a key that a query must not see: its weight is exactly 0, without an infinity on the way."""
 
 
 def attention_to_products(module: GraphModule) -> None:
-    """Take apart, in place, what computes attention in one call, without a mask or with the causal one.
+    """Take apart, in place, what computes attention in one call.
 
-    ExecuTorch takes it apart too, but guards against queries that see no key, in a dozen operators over all scores that
-    run outside the delegate. Without a mask, and with a causal one, every query sees the first key. Attention under
-    another mask is left as it is.
+    ExecuTorch takes it apart too, but guards against queries that see no key, whose result is 0, by a dozen operators
+    over all scores that run outside the delegate. Without a mask, and with the causal one, every query sees the first
+    key; else the mask alone says which see one.
+
+    Attention whose masks differ within a batch, or with sizes that vary, is left as it is.
 
     Args:
         module: a converted graph module that the caller owns.
@@ -30,54 +32,106 @@ def attention_to_products(module: GraphModule) -> None:
     Cost: O(nodes).
     """
     for node in module.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
-        if _is_plain(node):
-            _take_apart(module, node)
+        if _is_plain(node) and _has_one_mask(node):
+            _Products(module, node).replace()
 
 
 def _is_plain(node: Node) -> bool:
-    """Whether every query surely sees a key, nothing is random or broadcast, and all sizes are known."""
+    """Whether nothing is random or broadcast, and all sizes are known."""
     values = [argument(node, name).meta.get("val") for name in ("query", "key", "value")]
     if not all(isinstance(value, Tensor) and value.dtype is torch.float32 and value.dim() >= 3 for value in values):
         return False
     query, key, value = (tuple(value.shape) for value in values)
     is_known = all(isinstance(size, int) and size > 0 for size in (*query, *key, *value))
     is_alike = query[:-2] == key[:-2] == value[:-2] and key[-2] == value[-2]
-    return is_known and is_alike and argument(node, "attn_mask") is None and not argument(node, "dropout_p")
+    return is_known and is_alike and not argument(node, "dropout_p")
 
 
-def _take_apart(module: GraphModule, node: Node) -> None:
-    query, key, value = (argument(node, name) for name in ("query", "key", "value"))
-    shape: torch.Size = node.meta["val"].shape
-    queries, keys, width = shape[-2], key.meta["val"].shape[-2], query.meta["val"].shape[-1]
-    given = argument(node, "scale")
-    scale = 1.0 / math.sqrt(width) if given is None else given
+def _has_one_mask(node: Node) -> bool:
+    """Whether there is no mask, or one for the whole batch and all heads, in numbers or in truth values."""
+    mask = argument(node, "attn_mask")
+    if mask is None:
+        return True
+    value = mask.meta.get("val")
+    if not isinstance(value, Tensor) or value.dim() < 2 or value.dtype not in (torch.bool, torch.float32):
+        return False
+    return all(isinstance(size, int) for size in value.shape) and math.prod(value.shape[:-2]) == 1
 
-    def call(target: OpOverload, *args: object) -> Node:
-        made = module.graph.call_function(target, args)  # type: ignore[arg-type]  # nodes, numbers and lists of them
-        made.meta = {**node.meta, "val": target(*(arg.meta["val"] if isinstance(arg, Node) else arg for arg in args))}
+
+class _Products:
+    """Writes one attention as products, in front of the node that computes it."""
+
+    def __init__(self, module: GraphModule, node: Node) -> None:
+        self._module, self._node = module, node
+        self._first = argument(node, "query")
+
+    def replace(self) -> None:
+        """Write them, and let all readers of the node read the result."""
+        node, graph = self._node, self._module.graph
+        with graph.inserting_before(node):
+            result = self._laid_out(self._attention())
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
+    def _attention(self) -> Node:
+        node = self._node
+        shape: torch.Size = node.meta["val"].shape
+        query, key, value = (self._in_one_batch(argument(node, name)) for name in ("query", "key", "value"))
+        scale = argument(node, "scale")
+        width = query.meta["val"].shape[-1]
+        query = self._call(aten.mul.Tensor, query, self._number(1.0 / math.sqrt(width) if scale is None else scale))
+        scores = self._call(aten.bmm.default, query, self._call(aten.permute.default, key, [0, 2, 1]))
+        if argument(node, "is_causal"):
+            later = torch.full(scores.meta["val"].shape[-2:], _HIDES).triu_(1).unsqueeze(0)
+            scores = self._call(aten.add.Tensor, scores, self._constant("causal", later))
+        mask, sees = argument(node, "attn_mask"), None
+        if mask is not None:
+            hidden, sees = self._masked(mask)
+            scores = self._call(aten.add.Tensor, scores, hidden)
+        found = self._call(aten.bmm.default, self._call(aten.softmax.int, scores, -1), value)
+        if sees is not None:
+            found = self._call(aten.mul.Tensor, found, sees)
+        return self._call(aten.reshape.default, found, list(shape))
+
+    def _masked(self, mask: Node) -> tuple[Node, Node]:
+        """What to add to the scores, (1, queries, keys), and 1 for each query that sees a key, else 0, (1, queries, 1);
+        either may have size 1 where it is the same for all.
+        """
+        shape = [1, *mask.meta["val"].shape[-2:]]
+        if mask.meta["val"].dtype is torch.bool:
+            # The delegate takes no truth values: they become numbers first.
+            seen = self._call(aten.reshape.default, self._call(aten.to.dtype, mask, torch.float32), shape)
+            away = self._call(aten.sub.Tensor, seen, self._number(1.0))
+            hidden = self._call(aten.mul.Tensor, away, self._number(-_HIDES))
+        else:
+            mask = self._call(aten.reshape.default, mask, shape)
+            seen = self._call(aten.to.dtype, self._call(aten.gt.Scalar, mask, -math.inf), torch.float32)
+            hidden = self._call(aten.clamp.default, mask, _HIDES)
+        return hidden, self._call(aten.amax.default, seen, [-1], True)
+
+    def _laid_out(self, result: Node) -> Node:
+        """The result laid out in memory as torch lays it out: what reads it may be a view that no other layout has."""
+        strides = self._node.meta["val"].stride()
+        order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
+        if order == list(range(len(strides))):
+            return result
+        laid = self._call(aten.clone.default, self._call(aten.permute.default, result, order))
+        laid.kwargs = {"memory_format": torch.contiguous_format}
+        laid.meta["val"] = laid.meta["val"].contiguous()
+        return self._call(aten.permute.default, laid, [order.index(dim) for dim in range(len(strides))])
+
+    def _in_one_batch(self, source: Node) -> Node:
+        shape = source.meta["val"].shape
+        return self._call(aten.reshape.default, source, [math.prod(shape[:-2]), *shape[-2:]])
+
+    def _call(self, target: OpOverload, *args: object) -> Node:
+        made = self._module.graph.call_function(target, args)  # type: ignore[arg-type]  # nodes, numbers, lists of them
+        values = (arg.meta["val"] if isinstance(arg, Node) else arg for arg in args)
+        made.meta = {**self._node.meta, "val": target(*values)}
         return made
 
-    def constant(name: str, tensor: Tensor) -> Node:
-        return add_constant(module, name, tensor, query)
+    def _number(self, number: float) -> Node:
+        return self._constant("number", torch.tensor([number]))
 
-    with module.graph.inserting_before(node):
-        batch = math.prod(shape[:-2])
-        q, k, v = (call(aten.reshape.default, n, [batch, *n.meta["val"].shape[-2:]]) for n in (query, key, value))
-        q = call(
-            aten.mul.Tensor, q, constant("scale", torch.tensor([1.0 / math.sqrt(width) if scale is None else scale]))
-        )
-        scores = call(aten.bmm.default, q, call(aten.permute.default, k, [0, 2, 1]))
-        if argument(node, "is_causal"):
-            hidden = torch.full((1, queries, keys), _NEVER).triu_(1)
-            scores = call(aten.add.Tensor, scores, constant("causal", hidden))
-        products = call(aten.bmm.default, call(aten.softmax.int, scores, -1), v)
-        result = call(aten.reshape.default, products, list(shape))
-        # Laid out in memory as before: what reads it may be a view that another layout does not have.
-        order = sorted(range(len(shape)), key=node.meta["val"].stride().__getitem__, reverse=True)
-        if order != list(range(len(shape))):
-            laid = call(aten.clone.default, call(aten.permute.default, result, order))
-            laid.kwargs = {"memory_format": torch.contiguous_format}
-            laid.meta["val"] = laid.meta["val"].contiguous()
-            result = call(aten.permute.default, laid, [order.index(dim) for dim in range(len(shape))])
-    node.replace_all_uses_with(result)
-    module.graph.erase_node(node)
+    def _constant(self, name: str, tensor: Tensor) -> Node:
+        return add_constant(self._module, name, tensor, self._first)
