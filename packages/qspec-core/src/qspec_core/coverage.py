@@ -120,14 +120,18 @@ class Coverage:
         return tuple(entry for entry in self.layers if entry.status is Status.QUANTIZED)
 
     def summary(self) -> str:
-        """One line of counts, then a line for each reason, the most frequent first."""
+        """One line of counts, then a line for each reason, the most frequent first; at the end, for each thing that
+        became of layers that are neither quantized nor skipped.
+        """
         lines = [
             f"{len(self.quantized_layers)} of {len(self.layers)} convolution and linear layers quantized; "
             f"{len(self.quantized)} operators quantized, {len(self.with_status(Status.FOLDED))} folded, "
             f"{len(self.skipped)} skipped"
         ]
         reasons = Counter((entry.operator, entry.reason) for entry in self.skipped)
-        lines += [f"  {count} x {operator}: {reason}" for (operator, reason), count in reasons.most_common()]
+        gone = Counter((entry.operator, entry.row) for entry in self.layers if entry.status is Status.FOLDED)
+        told = (*reasons.most_common(), *gone.most_common())
+        lines += [f"  {count} x {operator}: {reason}" for (operator, reason), count in told]
         return "\n".join(lines)
 
     def explain(self, name: str) -> str:

@@ -55,8 +55,12 @@ def test_operator_that_nothing_reads_says_so() -> None:
         return result
 
     module = export(Net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), x)
-    unread = [str(entry) for entry in coverage(quantized(module, (x,))) if entry.module == "b"]
+    found = coverage(quantized(module, (x,)))
+    unread = [str(entry) for entry in found if entry.module == "b"]
     assert unread == ["linear (aten.linear.default) in b: folded, removed: nothing reads its result"]
+    counts, *lines = found.summary().splitlines()
+    assert counts.startswith("1 of 2 convolution and linear layers quantized")
+    assert lines == ["  1 x aten.linear.default: removed: nothing reads its result"]
 
 
 def test_parts(found: Coverage) -> None:
