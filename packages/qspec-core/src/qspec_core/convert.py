@@ -2,7 +2,7 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 import torch
@@ -42,6 +42,8 @@ _PLAIN_DTYPES: Mapping[torch.dtype, torch.dtype] = {
 _CASTS = (torch.float16, torch.bfloat16)
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 _PASS = "convert_pt2e"
+Observed = tuple[str, Node, nn.Module, Tensor | None]
+"""A call of an observer: the node's name, the node, the observer, and the constant observed if it is one."""
 _NAME_THEIR_DTYPE = (ops.DEQUANTIZE, ops.DEQUANTIZE_DYNAMIC, ops.DEQUANTIZE_PER_CHANNEL)
 _DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own gets
 
@@ -73,9 +75,12 @@ def convert_pt2e(
     with gc_paused(), torch.no_grad():
         if fold_quantize:
             model = fold_observed(model)
-        _observe_constants(model)
-        model = let_convert(model, fold_quantize=fold_quantize)
-        converted = _Rebuild(model, _plan(model), fold_quantize).run()
+        observed = _observed(model)
+        _observe_constants(observed)
+        left = let_convert(model, fold_quantize=fold_quantize)
+        if left is not model:
+            model, observed = left, _observed(left)
+        converted = _Rebuild(model, _plan(observed), fold_quantize).run()
         return to_reference(converted) if use_reference_representation else converted
 
 
@@ -110,8 +115,8 @@ def _require_prepared(model: GraphModule) -> None:
         )
 
 
-def _observed(model: GraphModule) -> list[tuple[str, Node, nn.Module, Tensor | None]]:
-    """The calls of observers, bodies included: name, node, observer, and the constant observed if it is one."""
+def _observed(model: GraphModule) -> list[Observed]:
+    """The calls of observers, bodies included."""
     return [
         (f"{prefix}{node.name}", node, observer, constant_value(body, node.args[0]))
         for prefix, body in graph_modules(model)
@@ -119,20 +124,19 @@ def _observed(model: GraphModule) -> list[tuple[str, Node, nn.Module, Tensor | N
     ]
 
 
-def _observe_constants(model: GraphModule) -> None:
+def _observe_constants(found: Sequence[Observed]) -> None:
     """Let observers that saw no data observe their constants, all of them: one observer may serve several."""
-    found = _observed(model)
     unseen = {id(observer) for _, _, observer, _ in found if not _has_observed(observer)}
     for _, _, observer, value in found:
         if value is not None and id(observer) in unseen:
             observer(value)
 
 
-def _plan(model: GraphModule) -> dict[int, ConvertedForm | torch.dtype]:
+def _plan(observed: Sequence[Observed]) -> dict[int, ConvertedForm | torch.dtype]:
     """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
     plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
-    for name, node, observer, value in _observed(model):
+    for name, node, observer, value in observed:
         if id(observer) in plan:
             continue
         if not _has_observed(observer):

@@ -101,12 +101,6 @@ def converts_itself(constructor: object) -> bool:
     return callable(getattr(_unwrap(constructor)[0], "convert", None))
 
 
-@functools.lru_cache(maxsize=256)
-def _class_parameters(target: type) -> Mapping[str, inspect.Parameter]:
-    """Parameters of a class's constructor; kept, since every weight of a model asks for the same few."""
-    return inspect.signature(target).parameters
-
-
 def accepted_keywords(constructor: object) -> frozenset[str] | None:
     """Keyword arguments that a constructor takes, read from its signature; None where it takes any.
 
@@ -114,17 +108,27 @@ def accepted_keywords(constructor: object) -> frozenset[str] | None:
     a class, to the constructor of its next base. Then the answer is its own parameters and those.
     """
     target, filled = _unwrap(constructor)
-    if not callable(target):
-        return frozenset()
+    if isinstance(target, type) and "observer" not in filled:
+        return _accepted_by_class(target)
+    return _accepted(target, filled.get("observer")) if callable(target) else frozenset()
+
+
+@functools.lru_cache(maxsize=256)
+def _accepted_by_class(target: type) -> frozenset[str] | None:
+    """Kept, since every tensor of a model asks for one of the same few."""
+    return _accepted(target, None)
+
+
+def _accepted(target: Callable[..., object], observer: object) -> frozenset[str] | None:
     named: frozenset[str] = frozenset()
     try:
         for parameters in _signatures(target):
             named |= {name for name, parameter in parameters.items() if parameter.kind in _KEYWORD_KINDS}
             if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
                 return named
-            observer = filled.get("observer", parameters["observer"].default) if "observer" in parameters else None
-            if observer is not None and observer is not inspect.Parameter.empty:
-                inner = accepted_keywords(observer)
+            wrapped = (observer or parameters["observer"].default) if "observer" in parameters else None
+            if wrapped is not None and wrapped is not inspect.Parameter.empty:
+                inner = accepted_keywords(wrapped)
                 return None if inner is None else named | inner
     except ValueError:  # some callables written in C have no signature
         return None
@@ -133,13 +137,12 @@ def accepted_keywords(constructor: object) -> frozenset[str] | None:
 
 def _signatures(target: Callable[..., object]) -> Iterator[Mapping[str, inspect.Parameter]]:
     """Parameters of a callable; of a class, those of its constructor, then of each constructor among its bases."""
+    yield inspect.signature(target).parameters
     if not isinstance(target, type):
-        yield inspect.signature(target).parameters
         return
-    yield _class_parameters(target)
     bases = [base for base in target.__mro__ if "__init__" in vars(base) and base not in (nn.Module, object)]
     for base in bases if "__init__" not in vars(target) else bases[1:]:
-        yield _class_parameters(base)
+        yield inspect.signature(base).parameters
 
 
 def construct(constructor: Callable[..., object], fields: Mapping[str, object]) -> object:
