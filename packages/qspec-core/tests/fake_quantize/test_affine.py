@@ -139,7 +139,9 @@ def test_two_forwards_before_one_backward() -> None:
     module: Any = default_affine_fake_quant()
     x = torch.rand(50, requires_grad=True)
     (module(x) + module(x * 2)).sum().backward()
-    torch.testing.assert_close(x.grad, torch.full((50,), 3.0))
+    assert x.grad is not None
+    inside = x != x.max()  # which may round to just outside the range, where the gradient ends
+    torch.testing.assert_close(x.grad[inside], torch.full((49,), 3.0))
 
 
 def test_parameters_follow_an_observer_that_changed_without_a_forward() -> None:
