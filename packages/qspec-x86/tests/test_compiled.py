@@ -64,7 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(converted, lower_eager(converted, "any"), path)
 
 
-def close_to_a_step(found: Tensor, expected: Tensor) -> None:
+def assert_close_to_a_step(found: Tensor, expected: Tensor) -> None:
     """The residual sum is one kernel in eager, float operators when compiled: ties may round to either side."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
     assert (found - expected).abs().mean() < 0.005 * expected.abs().max()
@@ -78,7 +78,7 @@ def test_compiled_equals_eager(made: Made) -> None:
         compiled = torch.compile(made.eager)
         for batch in (3, 1, 5):
             x = torch.randn(batch, 3, 8, 8)
-            close_to_a_step(compiled(x), made.eager(x))
+            assert_close_to_a_step(compiled(x), made.eager(x))
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def test_package_equals_eager_on_every_batch_and_layout(made: Made) -> None:
         x = torch.randn(batch, 3, 8, 8)
         strided = torch.randn(batch, 8, 8, 6)[..., ::2].permute(0, 3, 2, 1)
         for given in (x, x.to(memory_format=torch.channels_last), strided, x.clone().requires_grad_()):
-            close_to_a_step(loaded(given), made.eager(given))
+            assert_close_to_a_step(loaded(given), made.eager(given))
 
 
 @pytest.mark.parametrize(
