@@ -1,5 +1,7 @@
 """What convert asks of observers: parameters that hold; and what it computes ahead: the constants they observe."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -10,7 +12,7 @@ from qspec_core.graphs import add_constant, copy_graph_module, derived_meta, por
 from qspec_core.prepare import observer_nodes
 from qspec_core.subgraphs import graph_modules
 
-__all__ = ["fold_observed", "qparams"]
+__all__ = ["fold_observed", "has_observed", "inner_observer", "qparams"]
 
 
 def fold_observed(model: GraphModule) -> GraphModule:
@@ -45,6 +47,22 @@ def _observed_expressions(body: GraphModule) -> list[Node]:
     return [node for node in observers if node.all_input_nodes[0] in constant]
 
 
+def inner_observer(observer: nn.Module) -> nn.Module:
+    """The observer inside a fake-quantize, or the observer itself."""
+    inner = getattr(observer, "activation_post_process", None)
+    return inner if isinstance(inner, nn.Module) else observer
+
+
+def has_observed(observer: nn.Module) -> bool:
+    """Whether an observer needs no more data. Another stack's is asked for its range: empty or reversed at first."""
+    inner = inner_observer(observer)
+    found = getattr(inner, "has_observed", None)
+    low, high = getattr(inner, "min_val", None), getattr(inner, "max_val", None)
+    if found is None and isinstance(low, Tensor) and isinstance(high, Tensor):
+        found = low.numel() > 0 and not bool((low > high).any())
+    return found is None or bool(found) or bool(getattr(observer, "is_dynamic", False))
+
+
 def qparams(node: Node, observer: nn.Module, *, is_per_channel: bool) -> tuple[Tensor, Tensor]:
     """Scale and zero point of an observer without a form of its own, of any stack.
 
@@ -75,7 +93,7 @@ def qparams(node: Node, observer: nn.Module, *, is_per_channel: bool) -> tuple[T
             expected="one of each, or a per-channel qscheme in the spec",
             remedy="give the spec qscheme=torch.per_channel_symmetric and ch_axis, or derive one scale",
         )
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+    if not _is_finite_and_positive(scale):
         raise SpecError(
             "a scale is not finite and positive",
             where=node,
@@ -84,3 +102,10 @@ def qparams(node: Node, observer: nn.Module, *, is_per_channel: bool) -> tuple[T
             remedy="correct the spec's derive_qparams_fn, or the observer's calculate_qparams",
         )
     return scale, zero_point
+
+
+def _is_finite_and_positive(scale: Tensor) -> bool:
+    if scale.numel() == 0:
+        return True
+    lowest, highest = (limit.item() for limit in torch.aminmax(scale))
+    return 0.0 < lowest <= highest < math.inf  # NaN is both limits where it is among the values

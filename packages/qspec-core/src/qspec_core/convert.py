@@ -2,8 +2,8 @@
 
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.fx.node import Argument
 
 from qspec_core import ops
 from qspec_core._by_itself import let_convert
-from qspec_core._observed import fold_observed, qparams
+from qspec_core._observed import fold_observed, has_observed, inner_observer, qparams
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.coverage import COVERAGE_KEY
 from qspec_core.errors import GraphError, SpecError, module_path
@@ -76,11 +76,14 @@ def convert_pt2e(
         if fold_quantize:
             model = fold_observed(model)
         observed = _observed(model)
-        _observe_constants(observed)
+        unseen = _unseen(observed)
+        _observe_constants(observed, unseen)
         left = let_convert(model, fold_quantize=fold_quantize)
         if left is not model:
             model, observed = left, _observed(left)
-        converted = _Rebuild(model, _plan(observed), fold_quantize).run()
+            unseen = _unseen(observed)
+        observers = {node: observer for _, node, observer, _ in observed}
+        converted = _Rebuild(model, observers, _plan(observed, unseen), fold_quantize).run()
         return to_reference(converted) if use_reference_representation else converted
 
 
@@ -124,25 +127,34 @@ def _observed(model: GraphModule) -> list[Observed]:
     ]
 
 
-def _observe_constants(found: Sequence[Observed]) -> None:
+def _unseen(found: Sequence[Observed]) -> set[int]:
+    """The observers that saw no data, by identity."""
+    return {id(observer) for _, _, observer, _ in found if not has_observed(observer)}
+
+
+def _observe_constants(found: Sequence[Observed], unseen: Container[int]) -> None:
     """Let observers that saw no data observe their constants, all of them: one observer may serve several."""
-    unseen = {id(observer) for _, _, observer, _ in found if not _has_observed(observer)}
     for _, _, observer, value in found:
         if value is not None and id(observer) in unseen:
             observer(value)
 
 
-def _plan(observed: Sequence[Observed]) -> dict[int, ConvertedForm | torch.dtype]:
-    """What every observer is written as, by its identity. All that can raise or warn about observers happens here."""
+def _plan(observed: Sequence[Observed], unseen: Container[int]) -> dict[int, ConvertedForm | torch.dtype]:
+    """What every observer is written as, by its identity. All that can raise or warn about observers happens here.
+
+    Args:
+        observed: the calls of observers.
+        unseen: observers that had seen no data, before they were given the constants that they observe.
+    """
     plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
-    for name, node, observer, value in observed:
-        if id(observer) in plan:
-            continue
-        if not _has_observed(observer):
-            idle.append(f"{name} in {module_path(node)}" if module_path(node) else name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ObserverNeverRanWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ObserverNeverRanWarning)
+        for name, node, observer, value in observed:
+            if id(observer) in plan:
+                continue
+            if id(observer) in unseen and not has_observed(observer):
+                idle.append(f"{name} in {module_path(node)}" if module_path(node) else name)
             own = getattr(observer, "converted_form", None)
             plan[id(observer)] = own(_shape(node, value)) if callable(own) else _form(node, observer)
     if idle:
@@ -169,22 +181,6 @@ def _shape(node: Node, value: Tensor | None) -> torch.Size:
     return fake.shape
 
 
-def _inner(observer: nn.Module) -> nn.Module:
-    """The observer inside a fake-quantize, or the observer itself."""
-    inner = getattr(observer, "activation_post_process", None)
-    return inner if isinstance(inner, nn.Module) else observer
-
-
-def _has_observed(observer: nn.Module) -> bool:
-    """Whether an observer needs no more data. Another stack's is asked for its range: empty or reversed at first."""
-    inner = _inner(observer)
-    found = getattr(inner, "has_observed", None)
-    low, high = getattr(inner, "min_val", None), getattr(inner, "max_val", None)
-    if found is None and isinstance(low, Tensor) and isinstance(high, Tensor):
-        found = low.numel() > 0 and not bool((low > high).any())
-    return found is None or bool(found) or bool(getattr(observer, "is_dynamic", False))
-
-
 def _form(node: Node, observer: nn.Module) -> ConvertedForm | torch.dtype:
     """What an observer without a form of its own is written as; for a cast, the dtype."""
     dtype = observer.dtype
@@ -198,7 +194,7 @@ def _form(node: Node, observer: nn.Module) -> ConvertedForm | torch.dtype:
         low, high = natural.min if low is None else low, natural.max if high is None else high
     limits = int(low), int(high), plain
     if getattr(observer, "is_dynamic", False):
-        eps = getattr(_inner(observer), "eps", None)
+        eps = getattr(inner_observer(observer), "eps", None)
         is_symmetric = getattr(observer, "qscheme", None) == torch.per_tensor_symmetric
         chooser = ops.CHOOSE_QPARAMS_SYMMETRIC if is_symmetric else ops.CHOOSE_QPARAMS
         choose = Step(chooser, (*limits[:2], _DYNAMIC_EPS if eps is None else float(eps), plain))
@@ -207,7 +203,7 @@ def _form(node: Node, observer: nn.Module) -> ConvertedForm | torch.dtype:
     scale, zero_point = qparams(node, observer, is_per_channel=is_per_channel)
     if not is_per_channel:
         return ConvertedForm(ops.QUANTIZE, ops.DEQUANTIZE, plain, limits, float(scale), int(zero_point))
-    arguments = getattr(_inner(observer), "ch_axis", 0), *limits
+    arguments = getattr(inner_observer(observer), "ch_axis", 0), *limits
     operators = ops.QUANTIZE_PER_CHANNEL, ops.DEQUANTIZE_PER_CHANNEL
     return ConvertedForm(*operators, plain, arguments, scale.float(), zero_point)
 
@@ -217,14 +213,20 @@ class _Rebuild:
 
     Args:
         prepared: only read.
+        observers: of all nodes that call one, bodies included.
         plan: what every observer is written as, by its identity.
         fold_quantize: store constants as integers.
     """
 
     def __init__(
-        self, prepared: GraphModule, plan: Mapping[int, ConvertedForm | torch.dtype], fold_quantize: bool
+        self,
+        prepared: GraphModule,
+        observers: Mapping[Node, nn.Module],
+        plan: Mapping[int, ConvertedForm | torch.dtype],
+        fold_quantize: bool,
     ) -> None:
         self._prepared = prepared
+        self._observers = observers
         self._plan = plan
         self._fold = fold_quantize
         self._graph = Graph()
@@ -232,20 +234,18 @@ class _Rebuild:
         self._nodes: dict[Node, Node] = {}
         self._integers: dict[Node, tuple[OpOverload, tuple[Argument, ...], tuple[Step, ...]]] = {}
         self._frozen: dict[tuple[str, int], str] = {}
-        self._observers = dict(observer_nodes(prepared))
 
     def run(self) -> GraphModule:
         """The converted module."""
         inner = bodies(self._prepared)
         for target, body in inner.items():
-            self._constants.attributes[target] = _Rebuild(body, self._plan, self._fold).run()
+            self._constants.attributes[target] = _Rebuild(body, self._observers, self._plan, self._fold).run()
         for node in self._prepared.graph.nodes:
             if node in self._observers:
                 if node.users:
                     self._quantize(node, self._observers[node])
             else:
-                # Cached: a reader that takes one tensor twice dequantizes it once.
-                copied = self._nodes[node] = self._graph.node_copy(node, cache(partial(self._read, node)))
+                copied = self._nodes[node] = self._graph.node_copy(node, self._reads_of(node))
                 copied.meta.pop(Q_ANNOTATION_KEY, None)  # its nodes would keep the float model alive
         move_codegen(self._prepared.graph, self._graph)
         for constant in self._graph.find_nodes(op="get_attr"):
@@ -255,6 +255,17 @@ class _Rebuild:
         if inner:
             lift_constants(converted)
         return converted
+
+    def _reads_of(self, reader: Node) -> Callable[[Node], Node]:
+        """`_read` for one reader: where it takes one tensor twice, that is dequantized once."""
+        made: dict[Node, Node] = {}
+
+        def read(node: Node) -> Node:
+            if node not in made:
+                made[node] = self._read(reader, node)
+            return made[node]
+
+        return read
 
     def _read(self, reader: Node, node: Node) -> Node:
         """What a reader of a prepared node reads now: a dequantize of its own where the node was an observer."""

@@ -1,6 +1,7 @@
 """Errors: one hierarchy, built from fields: a test reads the fields, a person reads what, where and what next."""
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
@@ -30,14 +31,18 @@ _INSIDE_TORCH = ("/torch/nn/", "/torch/_", "/torch/fx/", "/torch/utils/", "/torc
 
 def module_path(node: "Node") -> str:
     """Path of the module that the node was traced in ("" for the root module), read from `nn_module_stack`."""
-    stack = module_stack(node)
-    return stack[-1][0] if stack else ""
+    stack = node.meta.get("nn_module_stack")
+    return _path(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def module_stack(node: "Node") -> list[tuple[str, str]]:
     """Path and qualified type name of the modules around a node, the outermost first."""
     stack = node.meta.get("nn_module_stack") or {}
-    return [(str(path).removeprefix("L['self']").removeprefix("."), _type_name(kind)) for path, kind in stack.values()]
+    return [(_path(path), _type_name(kind)) for path, kind in stack.values()]
+
+
+def _path(traced: object) -> str:
+    return str(traced).removeprefix("L['self']").removeprefix(".")
 
 
 def _type_name(kind: object) -> str:
@@ -46,7 +51,12 @@ def _type_name(kind: object) -> str:
 
 def _source_line(node: "Node") -> str | None:
     """The innermost line of the user's own code in the node's trace, as `file:line: code`."""
-    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    return _own_line(node.meta.get("stack_trace") or "")
+
+
+@lru_cache(maxsize=1024)  # layers that a loop calls have one trace
+def _own_line(trace: str) -> str | None:
+    frames = list(_FRAME.finditer(trace))
     own = [frame for frame in frames if not any(part in frame["file"] for part in _INSIDE_TORCH)]
     if not frames:
         return None

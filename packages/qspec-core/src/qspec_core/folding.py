@@ -22,18 +22,18 @@ def constant_nodes(module: GraphModule, *, quantizes: bool = False) -> set[Node]
     What is random, mutates something or dequantizes is none, nor is what depends on it; nor, unless `quantizes`, is
     what quantizes.
 
-    Cost: O(nodes + edges).
+    Cost: O(nodes), and O(edges) of what reads constants.
     """
     mutated = mutated_attributes(module)
-    found: set[Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            is_constant = str(node.target) not in mutated and constant_value(module, node) is not None
-        else:
-            inputs = node.all_input_nodes
-            is_constant = _is_pure(node, quantizes) and bool(inputs) and all(source in found for source in inputs)
-        if is_constant:
-            found.add(node)
+    constants = (node for node in module.graph.find_nodes(op="get_attr") if str(node.target) not in mutated)
+    found = {node for node in constants if constant_value(module, node) is not None}
+    pending = list(found)
+    while pending:
+        for reader in pending.pop().users:
+            inputs = reader.all_input_nodes
+            if reader not in found and all(node in found for node in inputs) and _is_pure(reader, quantizes):
+                found.add(reader)
+                pending.append(reader)
     return found
 
 

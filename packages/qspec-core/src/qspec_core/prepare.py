@@ -22,7 +22,7 @@ from qspec_core.graphs import (
     require_exported,
 )
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
-from qspec_core.patterns import argument, called_operator, is_call, written_arguments
+from qspec_core.patterns import argument, called_operator, calls, is_call, written_arguments
 from qspec_core.quantizer import Quantizer
 from qspec_core.sharing import Group, Resolution, resolve
 from qspec_core.sinking import sink_constants
@@ -50,8 +50,8 @@ def is_observer(module: object) -> bool:
 
 def observer_nodes(module: GraphModule) -> list[tuple[Node, nn.Module]]:
     """The nodes that call observers, each with its observer, in graph order."""
-    calls = ((node, attribute(module, str(node.target))) for node in module.graph.nodes if node.op == "call_module")
-    return [(node, called) for node, called in calls if is_observer(called)]
+    found = ((node, attribute(module, str(node.target))) for node in module.graph.find_nodes(op="call_module"))
+    return [(node, called) for node, called in found if is_observer(called)]
 
 
 def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool = False) -> GraphModule:
@@ -134,7 +134,7 @@ def _require_fresh(model: GraphModule) -> None:
             expected="torch.export.export(model.eval(), example_inputs).module()",
             remedy="export the model instead of tracing it symbolically",
         )
-    for node in (node for body in graphs for node in body.graph.nodes):
+    for node in (node for body in graphs for node in calls(body.graph, *_DROPOUTS, aten.batch_norm.default)):
         flag = _training_flag(node)
         if flag is not None and argument(node, flag):
             raise GraphError(

@@ -46,6 +46,21 @@ def test_every_float_operator_is_there_once_in_graph_order(found: Coverage) -> N
     assert len(found) == 7
 
 
+def test_check_that_nothing_reads_stays() -> None:
+    x = torch.rand(2, 4)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        torch._assert_async(x.sum() > -1e3, "the sum is too small")  # what tracing leaves of a check of values
+        result: Tensor = self.a(x)
+        return result
+
+    module = export(Net(forward, a=nn.Linear(4, 4)), x)
+    converted = quantized(module, (x,))
+    assert [str(node.target) for node in converted.graph.nodes].count("aten._assert_async.msg") == 1
+    with pytest.raises(RuntimeError, match="too small"):
+        converted(torch.full((2, 4), -1e9))
+
+
 def test_operator_that_nothing_reads_says_so() -> None:
     x = torch.randn(2, 4)
 

@@ -12,6 +12,7 @@ from qspec_core.patterns import (
     argument,
     argument_names,
     called_operator,
+    calls,
     is_call,
     replace_argument,
     written_arguments,
@@ -71,6 +72,21 @@ def test_is_call_of_any_of_several_or_of_any_operator() -> None:
     assert not is_call(node, aten.linear.default)
     assert not is_call(node, aten.conv2d.padding)
     assert called_operator(node) is aten.conv2d.default
+
+
+def test_calls_are_found_in_graph_order_by_what_they_call_now() -> None:
+    graph = Graph()
+    x = graph.placeholder("x")
+    first, second, third = (
+        graph.call_function(op, (x,)) for op in (aten.relu.default, aten.tanh.default, aten.relu.default)
+    )
+    assert calls(graph, aten.tanh.default, aten.relu.default) == [first, second, third]
+    with graph.inserting_before(first):
+        before = graph.call_function(aten.tanh.default, (x,))
+    third.target = aten.sigmoid.default
+    graph.erase_node(second)
+    assert calls(graph, aten.relu.default, aten.tanh.default) == [before, first]
+    assert calls(graph) == calls(graph, aten.gelu.default) == []
 
 
 def test_replace_argument_keeps_the_way_it_was_given() -> None:

@@ -5,15 +5,17 @@ from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import retarget
 from qspec_core.graphs import is_float
-from qspec_core.patterns import argument, is_call
+from qspec_core.patterns import argument, calls, is_call
 
 __all__ = ["canonicalize_activations"]
 
 aten = torch.ops.aten
+_HARDTANHS = (aten.relu6.default, aten.hardtanh.default)
+_CLAMPS = (aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
 
 
-def _bounds(node: Node) -> tuple[object, object] | None:
-    """Lower and upper bound of a clamp; None for another operator."""
+def _bounds(node: Node) -> tuple[object, object]:
+    """Lower and upper bound of one of these operators; None for a side without one."""
     if is_call(node, aten.relu6.default):
         return 0.0, 6.0
     if is_call(node, aten.clamp.default):
@@ -22,9 +24,7 @@ def _bounds(node: Node) -> tuple[object, object] | None:
         return argument(node, "min"), None
     if is_call(node, aten.clamp_max.default):
         return None, argument(node, "max")
-    if is_call(node, aten.hardtanh.default):
-        return argument(node, "min_val"), argument(node, "max_val")
-    return None
+    return argument(node, "min_val"), argument(node, "max_val")
 
 
 def canonicalize_activations(module: GraphModule) -> None:
@@ -33,13 +33,12 @@ def canonicalize_activations(module: GraphModule) -> None:
 
     A clamp of integers, or with tensors or symbols as bounds, stays.
 
-    Cost: O(nodes).
+    Cost: O(clamps).
     """
-    for node in list(module.graph.nodes):
-        bounds = _bounds(node)
-        if bounds is None or not is_float(argument(node, "self")):
+    for node in calls(module.graph, *_HARDTANHS, *_CLAMPS):
+        low, high = _bounds(node)
+        if not is_float(argument(node, "self")):
             continue
-        low, high = bounds
         if not isinstance(low, int | float | None) or not isinstance(high, int | float | None):
             continue
         source = argument(node, "self")

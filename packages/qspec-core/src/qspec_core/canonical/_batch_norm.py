@@ -10,7 +10,7 @@ from qspec_core.canonical._identity import IDENTITY_NOTE, is_identity
 from qspec_core.canonical._record import fold_node
 from qspec_core.graphs import add_constant, constant_value
 from qspec_core.layers import LAYERS, TRANSPOSED
-from qspec_core.patterns import argument, is_call, replace_argument
+from qspec_core.patterns import argument, calls, is_call, replace_argument
 from qspec_core.subgraphs import attribute
 
 __all__ = ["fold_batch_norms"]
@@ -36,7 +36,7 @@ def fold_batch_norms(module: GraphModule) -> None:
     Cost: O(nodes), plus the arithmetic on the weights.
     Source: Ioffe and Szegedy, Batch Normalization, 2015, algorithm 2.
     """
-    norms = [node for node in module.graph.nodes if is_call(node, *_BATCH_NORMS)]
+    norms = calls(module.graph, *_BATCH_NORMS)
     readers: dict[str, int] = {}
     for node in module.graph.find_nodes(op="get_attr"):
         readers[str(node.target)] = readers.get(str(node.target), 0) + len(node.users)

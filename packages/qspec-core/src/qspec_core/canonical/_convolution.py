@@ -6,7 +6,7 @@ from torch.fx import GraphModule, Node
 from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
 from qspec_core.graphs import is_float
-from qspec_core.patterns import argument, is_call
+from qspec_core.patterns import argument, calls
 
 __all__ = ["canonicalize_convolutions"]
 
@@ -23,13 +23,12 @@ _NAMED_PADDING: dict[OpOverload, int] = {aten.conv1d.padding: 1, aten.conv2d.pad
 def canonicalize_convolutions(module: GraphModule) -> None:
     """Rewrite `aten.convolution` (decomposed graphs) and the overloads whose padding is a word.
 
-    Cost: O(nodes).
+    Cost: O(convolutions).
     """
-    for node in list(module.graph.nodes):
-        if is_call(node, aten.convolution.default):
-            _undo_decomposition(node)
-        elif is_call(node, *_NAMED_PADDING):
-            _number_the_padding(module, node)
+    for node in calls(module.graph, aten.convolution.default):
+        _undo_decomposition(node)
+    for node in calls(module.graph, *_NAMED_PADDING):
+        _number_the_padding(module, node)
 
 
 def _spatial(node: Node) -> int | None:
@@ -53,7 +52,7 @@ def _undo_decomposition(node: Node) -> None:
 
 def _number_the_padding(module: GraphModule, node: Node) -> None:
     """`valid` is no padding. `same` pads `dilation * (kernel - 1)` in all, the odd one at the end by a pad."""
-    spatial = _NAMED_PADDING[node.target]  # type: ignore[index]  # is_call held
+    spatial = _NAMED_PADDING[node.target]  # type: ignore[index]  # calls() found it by them
     weight = argument(node, "weight")
     kernel = tuple(weight.meta["val"].shape[2:])
     dilation = _repeated(argument(node, "dilation"), spatial)

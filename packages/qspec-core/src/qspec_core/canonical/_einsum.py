@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
 from qspec_core.graphs import add_constant, constant_value, derived_meta
-from qspec_core.patterns import argument, is_call
+from qspec_core.patterns import argument, calls, is_call
 
 __all__ = ["canonicalize_einsums"]
 
@@ -46,13 +46,12 @@ def canonicalize_einsums(module: GraphModule) -> None:
     summed over or is the constant's alone. What is summed over moves last, and the result's dimensions into their
     order.
 
-    Cost: O(nodes), plus one copy of a constant whose dimensions must move.
+    Cost: O(einsums), plus one copy of a constant whose dimensions must move.
     """
-    for node in list(module.graph.nodes):
-        if is_call(node, aten.einsum.default, aten.tensordot.default):
-            found = _product(module, node)
-            if found is not None:
-                _rewrite(module, node, found)
+    for node in calls(module.graph, aten.einsum.default, aten.tensordot.default):
+        found = _product(module, node)
+        if found is not None:
+            _rewrite(module, node, found)
 
 
 def _product(module: GraphModule, node: Node) -> _Product | None:

@@ -66,12 +66,12 @@ def make_functional(module: GraphModule) -> None:
 
     Cost: O(nodes + edges).
     """
-    position = {node: index for index, node in enumerate(module.graph.nodes)}
-    for node in list(module.graph.nodes):
-        operator = called_operator(node)
-        form = _functional_form(operator) if operator is not None else None
+    called = ((node, called_operator(node)) for node in module.graph.nodes)
+    forms = [(node, form) for node, target in called if target is not None and (form := _functional_form(target))]
+    position = {node: index for index, node in enumerate(module.graph.nodes)} if forms else {}
+    for node, form in forms:
         source = node.args[0] if node.args else None
-        if form is None or not isinstance(source, Node) or not is_private(source, position, position[node]):
+        if not isinstance(source, Node) or not is_private(source, position, position[node]):
             continue
         if not _promotes(node, source):
             node.target = form

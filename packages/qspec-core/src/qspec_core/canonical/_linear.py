@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 from qspec_core import ops
 from qspec_core.canonical._record import fold_node, retarget
 from qspec_core.graphs import add_constant, constant_value, derived_meta
-from qspec_core.patterns import argument, argument_names, is_call, replace_argument
+from qspec_core.patterns import argument, argument_names, calls, is_call, replace_argument
 
 __all__ = ["MOVES", "canonicalize_linears"]
 
@@ -18,6 +18,7 @@ MOVES = (
 )
 """Operators that lay out their input anew and never copy it, so that strides say what they did."""
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
+_PRODUCTS = (aten.addmm.default, aten.mm.default, aten.bmm.default, aten.matmul.default)
 _PASS = "canonicalize_linears"
 
 
@@ -71,9 +72,9 @@ def canonicalize_linears(module: GraphModule) -> None:
     `linear` over a matrix that the graph transposes as `linear` over the view. Where the matrix comes first, the
     `linear` runs between two transposes. No weight is copied.
 
-    Cost: O(nodes).
+    Cost: O(layers and products).
     """
-    for node in list(module.graph.nodes):
+    for node in calls(module.graph, aten.linear.default, *_PRODUCTS):
         if is_call(node, aten.linear.default):
             _take_transposed_weight(module, node)
             continue

@@ -4,7 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node, retarget
-from qspec_core.patterns import argument, called_operator, is_call, replace_argument
+from qspec_core.patterns import argument, called_operator, calls, replace_argument
 
 __all__ = ["canonicalize_pads"]
 
@@ -17,14 +17,13 @@ def canonicalize_pads(module: GraphModule) -> None:
 
     An uneven pad stays an operator: devices differ in what they do with it.
 
-    Cost: O(nodes + edges).
+    Cost: O(pads and what reads them).
     """
-    for node in list(module.graph.nodes):
-        if is_call(node, aten.constant_pad_nd.default):
-            sides, value = argument(node, "pad"), argument(node, "value")
-            retarget(node, aten.pad.default, argument(node, "self"), sides, "constant", value)
-        if is_call(node, aten.pad.default):
-            _fold_even(module, node)
+    for node in calls(module.graph, aten.constant_pad_nd.default):
+        sides, value = argument(node, "pad"), argument(node, "value")
+        retarget(node, aten.pad.default, argument(node, "self"), sides, "constant", value)
+    for node in calls(module.graph, aten.pad.default):
+        _fold_even(module, node)
 
 
 def _even_zero_pad(node: Node) -> list[int] | None:

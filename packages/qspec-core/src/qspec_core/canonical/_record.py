@@ -95,10 +95,10 @@ def remove_unread(module: GraphModule) -> None:
         module: owned graph module, whose `meta` is its own too.
     Cost: O(nodes + edges).
     """
-    before = [node for node in module.graph.nodes if node.op == "call_function"]
-    module.graph.eliminate_dead_code()
-    left = set(module.graph.nodes)
     notes = module.meta.setdefault(FOLDED_KEY, {})
-    for node in before:
-        if node not in left:
+    for node in reversed(module.graph.nodes):
+        if node.users or node.is_impure():
+            continue
+        if node.op == "call_function":
             notes.setdefault(node.name, "removed: nothing reads its result")
+        module.graph.erase_node(node)

@@ -12,7 +12,7 @@ from qspec_core.canonical._record import fold_node
 from qspec_core.folding import compute_constants, constant_nodes
 from qspec_core.graphs import add_constant
 from qspec_core.layers import LAYERS
-from qspec_core.patterns import argument, is_call
+from qspec_core.patterns import argument, calls, is_call
 
 __all__ = ["fold_weights"]
 
@@ -38,7 +38,7 @@ def fold_weights(module: GraphModule) -> None:
     """
     wanted = dict.fromkeys(
         node
-        for layer in module.graph.nodes
+        for layer in calls(module.graph, *LAYERS, *_MATRICES)
         for node in _weights(layer)
         if isinstance(node, Node) and node.op == "call_function"
     )
@@ -64,9 +64,7 @@ def _weights(node: Node) -> tuple[object, ...]:
     """Operands that a device holds as weights or biases."""
     if is_call(node, *LAYERS):
         return argument(node, "weight"), argument(node, "bias")
-    return (
-        tuple(_computed(argument(node, name)) for name in _MATRICES[node.target]) if is_call(node, *_MATRICES) else ()
-    )
+    return tuple(_computed(argument(node, name)) for name in _MATRICES[node.target])
 
 
 def _computed(matrix: object) -> object:

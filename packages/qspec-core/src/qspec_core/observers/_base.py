@@ -49,11 +49,17 @@ class ObserverBase(Configurable, nn.Module, ABC):
 
     where: Where | None = None
     """Place in the model that is observed; set when observers are inserted, named in errors."""
+    dtype: torch.dtype
+    is_dynamic: bool
 
     def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.is_dynamic = is_dynamic
+        self._set_plain(dtype=dtype, is_dynamic=is_dynamic)
+
+    def _set_plain(self, **attributes: object) -> None:
+        """Set attributes that are neither tensors nor modules, without asking of each whether it is one, as
+        `nn.Module.__setattr__` does: a tenth of the time of preparing a model."""
+        vars(self).update(attributes)
 
     @property
     def has_observed(self) -> bool:
@@ -88,6 +94,13 @@ class UniformQuantizationObserverBase(ObserverBase):
     eps: Tensor
     min_val: Tensor
     max_val: Tensor
+    qscheme: torch.qscheme
+    reduce_range: bool
+    has_customized_qrange: bool
+    quant_min: float
+    quant_max: float
+    _factory: dict[str, Any]
+    _warned: bool
     _schemes: tuple[torch.qscheme, ...] = ()
 
     def __init__(
@@ -111,13 +124,17 @@ class UniformQuantizationObserverBase(ObserverBase):
                 expected=", ".join(map(str, self._schemes)),
                 remedy="choose another scheme, or a per-channel observer for a per-channel scheme",
             )
-        self.qscheme = qscheme
-        self.reduce_range = reduce_range
-        self.has_customized_qrange = quant_min is not None or quant_max is not None
-        self.quant_min, self.quant_max = quantized_range(dtype, quant_min, quant_max, reduce_range=reduce_range)
-        self._factory = {"dtype": torch.float32, **(factory_kwargs or {})}
+        lowest, highest = quantized_range(dtype, quant_min, quant_max, reduce_range=reduce_range)
+        self._set_plain(
+            qscheme=qscheme,
+            reduce_range=reduce_range,
+            has_customized_qrange=quant_min is not None or quant_max is not None,
+            quant_min=lowest,
+            quant_max=highest,
+            _factory={"dtype": torch.float32, **(factory_kwargs or {})},
+            _warned=False,
+        )
         self.register_buffer("eps", torch.tensor([eps], **self._factory))
-        self._warned = False
 
     @property
     def has_observed(self) -> bool:

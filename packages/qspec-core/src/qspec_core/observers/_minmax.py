@@ -21,6 +21,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
     nothing. Args and Raises: as `UniformQuantizationObserverBase`.
     """
 
+    _seen: SeenTensor
     _schemes = PER_TENSOR
 
     def __init__(
@@ -38,7 +39,7 @@ class MinMaxObserver(UniformQuantizationObserverBase):
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic, **unused)
         self.register_buffer("min_val", torch.tensor(math.inf, **self._factory))
         self.register_buffer("max_val", torch.tensor(-math.inf, **self._factory))
-        self._seen = SeenTensor()
+        self._set_plain(_seen=SeenTensor())
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, of any shape; return it."""

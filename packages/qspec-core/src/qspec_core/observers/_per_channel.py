@@ -30,6 +30,8 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         others: as `UniformQuantizationObserverBase`; a per-channel scheme, static.
     """
 
+    ch_axis: int
+    _seen: SeenTensor
     _schemes: tuple[torch.qscheme, ...] = PER_CHANNEL
 
     def __init__(
@@ -47,10 +49,9 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
     ) -> None:
         super().__init__(dtype, qscheme, reduce_range, quant_min, quant_max, factory_kwargs, eps, is_dynamic, **unused)
         self._check_static()
-        self.ch_axis = 0 if ch_axis is None else ch_axis
+        self._set_plain(ch_axis=0 if ch_axis is None else ch_axis, _seen=SeenTensor())
         self.register_buffer("min_val", torch.empty(0, **self._factory))
         self.register_buffer("max_val", torch.empty(0, **self._factory))
-        self._seen = SeenTensor()
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, whose dimension `ch_axis` holds the channels; return it."""

@@ -3,12 +3,20 @@
 from functools import cache
 from typing import Any, TypeGuard
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from qspec_core._torch import OpOverload, schema_of
 from qspec_core.errors import GraphError
 
-__all__ = ["argument", "argument_names", "called_operator", "is_call", "replace_argument", "written_arguments"]
+__all__ = [
+    "argument",
+    "argument_names",
+    "called_operator",
+    "calls",
+    "is_call",
+    "replace_argument",
+    "written_arguments",
+]
 
 
 @cache
@@ -32,6 +40,16 @@ def is_call(node: object, *targets: OpOverload) -> TypeGuard[Node]:
     """Whether `node` is a graph node that calls one of `targets`, or any operator overload when none is given."""
     operator = called_operator(node)
     return operator is not None and (not targets or operator in targets)
+
+
+def calls(graph: Graph, *targets: OpOverload) -> list[Node]:
+    """The nodes of a graph that call one of `targets`, in graph order.
+
+    Cost: O(n log n) for n nodes found, whatever the size of the graph: torch.fx keeps an index of targets.
+    """
+    return sorted(
+        node for target in targets for node in graph.find_nodes(op="call_function", target=target, sort=False)
+    )
 
 
 def _overload(node: Node) -> OpOverload:

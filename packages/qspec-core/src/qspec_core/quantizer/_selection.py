@@ -125,12 +125,15 @@ class Selection:
 
         Raises: SelectorError: one matches nothing; it suggests the nearest names.
         """
+        rules = [rule for rule in self._rules if rule.kind is not RuleKind.GLOBAL]
+        if not rules:
+            return
         places: list[Place] = []
         for module in modules:
             places += (_place(node) for node in module.graph.nodes if is_call(node))
             places += module.meta.get(REMOVED_KEY, ())
-        for rule in self._rules:
-            if rule.kind is not RuleKind.GLOBAL and not any(_fits(rule, place) is not None for place in places):
+        for rule in rules:
+            if not any(_fits(rule, place) is not None for place in places):
                 raise _nothing(rule, places)
 
 
