@@ -151,8 +151,8 @@ def test_moving_average() -> None:
     low, high = batches[0].amin(1), batches[0].amax(1)
     for batch in batches[1:]:
         low, high = low + 0.25 * (batch.amin(1) - low), high + 0.25 * (batch.amax(1) - high)
-    for batch in batches:
-        observer(batch)
+    for batch in (*batches, torch.empty(3, 0)):
+        assert observer(batch) is batch
     assert torch.equal(observer.min_val, low)
     assert torch.equal(observer.max_val, high)
 
@@ -243,6 +243,7 @@ def test_state_and_reset() -> None:
         return AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerGroup(2))
 
     observer, copy = build(), build()
+    assert observer.min_val.numel() == observer.max_val.numel() == 0
     observer(torch.randn(3, 4))
     copy.load_state_dict(observer.state_dict())
     with warnings.catch_warnings():
@@ -250,6 +251,7 @@ def test_state_and_reset() -> None:
         assert torch.equal(copy.calculate_qparams()[0], observer.calculate_qparams()[0])
     copy.reset_min_max_vals()
     assert not copy.has_observed
+    assert copy.min_val.numel() == copy.max_val.numel() == 0
     copy(torch.randn(3, 8))  # other blocks are welcome again
 
 

@@ -55,6 +55,7 @@ def test_observers_without_parameters_say_so(cls: Any) -> None:
     x = torch.randn(3)
     assert observer(x) is x
     assert observer.has_observed
+    assert not observer.is_dynamic
     with pytest.raises(CalibrationError) as error:
         observer.calculate_qparams()
     assert cls.__name__ in error.value.problem

@@ -1,6 +1,7 @@
 """Annotations that cannot be resolved: type and fields of the error, for every kind."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,8 +128,11 @@ def test_spec_that_is_none(graph: Graph, place: str) -> None:
     assert "SharedQuantizationSpec" in str(error.expected)
 
 
-def test_annotation_of_another_shape(graph: Graph) -> None:
-    named(graph)["c"].meta[KEY] = {"output_qspec": SPEC}
+@pytest.mark.parametrize(
+    "annotation", [{"output_qspec": SPEC}, SimpleNamespace(output_qspec=SPEC), SimpleNamespace(input_qspec_map={})]
+)
+def test_annotation_of_another_shape(graph: Graph, annotation: object) -> None:
+    named(graph)["c"].meta[KEY] = annotation
     refused(graph, AnnotationError, "c", "annotation of 'c' is not a QuantizationAnnotation")
 
 
