@@ -185,6 +185,12 @@ def bench_flow(session: nox.Session) -> None:
     script(session, "benchmarks/flow.py", "torchao", "transformers")
 
 
+@nox.session(name="bench-accuracy")
+def bench_accuracy(session: nox.Session) -> None:
+    """Signal to noise over several draws, beside torchao's quantizer with the same ranges."""
+    script(session, "benchmarks/accuracy.py", "torchao", "transformers")
+
+
 @nox.session
 def zoo(session: nox.Session) -> None:
     """Dozens of architectures of transformers through the flow, beside torchao's and ExecuTorch's quantizers."""

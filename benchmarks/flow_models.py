@@ -20,15 +20,16 @@ def exported(name: str) -> tuple[torch.export.ExportedProgram, tuple[Tensor, ...
         return torch.export.export(model, inputs), inputs
 
 
-def float_model(name: str, batch: int = 1) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def float_model(name: str, batch: int = 1, seed: int = 0) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A model in evaluation mode, and the inputs of one call.
 
     Args:
         name: "lite0", "resnet50", "bert", "chain:N" for N times linear and relu, "mobilenet_v2:created" for the network
             as its constructor leaves it, "mobilenet_v2:settled" with the statistics of some data in its batch norms.
         batch: pictures or texts in the call.
+        seed: of random weights.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     kind, _, form = name.partition(":")
     inputs = (torch.randn(batch, 3, 224, 224),)
     model: nn.Module

@@ -47,7 +47,7 @@ def annotate(node: Node, inputs: dict[Node, QuantizationSpecBase | None], output
     node.meta[KEY] = QuantizationAnnotation(inputs, output)  # type: ignore[arg-type]
 
 
-def refused(graph: Graph, kind: type[AnnotationError], at: str, *parts: str) -> AnnotationError:
+def assert_refused(graph: Graph, kind: type[AnnotationError], at: str, *parts: str) -> AnnotationError:
     """Resolve, and check what every one of these errors must say."""
     with pytest.raises(AnnotationError) as caught:
         resolve(graph)
@@ -65,7 +65,7 @@ def refused(graph: Graph, kind: type[AnnotationError], at: str, *parts: str) -> 
 def test_edge_that_is_no_edge(graph: Graph) -> None:
     nodes = named(graph)
     annotate(nodes["c"], {nodes["a"]: SPEC})
-    error = refused(graph, AnnotationError, "c", "edge 'a' -> 'c' (in module 'layers.c')", "is not an argument")
+    error = assert_refused(graph, AnnotationError, "c", "edge 'a' -> 'c' (in module 'layers.c')", "is not an argument")
     assert (error.found, error.expected) == ("a", "one of b")
 
 
@@ -73,7 +73,7 @@ def test_edge_that_went_stale_when_the_argument_was_replaced(graph: Graph) -> No
     nodes = named(graph)
     annotate(nodes["c"], {nodes["b"]: SPEC})
     nodes["c"].replace_input_with(nodes["b"], nodes["a"])
-    error = refused(graph, AnnotationError, "c", "'b' is not an argument")
+    error = assert_refused(graph, AnnotationError, "c", "'b' is not an argument")
     assert "annotate again" in error.remedy
 
 
@@ -82,24 +82,24 @@ def test_edge_of_an_erased_producer(graph: Graph) -> None:
     annotate(nodes["c"], {nodes["b"]: SPEC})
     nodes["c"].replace_input_with(nodes["b"], nodes["a"])
     graph.erase_node(nodes["b"])
-    refused(graph, AnnotationError, "c", "edge 'b' -> 'c'", "'b' was erased from the graph")
+    assert_refused(graph, AnnotationError, "c", "edge 'b' -> 'c'", "'b' was erased from the graph")
 
 
 def test_edge_of_a_node_of_another_graph(graph: Graph) -> None:
     annotate(named(graph)["c"], {Graph().placeholder("b"): SPEC})
-    refused(graph, AnnotationError, "c", "edge 'b' -> 'c'", "'b' belongs to another graph")
+    assert_refused(graph, AnnotationError, "c", "edge 'b' -> 'c'", "'b' belongs to another graph")
 
 
 def test_argument_that_belongs_to_another_graph(graph: Graph) -> None:
     node, stranger = named(graph)["c"], Graph().placeholder("stranger")
     node.args = (stranger,)
     annotate(node, {stranger: SPEC})
-    refused(graph, AnnotationError, "c", "'stranger' belongs to another graph")
+    assert_refused(graph, AnnotationError, "c", "'stranger' belongs to another graph")
 
 
 def test_edge_of_something_that_is_no_node(graph: Graph) -> None:
     annotate(named(graph)["c"], {"b": SPEC})  # type: ignore[dict-item]
-    assert refused(graph, AnnotationError, "c", "which is no edge").found == "'b'"
+    assert assert_refused(graph, AnnotationError, "c", "which is no edge").found == "'b'"
 
 
 def test_edge_into_a_node_without_arguments(graph: Graph) -> None:
@@ -123,7 +123,7 @@ def test_spec_that_is_none(graph: Graph, place: str) -> None:
     bad = torch.uint8
     annotate(nodes["c"], {nodes["b"]: bad} if place == "input" else {}, bad if place == "output" else None)  # type: ignore[dict-item]
     point = "edge 'b' -> 'c'" if place == "input" else "output of 'c'"
-    error = refused(graph, AnnotationError, "c", point, "not a quantization spec")
+    error = assert_refused(graph, AnnotationError, "c", point, "not a quantization spec")
     assert error.found == "torch.uint8"
     assert "SharedQuantizationSpec" in str(error.expected)
 
@@ -133,7 +133,7 @@ def test_spec_that_is_none(graph: Graph, place: str) -> None:
 )
 def test_annotation_of_another_shape(graph: Graph, annotation: object) -> None:
     named(graph)["c"].meta[KEY] = annotation
-    refused(graph, AnnotationError, "c", "annotation of 'c' is not a QuantizationAnnotation")
+    assert_refused(graph, AnnotationError, "c", "annotation of 'c' is not a QuantizationAnnotation")
 
 
 @pytest.mark.parametrize("derived", [False, True])
@@ -172,7 +172,9 @@ def test_reference_to_a_point_without_a_spec(graph: Graph, target: str, words: s
     spec = DerivedQuantizationSpec([nodes["a"], bad], derive, torch.int32) if derived else SharedQuantizationSpec(bad)
     annotate(nodes["c"], {nodes["b"]: spec})
     verb = "derives from" if derived else "shares with"
-    error = refused(graph, SharingError, "c", f"edge 'b' -> 'c' (in module 'layers.c') {verb} {words}", "no spec")
+    error = assert_refused(
+        graph, SharingError, "c", f"edge 'b' -> 'c' (in module 'layers.c') {verb} {words}", "no spec"
+    )
     assert error.found == why
     if target == "edge ab":
         assert "output of 'a'" in str(error.expected)
@@ -185,7 +187,7 @@ def test_cycle_of_references_names_every_point_and_module(graph: Graph) -> None:
     annotate(a, {}, SharedQuantizationSpec((b, c)))
     annotate(b, {}, SharedQuantizationSpec(a))
     annotate(c, {b: SharedQuantizationSpec(b)})
-    error = refused(
+    error = assert_refused(
         graph,
         SharingError,
         "a",
@@ -202,7 +204,7 @@ def test_cycle_of_references_names_every_point_and_module(graph: Graph) -> None:
 def test_point_that_shares_with_itself(graph: Graph) -> None:
     a = named(graph)["a"]
     annotate(a, {}, SharedQuantizationSpec(a))
-    refused(graph, SharingError, "a", "output of 'a' (in module 'layers.a') shares with output of 'a'")
+    assert_refused(graph, SharingError, "a", "output of 'a' (in module 'layers.a') shares with output of 'a'")
 
 
 def test_cycle_of_derivations_names_the_references_between(graph: Graph) -> None:
@@ -210,7 +212,7 @@ def test_cycle_of_derivations_names_the_references_between(graph: Graph) -> None
     annotate(a, {}, DerivedQuantizationSpec([b], derive, torch.int32))
     annotate(b, {}, SharedQuantizationSpec(c))
     annotate(c, {}, DerivedQuantizationSpec([a], derive, torch.int32))
-    error = refused(
+    error = assert_refused(
         graph,
         SharingError,
         "a",

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from qspec_core.patterns import Flow, Match, OtherRole, Outputs, Reason, ReasonCode, Role
 
-__all__ = ["choose_joins", "ends_in_float_sum"]
+__all__ = ["choose_joins", "ends_in_float_sum", "of_common_range"]
 
 
 def ends_in_float_sum(match: Match) -> bool:
@@ -42,6 +42,16 @@ def choose_joins(
             forward.add(match.anchor)
             integer.add(match.tail)
     return _backward(starts, candidates, forward, outputs)
+
+
+def of_common_range(matches: Sequence[Match]) -> set[Node]:
+    """The tensors that sharing matches with several inputs read: one range holds all inputs of such a match."""
+    common: set[Node] = set()
+    for match in matches:
+        inputs = set(_inputs(match))
+        if match.row.flow is Flow.SHARES and len(inputs) > 1:
+            common |= inputs
+    return common
 
 
 def _edges(match: Match) -> list[tuple[Node, Node]]:

@@ -1,6 +1,6 @@
 """The quantizer of a pattern table: the rows decide what is annotated, the selection decides how."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from typing import Self
 
@@ -29,7 +29,7 @@ from qspec_core.patterns import (
 )
 from qspec_core.quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
 from qspec_core.quantizer._config import QuantizationConfig, mode_of
-from qspec_core.quantizer._islands import choose_joins, ends_in_float_sum
+from qspec_core.quantizer._islands import choose_joins, ends_in_float_sum, of_common_range
 from qspec_core.quantizer._selection import Rule, RuleKind, Selection
 from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from qspec_core.subgraphs import graph_modules
@@ -112,6 +112,8 @@ class TableQuantizer(Quantizer):
         joins, reasons = choose_joins(static, candidates, self.table.outputs)
         for match in (*starts, *joins):
             self._annotate_match(match, configs[match.anchor])
+        if self.table.outputs is Outputs.DEMAND:
+            _keep_ranges_apart(static, of_common_range(joins))
         self._note_skipped(model, {**matching.declined, **reasons})
         return model
 
@@ -165,6 +167,23 @@ class TableQuantizer(Quantizer):
             if reason is None and operator in self.table.float_only:
                 reason = Reason(ReasonCode.NO_INTEGER_KERNEL, self.table.float_only[operator])
             decide_skipped(node, reason if reason is not None else Reason(ReasonCode.NO_ROW))
+
+
+def _keep_ranges_apart(starts: Iterable[Match], common: Container[Node]) -> None:
+    """Let layers quantize for themselves, together, what a concatenation reads too: the range that it needs for all its
+    inputs may be many times that of one, and a quantize more costs little beside the bits lost.
+    """
+    first: dict[tuple[Node, QuantizationSpecBase | None], Node] = {}
+    for match in starts:
+        for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
+            if node not in common:
+                continue
+            consumer = match.consumer(operand)
+            annotation = consumer.meta[Q_ANNOTATION_KEY]
+            annotation.allow_implicit_sharing = False
+            earlier = first.setdefault((node, annotation.input_qspec_map.get(node)), consumer)
+            if earlier is not consumer:
+                annotate_input_qspec_map(consumer, node, SharedQuantizationSpec((node, earlier)))
 
 
 def _of_role(config: QuantizationConfig, operand: Operand) -> QuantizationSpec | None:
