@@ -116,8 +116,8 @@ def test_layers_beside_a_cat_have_a_range_of_their_own_where_it_costs_no_second_
     found = Annotated(forward, torch.randn(X), a=conv(), b=conv(), c=conv(), d=conv(12), q=quantizer(outputs=outputs))
     _, b, c, d = calls(found.module, aten.conv2d.default)
     cat = found.node(aten.cat.default)
-    ranges = {node.args[0].target for node in (b, c)}  # type: ignore[union-attr]  # nodes that call observers
-    common = {node.target for node in (*cat.args[0], d.args[0])}  # type: ignore[union-attr, misc]  # likewise
+    ranges = {node.all_input_nodes[0].target for node in (b, c)}
+    common = {node.target for node in (*cat.all_input_nodes, d.all_input_nodes[0])}
     observers = [{id(found.module.get_submodule(str(name))) for name in names} for names in (ranges, common)]
     assert [len(some) for some in observers] == [1, 1]
     assert (observers[0] != observers[1]) == (outputs is Outputs.DEMAND)
@@ -130,14 +130,14 @@ def test_a_range_beside_a_cat_is_that_of_its_tensor() -> None:
         y = m.a(x)
         return m.c(torch.cat([y, m.b(y)], 1)) + m.d(y)  # type: ignore[no-any-return]  # as above
 
-    parts = {"a": conv(), "b": conv(), "c": conv(8), "d": conv()}
-    parts["b"].weight.data.mul_(100.0)
-    found = Annotated(forward, torch.randn(X), **parts)
+    first, large = conv(), conv()
+    large.weight.data.mul_(100.0)
+    found = Annotated(forward, torch.randn(X), a=first, b=large, c=conv(8), d=conv())
     assert found.status(aten.cat.default) == ["cat"]
     found.module(torch.randn(X))
     d = found.node(aten.conv2d.default, 3)
     scale, _ = found.module.get_submodule(str(d.args[0].target)).calculate_qparams()  # type: ignore[union-attr, operator]
-    values = parts["a"](torch.randn(X))
+    values = first(torch.randn(X))
     assert scale.item() < 2.0 * (values.max() - values.min()).item() / 255.0
 
 
