@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import contest  # noqa: F401  # puts examples on the path
 import torch
+from contenders_torch import torchao_converted
 from examples.pictures import sqnr
 from flow_models import TOKENS, float_model
 from rich.console import Console
@@ -111,26 +112,15 @@ def _default(draw: Draw, target: str) -> nn.Module:
 def _field(draw: Draw, target: str) -> nn.Module:
     """The configuration that users know, through our flow: torchao's ranges and kinds of observers."""
     config = get_default_x86_inductor_quantization_config(reduce_range=target == "any")
-    prepared = prepare_pt2e(_exported(draw), X86InductorQuantizer().set_global(config))
+    module = torch.export.export(draw.network, (draw.calibration[0],)).module()
+    prepared = prepare_pt2e(module, X86InductorQuantizer().set_global(config))
     for x in draw.calibration:
         prepared(x)
     return convert_pt2e(prepared)
 
 
 def _torchao(draw: Draw, target: str) -> nn.Module:
-    from torchao.quantization.pt2e import quantize_pt2e
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
-    config = x86.get_default_x86_inductor_quantization_config(reduce_range=target == "any")
-    prepared = quantize_pt2e.prepare_pt2e(_exported(draw), x86.X86InductorQuantizer().set_global(config))
-    for x in draw.calibration:
-        prepared(x)
-    converted: nn.Module = quantize_pt2e.convert_pt2e(prepared)
-    return converted
-
-
-def _exported(draw: Draw) -> torch.fx.GraphModule:
-    return torch.export.export(draw.network, (draw.calibration[0],)).module()
+    return torchao_converted(draw.network, draw.calibration, reduce_range=target == "any")
 
 
 OURS: dict[str, Quantize] = {"qspec": _default, "qspec, the field's configuration": _field}

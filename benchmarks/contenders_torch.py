@@ -1,13 +1,15 @@
 """Contenders that run in torch: float, qspec's x86 backend in its three forms, torchao's x86 flow."""
 
 import warnings
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from contender import Built, Setting
 from counting import count_layers
 from profiles import of_module
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import qspec_core as qspec
 
@@ -18,6 +20,7 @@ __all__ = [
     "qspec_eager",
     "qspec_lowered",
     "qspec_vnni",
+    "torchao_converted",
     "torchao_inductor",
     "torchao_x86",
 ]
@@ -95,17 +98,23 @@ def torchao_inductor(setting: Setting) -> Built:
 
 def _torchao(setting: Setting) -> tuple[nn.Module, str]:
     """The model as torchao converts it, and how many of its layers it quantized."""
+    converted = torchao_converted(setting.model, setting.calibration, reduce_range=not setting.vnni)
+    return converted, "{} of {}".format(*count_layers(converted))
+
+
+def torchao_converted(model: nn.Module, calibration: Sequence[Tensor], *, reduce_range: bool) -> GraphModule:
+    """A model as torchao converts it for x86; `reduce_range` for a CPU without VNNI."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+    config = x86.get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
     with torch.no_grad():
-        module = torch.export.export(setting.model, setting.example).module()
-        config = x86.get_default_x86_inductor_quantization_config(reduce_range=not setting.vnni)
+        module = torch.export.export(model, (calibration[0],)).module()
         prepared = prepare_pt2e(module, x86.X86InductorQuantizer().set_global(config))
-        for crop in setting.calibration:
-            prepared(crop)
-        converted = convert_pt2e(prepared)
-    return converted, "{} of {}".format(*count_layers(converted))
+        for batch in calibration:
+            prepared(batch)
+        converted: GraphModule = convert_pt2e(prepared)
+    return converted
 
 
 def _frozen(module: nn.Module, layers: str) -> Built:

@@ -108,9 +108,12 @@ def test_cat_shares_one_group_over_all_its_inputs() -> None:
 
 
 @pytest.mark.parametrize("outputs", [Outputs.DEMAND, Outputs.ALWAYS])
-def test_layers_beside_a_cat_have_a_range_of_their_own_where_it_costs_no_second_rounding(outputs: Outputs) -> None:
+@pytest.mark.parametrize("is_pooled", [False, True])
+def test_layers_beside_a_cat_have_a_range_of_their_own_where_it_costs_no_second_rounding(
+    outputs: Outputs, *, is_pooled: bool
+) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        y = m.a(x)
+        y = F.max_pool2d(m.a(x), 2) if is_pooled else m.a(x)
         return m.d(torch.cat([y, m.b(y), m.c(y)], 1))  # type: ignore[no-any-return]  # as above
 
     found = Annotated(forward, torch.randn(X), a=conv(), b=conv(), c=conv(), d=conv(12), q=quantizer(outputs=outputs))
@@ -120,7 +123,7 @@ def test_layers_beside_a_cat_have_a_range_of_their_own_where_it_costs_no_second_
     common = {node.target for node in (*cat.all_input_nodes, d.all_input_nodes[0])}
     observers = [{id(found.module.get_submodule(str(name))) for name in names} for names in (ranges, common)]
     assert [len(some) for some in observers] == [1, 1]
-    assert (observers[0] != observers[1]) == (outputs is Outputs.DEMAND)
+    assert (observers[0] != observers[1]) == (outputs is Outputs.DEMAND and not is_pooled)
 
 
 def test_a_range_beside_a_cat_is_that_of_its_tensor() -> None:

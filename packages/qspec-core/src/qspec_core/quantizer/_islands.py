@@ -45,13 +45,17 @@ def choose_joins(
 
 
 def of_common_range(matches: Sequence[Match]) -> set[Node]:
-    """The tensors that sharing matches with several inputs read: one range holds all inputs of such a match."""
+    """The float tensors that sharing matches with several inputs quantize: one range holds all inputs of such a match.
+
+    What a sharing match made is in integers already, and a range of its own would round it twice.
+    """
     common: set[Node] = set()
-    for match in matches:
+    sharing = [match for match in matches if match.row.flow is Flow.SHARES]
+    for match in sharing:
         inputs = set(_inputs(match))
-        if match.row.flow is Flow.SHARES and len(inputs) > 1:
+        if len(inputs) > 1:
             common |= inputs
-    return common
+    return common.difference(match.tail for match in sharing)
 
 
 def _edges(match: Match) -> list[tuple[Node, Node]]:
