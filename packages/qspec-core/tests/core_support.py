@@ -73,15 +73,16 @@ ADD_ROW = Row(
     DELEGATED,
 )
 CAT = Row("cat", aten.cat.default, (activations("tensors"),), ((),), Flow.SHARES, STATIC, DELEGATED)
-PAD, POOL, VIEW = (
+PAD, POOL, SELECT, VIEW = (
     sharing(name, target)
     for name, target in (
         ("pad", aten.pad.default),
         ("max_pool2d", aten.max_pool2d.default),
+        ("select", aten.select.int),
         ("view", aten.view.default),
     )
 )
-ROWS = (CONV2D, LINEAR, ADD_ROW, CAT, PAD, POOL, VIEW)
+ROWS = (CONV2D, LINEAR, ADD_ROW, CAT, PAD, POOL, SELECT, VIEW)
 
 ACT = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
 WEIGHT = QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -128, 127, torch.per_channel_symmetric, 0)

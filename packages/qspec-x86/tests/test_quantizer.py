@@ -104,6 +104,19 @@ def test_the_known_ranges() -> None:
     assert config is get_default_x86_inductor_quantization_config()
 
 
+def test_by_default_a_lone_outlier_is_clipped() -> None:
+    model, x = nn.Sequential(nn.Linear(16, 4)).eval(), torch.randn(1 << 16, 16)
+    x[0, 0] = 12.0
+    exported = torch.export.export(model, (x,)).module()
+    assert isinstance(exported, GraphModule)
+    prepared = prepare_pt2e(exported, default_quantizer(mode=Mode.STATIC))
+    prepared(x)
+    nodes = convert_pt2e(prepared).graph.nodes
+    (scale,) = {node.args[1] for node in nodes if "quantize_per_tensor" in str(node.target)}
+    # Of a million values from -5 to 5, a finer step gains more than the outlier loses.
+    assert scale < 0.75 * (x.max() - x.min()) / 255.0
+
+
 @pytest.mark.parametrize("target", ["any", "vnni"])
 def test_weights_are_as_wide_as_the_deployment_cpu_allows(target: str) -> None:
     exported = torch.export.export(Two().eval(), (torch.randn(1, 3, 8, 8),)).module()

@@ -315,6 +315,19 @@ def test_fine_steps_take_the_whole_range() -> None:
     assert observer.calculate_qparams() == reference.calculate_qparams()
 
 
+@pytest.mark.parametrize(("count", "is_searched"), [(256, False), (257, True)])
+@pytest.mark.parametrize("away", [0.0, 100.0])
+def test_no_more_values_than_quantized_ones_take_the_whole_range(count: int, away: float, *, is_searched: bool) -> None:
+    x = torch.cat([torch.zeros(1), torch.linspace(0.0, 1.0, count - 2), torch.tensor([1.5])]) + away
+    observer, reference = HistogramObserver(dtype=torch.uint8), MinMaxObserver(dtype=torch.uint8)
+    for part in torch.split(x, 100):
+        assert observer(part) is part
+        reference(part)
+    # Away from 0, most of the quantized values serve none of these values: there is something to choose.
+    is_whole = observer.calculate_qparams() == reference.calculate_qparams()
+    assert is_whole == (not is_searched and not away)
+
+
 def test_eps_is_the_smallest_scale() -> None:
     observer = HistogramObserver(dtype=torch.uint8, eps=2**-12)
     observer(torch.rand(100) * 1e-5)

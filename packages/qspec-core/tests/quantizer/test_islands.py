@@ -172,6 +172,28 @@ def test_quantize_does_not_rise_above_a_pad_with_two_readers() -> None:
     assert reason.startswith("input not quantized")
 
 
+@pytest.mark.parametrize("outputs", [Outputs.DEMAND, Outputs.ALWAYS])
+def test_quantize_does_not_rise_above_the_choice_of_a_part(outputs: Outputs) -> None:
+    """The token that is classified is a hundredth of the largest: its range is its own."""
+    x = torch.cat([torch.rand(2, 1, 4), 100.0 * torch.rand(2, 7, 4)], dim=1)
+
+    def of_floats(m: Any, x: Tensor) -> Tensor:
+        return m.head(torch.relu(x)[:, 0])  # type: ignore[no-any-return]  # as above
+
+    def of_integers(m: Any, x: Tensor) -> Tensor:
+        return m.head(m.first(x)[:, 0])  # type: ignore[no-any-return]  # as above
+
+    found = Annotated(of_floats, x, head=nn.Linear(4, 4), q=quantizer(outputs=outputs))
+    assert found.status(aten.select.int)[0].startswith("input not quantized")
+    found.module(x)
+    quantized = found.node(aten.linear.default).args[0]
+    scale, _ = found.module.get_submodule(str(quantized.target)).calculate_qparams()  # type: ignore[union-attr, operator]
+    assert scale.item() <= 1.0 / 255.0
+    always = quantizer(outputs=Outputs.ALWAYS)
+    found = Annotated(of_integers, x, first=nn.Linear(4, 4), head=nn.Linear(4, 4), q=always)
+    assert found.status(aten.select.int) == ["select"]
+
+
 def test_sum_joins_where_both_sides_are_integers() -> None:
     def both(m: Any, x: Tensor) -> Tensor:
         y, z = m.a(x), m.b(x)

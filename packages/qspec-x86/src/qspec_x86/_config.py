@@ -9,7 +9,6 @@ from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
     HistogramObserver,
     MappingType,
-    MinMaxObserver,
     PerChannelMinMaxObserver,
     PerChannelMSEObserver,
     PerGroup,
@@ -90,8 +89,8 @@ def get_weight_only_quantization_config(group_size: int | None = None) -> Quanti
 
 @cache
 def default_config(mode: Mode = Mode.STATIC) -> QuantizationConfig:
-    """The default of `qspec_core.quantize`. Activations by minimum and maximum, which measured as good as histograms
-    and are found in one pass; weights in -127..127, each channel's range the one of least squared error.
+    """The default of `qspec_core.quantize`: for activations and for each channel's weights, in -127..127, the range of
+    least squared error.
     """
     weight = QuantizationSpec(torch.int8, PerChannelMSEObserver, -127, 127, torch.per_channel_symmetric, ch_axis=0)
     if mode is Mode.WEIGHT_ONLY:
@@ -99,5 +98,5 @@ def default_config(mode: Mode = Mode.STATIC) -> QuantizationConfig:
     if mode is Mode.DYNAMIC:
         activation = _dynamic(255, torch.finfo(torch.float32).eps)
     else:
-        activation = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 255, torch.per_tensor_affine)
+        activation = QuantizationSpec(torch.uint8, HistogramObserver, 0, 255, torch.per_tensor_affine)
     return QuantizationConfig(activation, activation, weight, None)

@@ -73,7 +73,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
     """Range with the smallest squared quantization error on a histogram of all values seen; per tensor.
 
     The width of the bins is a power of two and 0 lies on an edge; the range observed always holds 0. The histogram is
-    the same for every order and every cut of the data into batches. For float8, the whole range is taken.
+    the same for every order and every cut of the data into batches. The whole range is taken for float8, and where the
+    values, about 0, are no more than the quantized ones.
 
     Buffers: `histogram`, int64, (bins,); `bin_layout`, int64, (2,): exponent of the width, number of the first bin;
     `min_val`, `max_val`, scalars; `limit_counts`, int64, (2,): how many values are exactly `min_val` (where that is
@@ -198,8 +199,12 @@ class HistogramObserver(UniformQuantizationObserverBase):
             low = -high
             zero_point = middle(self.quant_min, self.quant_max, self.dtype, has_custom_range=self.has_customized_qrange)
         exponent, first = self.bin_layout.tolist()
+        levels = self.quant_max - self.quant_min
         # All values are 0, or the steps are so small that only clipping would cost.
-        if low == high or self.quant_max - self.quant_min >= _FINE * self.bins:
+        if low == high or levels >= _FINE * self.bins:
+            return low, high
+        # Less than a value to a step, about 0: a search would fit how single values round, and clip those to come.
+        if low_limit <= 0.0 <= high_limit and int(self.histogram.sum()) <= levels + 1:
             return low, high
         limits = zip((low_limit, high_limit), self.limit_counts.tolist(), strict=True)
         search = RangeSearch(

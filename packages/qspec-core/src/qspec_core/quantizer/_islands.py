@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch.fx import Node
 
 from qspec_core.patterns import Flow, Match, OtherRole, Outputs, Reason, ReasonCode, Role
 
 __all__ = ["choose_joins", "ends_in_float_sum", "of_common_range"]
+
+aten = torch.ops.aten
+
+_TAKE_A_PART = frozenset({aten.slice.Tensor, aten.select.int})
+"""A quantize above one of these would take more values, and a range that may be wider: that of all tokens in place of
+the one that is classified.
+"""
 
 
 def ends_in_float_sum(match: Match) -> bool:
@@ -21,8 +29,8 @@ def choose_joins(
 
     A match joins where each of its inputs is an integer tensor already: the result of a chosen match, or a tensor that
     some chosen match quantizes for itself. A sharing match with one input and one reader may also stand behind a float
-    producer if its reader takes integers: the quantize then rises above it. On a device that quantizes on demand, a
-    match must have an integer reader too.
+    producer if its reader takes integers: the quantize then rises above it, unless it takes a part. On a device that
+    quantizes on demand, a match must have an integer reader too.
 
     Args:
         starts: matches that start integers, each static.
@@ -77,8 +85,7 @@ def _backward(
     for match in reversed(candidates):
         tail = match.tail
         readers = [(tail, user) in edges for user in tail.users]
-        can_rise = match.row.flow is Flow.SHARES and len(_inputs(match)) == 1 and len(readers) == 1 and readers[0]
-        if match.anchor not in forward and not can_rise:
+        if match.anchor not in forward and not _can_rise(match, readers):
             floats = ", ".join(dict.fromkeys(node.name for node in _inputs(match)))
             reasons[match.anchor] = Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"not every input is integer: {floats}")
         elif outputs is Outputs.DEMAND and not any(readers):
@@ -87,3 +94,13 @@ def _backward(
             chosen.append(match)
             edges.update(_edges(match))
     return tuple(reversed(chosen)), reasons
+
+
+def _can_rise(match: Match, readers: Sequence[bool]) -> bool:
+    """Whether the quantize of the only reader may stand above a match.
+
+    Args:
+        readers: for each user, whether it takes integers.
+    """
+    shares = match.row.flow is Flow.SHARES and match.anchor.target not in _TAKE_A_PART
+    return shares and len(_inputs(match)) == 1 and len(readers) == 1 and readers[0]
