@@ -24,10 +24,14 @@ PASSES = ("prepare", "convert")
 GROWTH = 4.6  # allowed growth of a pass for 4 times the layers
 REQUIRED = {"chain": 20.0, "mobilenet_v2": 20.0, "lite0": 10.0}  # how many times faster than the other side
 POINTS = 1_000_000
+SEARCHED = ("mobilenet_v2:created", "mobilenet_v2:settled", "resnet50", "bert", "lite0")
+SEARCH = 50.0  # how many times faster the search for ranges is to be, over all of these models
 TITLES = {
     "mobilenet_v2:created": "MobileNetV2 as its constructor leaves it, x86",
     "mobilenet_v2:settled": "MobileNetV2 with settled batch norms, x86",
     "lite0": "EfficientNet-Lite0, XNNPACK (torchao with ExecuTorch's quantizer)",
+    "resnet50": "ResNet-50, settled",
+    "bert": "BERT-base, 128 tokens",
 }
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -46,17 +50,20 @@ def main() -> None:
         for models in groups:
             found |= measure(models, arguments.rounds, Steps(console, status).say)
         calibration = measure_calibration(Steps(console, status).say)
+        searches = measure_searches(Steps(console, status).say)
         status.update(f"sharing, {POINTS:,} points")
         seconds = sharing_seconds(POINTS)
     console.print(table_of(found))
     console.print(growth_table(found, f"chain:{short}", f"chain:{long}"))
     console.print(calibration_table(calibration))
+    console.print(search_table(searches))
     console.print(f"sharing solver, a chain of {POINTS:,} points: {seconds:.1f} s (required: under 10)")
     for name, sides in found.items():
         for side, entry in sides.items():
             if entry["problem"]:
                 console.print(f"{name}, {side}: {entry['problem']}", markup=False, highlight=False)
-    write_json(arguments.json, found | {"resnet50": calibration, "sharing": {"points": POINTS, "seconds": seconds}})
+    rest = {"resnet50": calibration, "searches": searches, "sharing": {"points": POINTS, "seconds": seconds}}
+    write_json(arguments.json, found | rest)
 
 
 def _arguments() -> argparse.Namespace:
@@ -93,6 +100,19 @@ def measure_calibration(say: Callable[[str], None]) -> dict[str, dict[str, Any]]
                 say(contender.name)
                 found[side] |= contender.attempt(do=task) or {"problem": contender.problem}
                 contender.end()
+    return found
+
+
+def measure_searches(say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """The search for ranges in the histograms of some models' activations, both sides in one process for each model."""
+    worker = str(Path(__file__).parent / "range_search.py")
+    found: dict[str, dict[str, Any]] = {}
+    with Contest(ONE_THREAD) as contest:
+        for model in SEARCHED:
+            say(f"{model}: search")
+            contender = contest.add(f"{model} search", worker)
+            found[model] = contender.attempt(do="search", model=model) or {"problem": contender.problem}
+            contender.end()
     return found
 
 
@@ -162,6 +182,25 @@ def calibration_table(found: dict[str, dict[str, Any]]) -> Table:
     table.add_row("calibration / float forward", *ratios, "<= 1.5")
     table.add_row("memory on top of float inference / weights", *peaks, "<= 1.3")
     return table
+
+
+def search_table(found: dict[str, dict[str, Any]]) -> Table:
+    """What the search for ranges takes, model by model and over all."""
+    table = Table(title="search for the ranges of all activations, x86, ms of CPU time on one thread, minimum")
+    for column in ("model", "histograms", *SIDES, "times faster", "required"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    measured = [entry for entry in found.values() if "problem" not in entry]
+    for model, entry in found.items():
+        cells = _search_cells([entry]) if entry in measured else [str(entry["problem"])]
+        table.add_row(TITLES[model].removesuffix(", x86").partition(", XNN")[0], *cells)
+    table.add_row("all of these", *_search_cells(measured), f"{SEARCH:.0f}")
+    return table
+
+
+def _search_cells(entries: list[dict[str, Any]]) -> list[str]:
+    count = sum(entry["observers"][0] for entry in entries)
+    ours, theirs = (sum(entry[side][0] for entry in entries) for side in SIDES)
+    return [str(count), f"{ours * 1e3:.1f}", f"{theirs * 1e3:.0f}", f"{theirs / ours:.0f}" if ours else "-"]
 
 
 def _share(entry: dict[str, Any], part: str, whole: str) -> str:
