@@ -108,6 +108,28 @@ def test_lowering_leaves_its_input_alone(example: Tensor) -> None:
         torch.testing.assert_close(converted(example), before, rtol=0, atol=0)
 
 
+def test_a_graph_made_on_another_device_runs_on_the_cpu() -> None:
+    class Placed(nn.Module):
+        """A linear layer over inputs to which their places are added."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.layer(x + torch.arange(4, device=x.device))
+            return result
+
+    x = torch.randn(2, 4)
+    converted = convert(default_quantizer(), Placed(), x)
+    expected = converted(x)
+    (places,) = converted.graph.find_nodes(op="call_function", target=torch.ops.aten.arange.default)
+    places.kwargs = {**places.kwargs, "device": torch.device("meta")}
+    places.meta["val"] = places.meta["val"].to("meta")
+    with torch.no_grad():
+        assert sqnr(expected, lower_eager(converted)(x)) > 100
+
+
 def test_the_eager_form_holds_no_plain_weights(example: Tensor) -> None:
     lowered = lower_eager(convert(default_quantizer(), Residual(), example))
     assert not any(value.dtype is torch.int8 for value in lowered.state_dict().values())

@@ -91,6 +91,27 @@ def test_channels_last_example_gives_the_same(result: Result, program: XNNPACKPr
     assert torch.equal(other(last), program(X))
 
 
+def test_a_graph_made_on_another_device_runs_on_the_cpu(quantized: Callable[..., Result]) -> None:
+    class Placed(nn.Module):
+        """A linear layer over inputs to which their places are added."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(x + torch.arange(4, device=x.device))
+            return found
+
+    x = torch.randn(2, 4)
+    result = quantized(Placed().eval(), x)
+    expected = result.lowered(x)
+    (places,) = result.converted.graph.find_nodes(op="call_function", target=torch.ops.aten.arange.default)
+    places.kwargs = {**places.kwargs, "device": torch.device("meta")}
+    places.meta["val"] = places.meta["val"].to("meta")
+    assert torch.equal(BACKEND.lower(result.converted, (x,), "any")(x), expected)
+
+
 def test_lowering_leaves_the_converted_graph_alone(result: Result) -> None:
     graph = str(result.converted.graph)
     metas = [dict(node.meta) for node in result.converted.graph.nodes]

@@ -112,7 +112,8 @@ def quantize(
     """Quantize a float model for a backend. The model itself is not changed.
 
     Args:
-        model: a float module, an exported program, or an exported graph module.
+        model: a float module, an exported program, or an exported graph module, on any device: it is calibrated there,
+            and lowered to the backend's.
         example_inputs: positional arguments of one call.
         backend: name of an installed backend, or a `Backend`.
         calibration: batches that stand for the model's real inputs, each a tuple of positional or a mapping of keyword

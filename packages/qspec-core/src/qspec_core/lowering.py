@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.node import map_aggregate
 
 from qspec_core import ops
 from qspec_core.canonical import canonicalize
@@ -35,6 +36,7 @@ __all__ = [
     "Quantized",
     "lower_rows",
     "match_converted",
+    "on_device",
     "quantized_operand",
     "quantized_value",
     "require_converted",
@@ -178,6 +180,45 @@ def require_converted(module: object, step: str) -> GraphModule:
             remedy="prepare it with a quantizer, calibrate and convert it first; coverage() says what was quantized",
         )
     return graph
+
+
+def on_device(module: GraphModule, device: torch.device | str) -> GraphModule:
+    """The same graph on one device: a model may be calibrated or trained on another than it is deployed to.
+
+    Args:
+        module: an exported graph module; not changed.
+        device: where all tensors are to be, those that the graph makes included.
+    Returns: a copy; the module itself where all tensors are there.
+    Cost: O(nodes + edges + parameters) for the copy.
+    """
+    device = torch.device(device)
+    values = [*module.parameters(), *module.buffers(), *(node.meta.get("val") for node in module.graph.nodes)]
+    if all(value.device == device for value in values if isinstance(value, Tensor)):
+        return module
+    tensors: dict[int, Tensor] = {}
+
+    def move(value: Any) -> Any:  # an argument or a value of a node
+        if isinstance(value, torch.device):
+            return device
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in tensors:  # a tied weight stays one
+            moved = value.detach().to(device)
+            tensors[id(value)] = nn.Parameter(moved, value.requires_grad) if isinstance(value, nn.Parameter) else moved
+        return tensors[id(value)]
+
+    with gc_paused():
+        copied = copy_graph_module(module)
+        for owner in copied.modules():
+            for name, value in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+                setattr(owner, name, move(value))
+        for _, body in graph_modules(copied):
+            for node in body.graph.nodes:
+                node.args, node.kwargs = map_aggregate(node.args, move), map_aggregate(node.kwargs, move)
+                if "val" in node.meta:
+                    node.meta["val"] = map_aggregate(node.meta["val"], move)
+            body.recompile()
+    return copied
 
 
 @dataclass

@@ -234,6 +234,7 @@ def _observers(resolution: Resolution) -> dict[EdgeOrNode, nn.Module]:
         place = _place(group)
         try:
             made[index] = _build(group, [made[source] for source in group.derived_from])
+            _move(made[index], group)
         except Exception as error:  # a constructor is its author's code, and may raise anything
             raise _not_built(error, place) from error
         made[index].where = place  # type: ignore[assignment]  # a plain attribute, read by observers in errors
@@ -252,6 +253,14 @@ def _build(group: Group, sources: list[nn.Module]) -> nn.Module:
         fields = {name: getattr(spec, name) for name in ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")}
         return DerivedObserverOrFakeQuantize(obs_or_fqs=sources, derive_qparams_fn=spec.derive_qparams_fn, **fields)
     raise TypeError(f"no observer is built from {type(spec).__qualname__}")  # resolve() has refused every other class
+
+
+def _move(observer: nn.Module, group: Group) -> None:
+    """Move an observer to the device of its group's first tensor."""
+    point = group.points[0]
+    value = (point[0] if isinstance(point, tuple) else point).meta.get("val")
+    if isinstance(value, torch.Tensor) and value.device != torch.get_default_device():  # where it was built
+        observer.to(value.device)
 
 
 def _not_built(error: Exception, place: Where) -> QSpecError:

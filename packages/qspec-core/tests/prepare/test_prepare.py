@@ -71,6 +71,13 @@ def test_model_is_unchanged_and_its_weights_are_shared(exported: GraphModule) ->
     frozen.check()
 
 
+def test_observers_are_on_the_device_of_what_they_observe() -> None:
+    exported = export(network().to("meta"), X.to("meta"))
+    observers = [observer for _, observer in observer_nodes(prepare_pt2e(exported, quantizer()))]
+    assert observers
+    assert {buffer.device.type for observer in observers for buffer in observer.buffers()} == {"meta"}
+
+
 @pytest.mark.parametrize("error", [ValueError, QSpecError])
 @pytest.mark.parametrize("step", ["transform_for_annotation", "annotate", "validate", "prepare_obs_or_fq_callback"])
 def test_model_is_unchanged_when_the_quantizer_raises(exported: GraphModule, error: type, step: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
@@ -125,7 +125,8 @@ def package(
         )
     resolved = resolve_target(target)
     lowered = lower_portable(converted, resolved)
-    leaves, structure = tree_leaves(example_inputs), tree_structure(example_inputs)
+    leaves = [leaf.cpu() if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(example_inputs)]
+    structure = tree_structure(example_inputs)
     for_avx2 = target != "native"
     instructions = "AVX2" if for_avx2 else torch.backends.cpu.get_cpu_capability()
     packed_for = torch.backends.cpu.get_cpu_capability() if _packs_four_bits(lowered) else None

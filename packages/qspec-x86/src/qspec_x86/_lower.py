@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core.graphs import constant_value, fresh_attribute_name
-from qspec_core.lowering import lower_rows, require_converted
+from qspec_core.lowering import lower_rows, on_device, require_converted
 from qspec_core.patterns import Reason, ReasonCode, called_operator, is_call
 from qspec_x86._kernels import PACK_FOUR_BITS, PREPACK
 from qspec_x86._options import Form, Options
@@ -109,7 +109,7 @@ def lower_eager(converted: GraphModule, target: str = "any") -> GraphModule:
 
 def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
     resolved = resolve_target(target)
-    require_converted(converted, "lowering to x86")
+    converted = on_device(require_converted(converted, "lowering to x86"), "cpu")
     options = Options(form, full_range=resolved == "vnni")
     found = lower_rows(converted, TABLE, target=resolved, options=options.as_mapping())
     report = LoweringReport(

@@ -10,7 +10,7 @@ from torch.fx import GraphModule
 
 from qspec_core.errors import BackendError, GraphError, LoweringError, Where
 from qspec_core.graphs import copy_graph_module, gc_paused, wrap_graph
-from qspec_core.lowering import Lowering, match_converted, quantized_value, require_converted
+from qspec_core.lowering import Lowering, match_converted, on_device, quantized_value, require_converted
 from qspec_core.patterns import Match, Role
 from qspec_xnnpack._attention import attention_to_products
 from qspec_xnnpack._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
@@ -44,7 +44,8 @@ def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str =
             expected=", ".join(TARGETS),
             remedy="leave target out",
         )
-    require_converted(converted, "lowering to XNNPACK")
+    converted = on_device(require_converted(converted, "lowering to XNNPACK"), "cpu")
+    example_inputs = _laid_out(example_inputs)
     named, matches = _named(converted)
     program = _export(named, example_inputs)
     compiled = compile_program(program)
@@ -98,7 +99,7 @@ def _export(module: GraphModule, example_inputs: tuple[Any, ...]) -> torch.expor
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, _contiguous(example_inputs))
+            return torch.export.export(module, example_inputs)
     except Exception as error:  # torch.export raises dozens of types
         raise GraphError(
             "the converted graph does not take these example inputs",
@@ -107,15 +108,15 @@ def _export(module: GraphModule, example_inputs: tuple[Any, ...]) -> torch.expor
         ) from error
 
 
-def _contiguous(value: Any) -> Any:  # a model's arguments may be of any type
-    """The same arguments in the one memory format in which the program takes them: the delegate permutes by itself,
-    and refuses what export writes for the others."""
+def _laid_out(value: Any) -> Any:  # a model's arguments may be of any type
+    """The same arguments on the CPU in the one memory format in which the program takes them: the delegate permutes by
+    itself, and refuses what export writes for the others."""
     if isinstance(value, torch.Tensor):
-        return value.contiguous()
+        return value.cpu().contiguous()
     if type(value) in (tuple, list):
-        return type(value)(map(_contiguous, value))
+        return type(value)(map(_laid_out, value))
     if type(value) is dict:
-        return {key: _contiguous(item) for key, item in value.items()}
+        return {key: _laid_out(item) for key, item in value.items()}
     return value
 
 
