@@ -120,11 +120,11 @@ def sharing_seconds(points: int) -> float:
     """CPU seconds of the solver on a chain in which every edge and output shares with the one before."""
     from sharing_chain import chain
 
-    from qspec_core.sharing import resolve
+    from qspec_core import resolve_sharing
 
     graph = chain(points // 2)
     start = time.process_time()
-    resolution = resolve(graph)
+    resolution = resolve_sharing(graph)
     seconds = time.process_time() - start
     if len(resolution.groups) != 1:
         raise AssertionError(f"one group expected, found {len(resolution.groups)}")

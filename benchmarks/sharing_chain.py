@@ -3,9 +3,14 @@
 import torch
 from torch.fx import Graph, Node
 
-from qspec_core import QuantizationAnnotation, QuantizationSpec, SharedQuantizationSpec
+from qspec_core import (
+    Q_ANNOTATION_KEY,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    QuantizationSpecBase,
+    SharedQuantizationSpec,
+)
 from qspec_core.observers import MinMaxObserver
-from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationSpecBase
 
 __all__ = ["chain"]
 

@@ -15,7 +15,7 @@ from flow_worker import QSpec, TorchAO
 from serving import serve
 from zoo_models import ZOO, build
 
-from qspec_core.bias_correction import InputMeans, correct_biases
+from qspec_core._bias_correction import InputMeans, correct_biases
 
 __all__ = ["main"]
 
@@ -56,9 +56,9 @@ def main() -> None:
 
 def skipped(converted: torch.nn.Module) -> dict[str, int]:
     """How many layers stay in float for each reason."""
-    from qspec_core import Status, coverage
+    from qspec_core import CoverageStatus, coverage
 
-    return Counter(str(entry.reason) for entry in coverage(converted).layers if entry.status is Status.SKIPPED)
+    return Counter(str(entry.reason) for entry in coverage(converted).layers if entry.status is CoverageStatus.SKIPPED)
 
 
 if __name__ == "__main__":

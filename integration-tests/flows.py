@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 import qspec_core as qspec
 from qspec_core.canonical import fold_batch_norms
-from qspec_core.graphs import constant_value, copy_graph_module
+from qspec_core.graph import constant_value, copy_graph_module
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 os.environ.setdefault("QNN_SDK_ROOT", "")  # Qualcomm's quantizer would download its SDK

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMESPACES = ("qspec_core", "qspec_core.patterns", "qspec_core.backend", "qspec_core.sharing")
+NAMESPACES = ("qspec_core", "qspec_core.patterns", "qspec_core.backend", "qspec_core.graph")
 TERMS = {"activation", "lower", "checks", "int8", "_rows/"}  # words in code type that name no object of ours
 
 

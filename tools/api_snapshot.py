@@ -1,7 +1,9 @@
 """API snapshot: the public names of each package, with signatures, against the committed packages/<name>/api.txt.
 
-Public is what `__all__` lists, in the root module and in every submodule without a leading underscore. A public module
-without `__all__`, and a listed name that does not exist, are errors. `--update` rewrites the snapshots.
+Public is what `__all__` lists, in the root module and in every submodule without a leading underscore. Each public
+module belongs to a tier, which says who it is promised to. The root pyproject.toml lists tiers of modules under
+`tool.qspec.api.tiers`. A root module is for users. A submodule that is not listed has its parent's tier. A public module
+without a tier or without `__all__`, and a listed name that does not exist, are errors. `--update` rewrites the snapshots.
 """
 
 import argparse
@@ -11,11 +13,12 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["SnapshotError", "describe", "main", "snapshot"]
+__all__ = ["SnapshotError", "describe", "main", "snapshot", "tiers"]
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -73,23 +76,51 @@ def describe(path: str, value: object) -> list[str]:
     return [f"value {path}: {type(value).__name__}"]
 
 
-def snapshot(roots: Sequence[str]) -> str:
-    """Text of the snapshot of the packages named; a name that is listed twice is described where it comes first."""
-    lines: list[str] = []
+def tiers() -> dict[str, str]:
+    """The tier of each public module that is listed in the root pyproject.toml, by the module's name."""
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    listed: dict[str, list[str]] = settings["tool"]["qspec"]["api"]["tiers"]
+    return {module: tier for tier, modules in listed.items() for module in modules}
+
+
+def _tier(module: str, listed: Mapping[str, str]) -> str | None:
+    """The module's own tier, or that of the nearest listed module around it; a root module that is not listed is for
+    users."""
+    while module not in listed:
+        if "." not in module:
+            return "users"
+        module = module.rpartition(".")[0]
+        if "." not in module:
+            return None
+    return listed[module]
+
+
+def snapshot(roots: Sequence[str], listed: Mapping[str, str]) -> str:
+    """Text of the snapshot of the packages named; a name that is listed twice is described where it comes first.
+
+    Args:
+        roots: names of packages.
+        listed: tier of each public submodule.
+    """
+    sections: dict[str, list[str]] = {}
     first: dict[int, str] = {}
     for module in (module for root in roots for module in _modules(root)):
-        listed = getattr(module, "__all__", None)
-        if listed is None:
+        tier = _tier(module.__name__, listed)
+        if tier is None:
+            raise SnapshotError(f"{module.__name__} is public and has no tier in the root pyproject.toml")
+        lines = sections.setdefault(tier, [])
+        names = getattr(module, "__all__", None)
+        if names is None:
             raise SnapshotError(f"{module.__name__} is public and has no __all__")
-        missing = [name for name in listed if not hasattr(module, name)]
+        missing = [name for name in names if not hasattr(module, name)]
         if missing:
             raise SnapshotError(f"{module.__name__}.__all__ lists {', '.join(missing)}, which do not exist")
         lines += ["", f"[{module.__name__}]"]
-        for name in sorted(listed):
+        for name in sorted(names):
             path, value = f"{module.__name__}.{name}", getattr(module, name)
             known = first.setdefault(id(value), path)
             lines += describe(path, value) if known == path else [f"same {path} = {known}"]
-    return "\n".join(lines[1:]) + "\n"
+    return "\n\n".join(f"# {tier}\n" + "\n".join(lines) for tier, lines in sections.items()) + "\n"
 
 
 def _check(package: Path, update: bool) -> list[str]:
@@ -98,7 +129,7 @@ def _check(package: Path, update: bool) -> list[str]:
     stored = package / "api.txt"
     old = stored.read_text(encoding="utf-8") if stored.exists() else ""
     try:
-        new = snapshot(sorted(roots, key=_cli_last))
+        new = snapshot(sorted(roots, key=_cli_last), tiers())
     except SnapshotError as error:
         return [str(error)]
     if update:

@@ -28,9 +28,9 @@ from types import MappingProxyType
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "packages" / "qspec-core"
 SOURCE = CORE / "src" / "qspec_core"
-FOLDERS = ("sharing", "observers")
+FOLDERS = ("_sharing", "observers")
 
-READERS = MappingProxyType({"sharing": "prepare", "observers": "convert"})
+READERS = MappingProxyType({"_sharing": "prepare", "observers": "convert"})
 """For each folder, the tests of what reads its results: they come last."""
 SLOW = "test_sync.py"
 """Tests that launch processes: for the file of their name alone."""
@@ -164,7 +164,7 @@ def everything() -> list[Mutant]:
 def tests_of(path: str) -> list[list[str]]:
     """Arguments of pytest, by stage: the tests of the file, where it has its own, then those of its folder."""
     folder, name = path.split("/")
-    tests = CORE / "tests" / folder
+    tests = CORE / "tests" / folder.removeprefix("_")
     own = tests / f"test_{name.removeprefix('_')}"
     stages = [[str(own)]] if own.exists() else []
     return [*stages, [str(tests), f"--ignore={tests / SLOW}"], [str(CORE / "tests" / READERS[folder])]]

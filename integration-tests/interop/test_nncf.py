@@ -9,7 +9,7 @@ from flows import Program, by_qspec, by_torchao, expressions
 from torch.fx import GraphModule
 
 import qspec_core as qspec
-from qspec_core.graphs import constant_value, copy_graph_module
+from qspec_core.graph import constant_value, copy_graph_module
 from qspec_core.interop import for_torchao
 
 nncf: Any = pytest.importorskip("nncf")

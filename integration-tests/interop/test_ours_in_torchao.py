@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 import qspec_core as qspec
-from qspec_core.graphs import constant_value
+from qspec_core.graph import constant_value
 from qspec_core.interop import for_torchao
 from qspec_core.observers import AffineQuantizedMinMaxObserver, MappingType, PerGroup
 

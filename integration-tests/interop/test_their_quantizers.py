@@ -10,7 +10,7 @@ from flows import Program, by_qspec, by_torchao, expressions
 from torch import Tensor
 from torch.fx import GraphModule
 
-from qspec_core.graphs import constant_value
+from qspec_core.graph import constant_value
 
 pytest.importorskip("torchao")
 

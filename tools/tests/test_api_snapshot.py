@@ -3,7 +3,10 @@ from pathlib import Path
 
 import pytest
 
+import api_snapshot
 from api_snapshot import SnapshotError, main, snapshot
+
+TIERS = {"demo_api.public": "backend authors"}
 
 SOURCE = """
 __all__ = ["LIMIT", "Box", "grow"]
@@ -28,17 +31,22 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(folder.parent)
     for name in ("demo_api", "demo_api.public"):
         monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(api_snapshot, "tiers", lambda: TIERS)
     return tmp_path / "pkg"
 
 
 def test_lists_public_names_with_signatures(package: Path) -> None:
-    assert snapshot(["demo_api"]).splitlines() == [
+    assert snapshot(["demo_api"], TIERS).splitlines() == [
+        "# users",
+        "",
         "[demo_api]",
         "class demo_api.Box(...) < dict",
         "    .open(self, wide: bool) -> None",
         "    .size  [property]",
         "value demo_api.LIMIT: int",
         "def demo_api.grow(x: int, *, by: int = 1) -> int",
+        "",
+        "# backend authors",
         "",
         "[demo_api.public]",
         "same demo_api.public.Box = demo_api.Box",
@@ -56,4 +64,9 @@ def test_difference_fails_until_updated(package: Path, capsys: pytest.CaptureFix
 def test_unlisted_and_missing_names_are_errors(package: Path, body: str, message: str) -> None:
     (package / "src" / "demo_api" / "public.py").write_text(body)
     with pytest.raises(SnapshotError, match=message):
-        snapshot(["demo_api"])
+        snapshot(["demo_api"], TIERS)
+
+
+def test_public_module_without_a_tier_is_an_error(package: Path) -> None:
+    with pytest.raises(SnapshotError, match=r"demo_api\.public is public and has no tier"):
+        snapshot(["demo_api"], {})

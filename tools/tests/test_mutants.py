@@ -56,13 +56,15 @@ def test_pool_is_large_and_each_file_has_tests() -> None:
 
 
 def test_a_test_that_notices_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "src" / "qspec_core" / "sharing"
+    package = tmp_path / "src" / "qspec_core" / "_sharing"
     package.mkdir(parents=True)
     (package / "_a.py").write_text("def f(a):\n    return a + 1\n")
     test = tmp_path / "test_a.py"
     monkeypatch.setattr(mutants, "tests_of", lambda path: [[str(test)]])
-    read = "import os, pathlib\ntext = pathlib.Path(os.environ['PYTHONPATH'], 'qspec_core/sharing/_a.py').read_text()\n"
-    (mutant, *_) = mutants.mutants("sharing/_a.py", (package / "_a.py").read_text())
+    read = (
+        "import os, pathlib\ntext = pathlib.Path(os.environ['PYTHONPATH'], 'qspec_core/_sharing/_a.py').read_text()\n"
+    )
+    (mutant, *_) = mutants.mutants("_sharing/_a.py", (package / "_a.py").read_text())
     for check, killed in (("assert 'a - 1' not in text", True), ("assert text", False)):
         test.write_text(f"{read}def test_a():\n    {check}\n")
         assert mutants.is_killed(mutant, tmp_path / "src", 60) is killed

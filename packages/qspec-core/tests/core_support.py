@@ -21,7 +21,7 @@ from qspec_core import (
     prepare_pt2e,
 )
 from qspec_core.canonical import canonicalize, fold_batch_norms
-from qspec_core.graphs import copy_graph_module
+from qspec_core.graph import copy_graph_module
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
 from qspec_core.patterns import (
     DELEGATED,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from qspec_core.errors import CalibrationError
+from qspec_core import CalibrationError
 from qspec_core.fake_quantize import FakeQuantize, LearnableFakeQuantize
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,

@@ -7,8 +7,9 @@ import torch
 from core_support import Net, calls, export
 from torch import nn
 
-from qspec_core import errors
-from qspec_core.errors import GraphError, QSpecError, Where, module_path
+from qspec_core import GraphError, QSpecError, SourceLocation
+from qspec_core import _errors as errors
+from qspec_core._errors import module_path
 
 BUILT_IN = {
     "AnnotationError": RuntimeError,
@@ -39,7 +40,7 @@ def test_error_is_a_qspec_error_and_the_built_in_that_users_catch(name: str) -> 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_error_survives_pickling(name: str) -> None:
-    where = Where("conv", "features.0", "model.py:3: self.conv(x)")
+    where = SourceLocation("conv", "features.0", "model.py:3: self.conv(x)")
     error = getattr(errors, name)("it broke", remedy="mend it", where=where, found=3, expected=(1, 2))
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
@@ -49,7 +50,9 @@ def test_error_survives_pickling(name: str) -> None:
 
 
 def test_message_has_what_where_and_what_next_in_order() -> None:
-    error = GraphError("it broke", remedy="mend it", where=Where("n", None, "a.py:1: x"), found=0, expected="one")
+    error = GraphError(
+        "it broke", remedy="mend it", where=SourceLocation("n", None, "a.py:1: x"), found=0, expected="one"
+    )
     assert str(error).splitlines() == [
         "it broke",
         "  node: n",
@@ -74,16 +77,16 @@ def test_node_gives_its_name_module_and_the_users_own_line() -> None:
     assert "test_errors.py" in where.source_line
     assert "self.body(x)" in where.source_line
     assert (module_path(linear), module_path(add)) == ("body.0", "")
-    assert Where.of(add).module_path is None
+    assert SourceLocation.of(add).module_path is None
 
 
 def test_node_without_metadata_still_has_a_name() -> None:
     graph = torch.fx.Graph()
-    assert Where.of(graph.placeholder("x")) == Where("x", None, None)
+    assert SourceLocation.of(graph.placeholder("x")) == SourceLocation("x", None, None)
 
 
 def test_trace_inside_torch_alone_names_its_innermost_frame() -> None:
     node = torch.fx.Graph().placeholder("x")
     frames = (f'File "/a/torch/nn/{name}.py", line 1, in f\n  {name}()\n' for name in ("one", "two"))
     node.meta["stack_trace"] = "".join(frames)
-    assert Where.of(node).source_line == "/a/torch/nn/two.py:1: two()"
+    assert SourceLocation.of(node).source_line == "/a/torch/nn/two.py:1: two()"

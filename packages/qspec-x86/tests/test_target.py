@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qspec_core.errors import BackendError
+from qspec_core import BackendError
 from qspec_x86 import LOWERING_KEY, TARGETS, lower_eager, resolve_target, saturates
 
 onednn = torch.ops.onednn

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.fx import symbolic_trace
 
+from qspec_core import LoweringError
 from qspec_core.backend import ENTRY_POINT_GROUP, get_backend
-from qspec_core.errors import LoweringError
 from qspec_core.patterns import Mode
 from qspec_xpu import BACKEND
 

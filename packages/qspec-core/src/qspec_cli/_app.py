@@ -22,7 +22,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        from qspec_core.errors import QSpecError
+        from qspec_core._errors import QSpecError
 
         if not isinstance(error, QSpecError):
             raise

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from qspec_core import Result, quantize
-from qspec_core.errors import CalibrationError, ExportError
+from qspec_core._errors import CalibrationError, ExportError
 
 __all__ = ["read_batches", "run_job"]
 

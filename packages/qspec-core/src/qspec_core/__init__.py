@@ -1,10 +1,9 @@
 """qspec-core: what quantization of exported PyTorch graphs is, for every kind of hardware and knowing none."""
 
-from qspec_core.api import Batch, Progress, Result, calibrate, quantize
-from qspec_core.backend import Backend, Installed, backends, get_backend
-from qspec_core.convert import convert_pt2e
-from qspec_core.coverage import Coverage, Entry, Status, coverage
-from qspec_core.errors import (
+from qspec_core._api import CalibrationBatch, ProgressCallback, Result, calibrate, quantize
+from qspec_core._convert import convert_pt2e
+from qspec_core._coverage import Coverage, CoverageEntry, CoverageStatus, coverage
+from qspec_core._errors import (
     AnnotationError,
     BackendError,
     CalibrationError,
@@ -15,37 +14,12 @@ from qspec_core.errors import (
     QSpecError,
     SelectorError,
     SharingError,
+    SourceLocation,
     SpecError,
     TrainingModeError,
-    Where,
 )
-from qspec_core.fake_quantize import ObserverOrFakeQuantize, ObserverOrFakeQuantizeConstructor
-from qspec_core.graphs import WrapperModule, model_is_exported
-from qspec_core.modes import (
-    allow_exported_model_train_eval,
-    move_exported_model_to_eval,
-    move_exported_model_to_train,
-)
-from qspec_core.observers import (
-    DerivedObserverOrFakeQuantize,
-    FixedQParamsObserver,
-    HistogramObserver,
-    MinMaxObserver,
-    MovingAverageMinMaxObserver,
-    MovingAveragePerChannelMinMaxObserver,
-    NoopObserver,
-    ObserverBase,
-    ObserverNeverRanWarning,
-    PerChannelMinMaxObserver,
-    PerChannelMSEObserver,
-    PlaceholderObserver,
-    RecordingObserver,
-    ReuseInputObserver,
-    UniformQuantizationObserverBase,
-)
-from qspec_core.patterns import Mode
-from qspec_core.prepare import prepare_pt2e
-from qspec_core.quantizer import (
+from qspec_core._prepare import prepare_pt2e
+from qspec_core._quantizer import (
     ComposableQuantizer,
     EmbeddingQuantizer,
     OnConflict,
@@ -64,9 +38,9 @@ from qspec_core.quantizer import (
     get_weight_qspec,
     is_valid_annotation,
 )
-from qspec_core.serialization import spec_from_dict, spec_to_dict
-from qspec_core.sharing import Group, Resolution, resolve
-from qspec_core.spec import (
+from qspec_core._serialization import spec_from_dict, spec_to_dict
+from qspec_core._sharing import SharingGroup, SharingResolution, resolve_sharing
+from qspec_core._spec import (
     Q_ANNOTATION_KEY,
     DerivedQuantizationSpec,
     EdgeOrNode,
@@ -76,28 +50,54 @@ from qspec_core.spec import (
     QuantizationSpecBase,
     SharedQuantizationSpec,
 )
+from qspec_core._train_eval import (
+    allow_exported_model_train_eval,
+    move_exported_model_to_eval,
+    move_exported_model_to_train,
+)
+from qspec_core.backend import Backend, InstalledBackend, backends, get_backend
+from qspec_core.fake_quantize import ObserverOrFakeQuantize, ObserverOrFakeQuantizeConstructor
+from qspec_core.graph import WrapperModule, model_is_exported
+from qspec_core.observers import (
+    DerivedObserverOrFakeQuantize,
+    FixedQParamsObserver,
+    HistogramObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    NoopObserver,
+    ObserverBase,
+    ObserverNeverRanWarning,
+    PerChannelMinMaxObserver,
+    PerChannelMSEObserver,
+    PlaceholderObserver,
+    RecordingObserver,
+    ReuseInputObserver,
+    UniformQuantizationObserverBase,
+)
+from qspec_core.patterns import Mode
 
 __all__ = [
     "Q_ANNOTATION_KEY",
     "AnnotationError",
     "Backend",
     "BackendError",
-    "Batch",
+    "CalibrationBatch",
     "CalibrationError",
     "ComposableQuantizer",
     "Coverage",
+    "CoverageEntry",
+    "CoverageStatus",
     "DerivedObserverOrFakeQuantize",
     "DerivedQuantizationSpec",
     "EdgeOrNode",
     "EmbeddingQuantizer",
-    "Entry",
     "ExportError",
     "FixedQParamsObserver",
     "FixedQParamsQuantizationSpec",
     "GraphError",
-    "Group",
     "HistogramObserver",
-    "Installed",
+    "InstalledBackend",
     "LoweringError",
     "MinMaxObserver",
     "Mode",
@@ -115,7 +115,7 @@ __all__ = [
     "PerChannelMSEObserver",
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
-    "Progress",
+    "ProgressCallback",
     "QSpecError",
     "QuantizationAnnotation",
     "QuantizationConfig",
@@ -123,18 +123,18 @@ __all__ = [
     "QuantizationSpecBase",
     "Quantizer",
     "RecordingObserver",
-    "Resolution",
     "Result",
     "ReuseInputObserver",
     "SelectorError",
     "SharedQuantizationSpec",
     "SharingError",
+    "SharingGroup",
+    "SharingResolution",
+    "SourceLocation",
     "SpecError",
-    "Status",
     "TableQuantizer",
     "TrainingModeError",
     "UniformQuantizationObserverBase",
-    "Where",
     "WrapperModule",
     "allow_exported_model_train_eval",
     "annotate_input_qspec_map",
@@ -156,7 +156,7 @@ __all__ = [
     "move_exported_model_to_train",
     "prepare_pt2e",
     "quantize",
-    "resolve",
+    "resolve_sharing",
     "spec_from_dict",
     "spec_to_dict",
 ]

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
-from qspec_core.errors import ExportError, TrainingModeError
+from qspec_core._errors import ExportError, TrainingModeError
 
 __all__ = [
     "FakeTensors",

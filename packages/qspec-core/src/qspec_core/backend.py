@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch.fx import GraphModule
 
-from qspec_core.errors import BackendError
+from qspec_core._errors import BackendError
+from qspec_core._quantizer import Quantizer
 from qspec_core.patterns import Mode, PatternTable
-from qspec_core.quantizer import Quantizer
 
-__all__ = ["ENTRY_POINT_GROUP", "Backend", "Installed", "backends", "get_backend"]
+__all__ = ["ENTRY_POINT_GROUP", "Backend", "InstalledBackend", "backends", "get_backend"]
 
 ENTRY_POINT_GROUP = "qspec.backends.v1"
 _ANY_VERSION = "qspec.backends."
@@ -79,7 +79,7 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Installed:
+class InstalledBackend:
     """A backend that some installed distribution registers, loaded or not.
 
     Args:
@@ -100,7 +100,7 @@ def _registered() -> list[EntryPoint]:
     return [point for group in groups for point in entry_points(group=group)]
 
 
-def backends() -> tuple[Installed, ...]:
+def backends() -> tuple[InstalledBackend, ...]:
     """Every registered backend, by name. None of them is imported."""
     found = []
     for point in _registered():
@@ -108,11 +108,11 @@ def backends() -> tuple[Installed, ...]:
             "" if point.group == ENTRY_POINT_GROUP else f"made for contract {point.group!r}: upgrade one of the two"
         )
         name, version = (point.dist.name, point.dist.version) if point.dist is not None else ("?", "?")
-        found.append(Installed(point.name, name, version, problem))
+        found.append(InstalledBackend(point.name, name, version, problem))
     return tuple(sorted(set(found), key=_by_name))
 
 
-def _by_name(entry: Installed) -> tuple[str, str]:
+def _by_name(entry: InstalledBackend) -> tuple[str, str]:
     return entry.name, entry.distribution
 
 

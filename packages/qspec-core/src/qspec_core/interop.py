@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from qspec_core.errors import BackendError
-from qspec_core.graphs import add_constant, constant_value
-from qspec_core.observers import ConvertedForm, Step, build_observer
-from qspec_core.quantizer import Quantizer
-from qspec_core.sharing import Group, resolve
-from qspec_core.spec import (
+from qspec_core._errors import BackendError
+from qspec_core._quantizer import Quantizer
+from qspec_core._sharing import SharingGroup, resolve_sharing
+from qspec_core._spec import (
     Q_ANNOTATION_KEY,
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
 )
+from qspec_core.graph import add_constant, constant_value
+from qspec_core.observers import ConvertedForm, Step, build_observer
 
 __all__ = ["for_torchao"]
 
@@ -161,7 +161,7 @@ def _translate(model: GraphModule) -> None:
     Cost: O(nodes + edges).
     """
     specs = _torchao("quantizer")
-    resolution = resolve(model.graph)
+    resolution = resolve_sharing(model.graph)
     for node in model.graph.nodes:
         if node.meta.get(Q_ANNOTATION_KEY) is None:
             continue
@@ -184,7 +184,7 @@ def _translate(model: GraphModule) -> None:
         )
 
 
-def _spec(group: Group, groups: Sequence[Group], specs: Any) -> Any:  # torchao is untyped
+def _spec(group: SharingGroup, groups: Sequence[SharingGroup], specs: Any) -> Any:  # torchao is untyped
     """The group's spec in torchao's class."""
     spec = group.spec
     fields = {name: getattr(spec, name) for name in _FIELDS}

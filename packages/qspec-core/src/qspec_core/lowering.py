@@ -10,9 +10,21 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from qspec_core import ops
+from qspec_core._errors import GraphError, LoweringError
 from qspec_core.canonical import canonicalize
-from qspec_core.errors import GraphError, LoweringError
-from qspec_core.graphs import add_constant, constant_value, copy_graph_module, gc_paused, require_exported, wrap_graph
+from qspec_core.graph import (
+    add_constant,
+    argument,
+    constant_value,
+    copy_graph_module,
+    gc_paused,
+    graph_modules,
+    is_call,
+    observer_nodes,
+    require_exported,
+    wrap_graph,
+)
+from qspec_core.graph._sinking import sink_constants
 from qspec_core.patterns import (
     Delegated,
     Flow,
@@ -23,13 +35,8 @@ from qspec_core.patterns import (
     Reason,
     ReasonCode,
     Role,
-    argument,
-    is_call,
     match_rows,
 )
-from qspec_core.prepare import observer_nodes
-from qspec_core.sinking import sink_constants
-from qspec_core.subgraphs import graph_modules
 
 __all__ = [
     "Lowering",

@@ -5,11 +5,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from qspec_core import ops
-from qspec_core.folding import constant_fold
-from qspec_core.graphs import port_meta
-from qspec_core.quantizer import is_valid_annotation
-from qspec_core.reference import to_reference
-from qspec_core.spec import Q_ANNOTATION_KEY
+from qspec_core._quantizer import is_valid_annotation
+from qspec_core._reference import to_reference
+from qspec_core._spec import Q_ANNOTATION_KEY
+from qspec_core.graph import port_meta
+from qspec_core.graph._folding import constant_fold
 
 __all__ = ["DuplicateDQPass", "PortNodeMetaForQDQ", "constant_fold", "reference_representation_rewrite"]
 
@@ -21,7 +21,7 @@ _CHOOSES = (
 )
 
 reference_representation_rewrite = to_reference
-"""A converted graph in integer arithmetic: `qspec_core.reference.to_reference` under the field's name."""
+"""The PT2E name of `to_reference`: a converted graph in integer arithmetic."""
 
 
 def _choose(quantize: Node) -> Node | None:

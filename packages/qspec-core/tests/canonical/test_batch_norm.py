@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core.canonical import FOLDED_KEY, fold_batch_norms
-from qspec_core.graphs import constant_value, copy_graph_module
-from qspec_core.patterns import argument
+from qspec_core.graph import argument, constant_value, copy_graph_module
 
 CONVS: dict[str, Any] = {  # module classes, by name
     "conv1d": (nn.Conv1d, nn.BatchNorm1d, 1),

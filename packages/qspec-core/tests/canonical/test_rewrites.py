@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from core_support import Frozen, Net, aten, calls, canonical, export, targets
 from torch import Tensor, nn
 
-from qspec_core.graphs import constant_value
-from qspec_core.patterns import argument
+from qspec_core.graph import argument, constant_value
 
 Function = Callable[..., Any]  # a forward of each test's own
 

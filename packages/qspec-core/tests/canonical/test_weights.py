@@ -10,8 +10,7 @@ from torch.fx import GraphModule
 
 from qspec_core import convert_pt2e, coverage, prepare_pt2e
 from qspec_core.canonical import fold_weights
-from qspec_core.graphs import constant_value, copy_graph_module
-from qspec_core.patterns import argument
+from qspec_core.graph import argument, constant_value, copy_graph_module
 
 
 def fold(model: nn.Module, *inputs: Tensor) -> GraphModule:

@@ -10,8 +10,7 @@ from core_support import LINEAR, export, table
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import QuantizationConfig, QuantizationSpec, TableQuantizer, convert_pt2e, ops, prepare_pt2e
-from qspec_core.errors import SpecError
+from qspec_core import QuantizationConfig, QuantizationSpec, SpecError, TableQuantizer, convert_pt2e, ops, prepare_pt2e
 from qspec_core.fake_quantize import AffineFakeQuantize
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,

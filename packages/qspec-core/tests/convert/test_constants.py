@@ -21,6 +21,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from qspec_core import (
+    Q_ANNOTATION_KEY,
     ObserverNeverRanWarning,
     QuantizationAnnotation,
     QuantizationSpec,
@@ -30,7 +31,6 @@ from qspec_core import (
     prepare_pt2e,
 )
 from qspec_core.observers import MinMaxObserver
-from qspec_core.spec import Q_ANNOTATION_KEY
 
 PER_TENSOR = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_symmetric)
 

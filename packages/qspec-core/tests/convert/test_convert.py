@@ -33,16 +33,17 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import (
+    Q_ANNOTATION_KEY,
+    GraphError,
     ObserverNeverRanWarning,
     QuantizationAnnotation,
     QuantizationSpec,
     Quantizer,
+    SpecError,
     convert_pt2e,
     prepare_pt2e,
 )
-from qspec_core.errors import GraphError, SpecError
 from qspec_core.observers import MinMaxObserver, PlaceholderObserver
-from qspec_core.spec import Q_ANNOTATION_KEY
 
 DQ, DQ_CHANNEL = decomposed.dequantize_per_tensor.default, decomposed.dequantize_per_channel.default
 Q, Q_CHANNEL = decomposed.quantize_per_tensor.default, decomposed.quantize_per_channel.default

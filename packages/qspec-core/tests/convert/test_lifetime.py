@@ -13,10 +13,9 @@ from core_support import CONFIG, DYNAMIC, Net, aten, calls, export, quantizer, s
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qspec_core import convert_pt2e, coverage, prepare_pt2e
-from qspec_core.errors import ExportError
+from qspec_core import ExportError, convert_pt2e, coverage, prepare_pt2e
+from qspec_core.graph import observer_nodes
 from qspec_core.patterns import Outputs
-from qspec_core.prepare import observer_nodes
 
 X = torch.randn(2, 3, 6, 6)
 

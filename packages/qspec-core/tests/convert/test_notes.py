@@ -8,8 +8,7 @@ from core_support import ACT, DYNAMIC_ACT, WEIGHT, Net, aten, calls, export
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qspec_core import QuantizationAnnotation, QuantizationSpec, Quantizer, convert_pt2e, prepare_pt2e
-from qspec_core.spec import Q_ANNOTATION_KEY
+from qspec_core import Q_ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpec, Quantizer, convert_pt2e, prepare_pt2e
 
 TAG = "quantization_tag"
 

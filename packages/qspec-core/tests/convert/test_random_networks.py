@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qspec_core import Status, coverage, prepare_pt2e
+from qspec_core import CoverageStatus, coverage, prepare_pt2e
 
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
@@ -122,7 +122,7 @@ def test_coverage_counts_every_float_operator_exactly_once(case: tuple[Network, 
     assert all(bool(entry.row) != bool(entry.code) for entry in entries)
     layers = [entry for entry in entries if entry.is_layer]
     assert len(layers) == len(model.layers)
-    assert all(entry.status is Status.QUANTIZED for entry in layers)
+    assert all(entry.status is CoverageStatus.QUANTIZED for entry in layers)
 
 
 def test_bound_notices_coarser_steps() -> None:

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from qspec_core import ops
-from qspec_core.errors import SpecError
+from qspec_core import SpecError, ops
 from qspec_core.fake_quantize import (
     AffineFakeQuantize,
     default_affine_fake_quant,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qspec_core.errors import SpecError, Where
+from qspec_core import SourceLocation, SpecError
 from qspec_core.fake_quantize import (
     LearnableFakeQuantize,
     disable_range_learning,
@@ -30,7 +30,7 @@ def test_starts_with_the_observer_and_then_learns() -> None:
     module = learner()
     assert (module.scale, module.zero_point) == (None, None)
     assert not module.has_observed
-    module.where = Where("relu", None, None)
+    module.where = SourceLocation("relu", None, None)
     assert module.where == module.activation_post_process.where
     with pytest.warns(ObserverNeverRanWarning):
         module.calculate_qparams()

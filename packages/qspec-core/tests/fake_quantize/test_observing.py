@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import qspec_core.fake_quantize as fake_quantize
-from qspec_core.errors import CalibrationError, SpecError, Where
+from qspec_core import CalibrationError, SourceLocation, SpecError
 from qspec_core.fake_quantize import (
     FakeQuantize,
     FixedQParamsFakeQuantize,
@@ -143,7 +143,7 @@ def test_switches(cls: type[FakeQuantize]) -> None:
 def test_values_not_finite_are_refused_and_leave_no_trace(cls: type[FakeQuantize], kind: torch.qscheme) -> None:
     observer = MovingAverageMinMaxObserver if kind == torch.per_tensor_affine else MovingAveragePerChannelMinMaxObserver
     module = cls(observer=observer, qscheme=kind)
-    module.where = Where("add", "block", None)
+    module.where = SourceLocation("add", "block", None)
     good = torch.tensor([[1.0, 2.0], [-3.0, 4.0]])
     for start in (False, True):
         if start:

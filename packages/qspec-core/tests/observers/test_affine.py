@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qspec_core import ops
-from qspec_core.errors import CalibrationError, SpecError
+from qspec_core import CalibrationError, SpecError, ops
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
     AffineQuantizedMovingAverageMinMaxObserver,

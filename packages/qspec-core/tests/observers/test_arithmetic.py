@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qspec_core.errors import SpecError
+from qspec_core import SpecError
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver
 from qspec_core.observers._arithmetic import choose_qparams, choose_qparams_of_range, middle
 

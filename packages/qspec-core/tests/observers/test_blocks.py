@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from qspec_core import ops
+from qspec_core import SpecError, ops
 from qspec_core._torch import OpOverload
-from qspec_core.errors import SpecError
 from qspec_core.observers._blocks import block_form, block_grid, is_rounded_last, is_tensor_wide
 from qspec_core.observers._form import ConvertedForm, Step
 

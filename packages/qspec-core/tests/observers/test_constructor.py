@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qspec_core.errors import SpecError
+from qspec_core import QuantizationSpec, SpecError
 from qspec_core.fake_quantize import FakeQuantize, FixedQParamsFakeQuantize
 from qspec_core.observers import (
     FixedQParamsObserver,
@@ -23,7 +23,6 @@ from qspec_core.observers import (
     accepted_keywords,
     build_observer,
 )
-from qspec_core.spec import QuantizationSpec
 
 
 def cpu() -> dict[str, str]:

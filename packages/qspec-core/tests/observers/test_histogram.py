@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qspec_core.errors import SpecError
+from qspec_core import SpecError
 from qspec_core.observers import HistogramObserver, MinMaxObserver
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from qspec_core.errors import CalibrationError, SpecError, Where
+from qspec_core import CalibrationError, SourceLocation, SpecError
 from qspec_core.observers import (
     HistogramObserver,
     MinMaxObserver,
@@ -94,7 +94,7 @@ def test_values_not_finite_are_refused_and_leave_no_trace(
     observer = cls()
     observer(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     before = copy.deepcopy(observer.state_dict())
-    observer.where = Where("conv2d", "block.0", "model.py:3: y = conv(x)")
+    observer.where = SourceLocation("conv2d", "block.0", "model.py:3: y = conv(x)")
     with pytest.raises(CalibrationError) as error:
         observer(torch.tensor([[1.0, bad], [bad, 4.0]]))
     assert error.value.where == observer.where
@@ -127,7 +127,7 @@ def test_other_float_types_are_observed_and_returned_as_they_are(
 @every_observer
 def test_an_observer_that_never_ran_warns_once(cls: type[UniformQuantizationObserverBase]) -> None:
     observer = cls()
-    observer.where = Where("relu_3", "features", None)
+    observer.where = SourceLocation("relu_3", "features", None)
     with pytest.warns(ObserverNeverRanWarning, match="relu_3"):
         scale, zero_point = observer.calculate_qparams()
     assert (scale.tolist(), zero_point.tolist()) == ([1.0], [0])

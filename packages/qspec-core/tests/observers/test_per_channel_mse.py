@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qspec_core.errors import SpecError
+from qspec_core import SpecError
 from qspec_core.observers import PerChannelMinMaxObserver, PerChannelMSEObserver
 
 RANGE: dict[str, Any] = {"dtype": torch.int8, "quant_min": -127, "quant_max": 127}

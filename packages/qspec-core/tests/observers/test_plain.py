@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qspec_core.observers as observers
-from qspec_core.errors import CalibrationError, SpecError
+from qspec_core import CalibrationError, SpecError
 from qspec_core.observers import (
     DerivedObserverOrFakeQuantize,
     FixedQParamsObserver,

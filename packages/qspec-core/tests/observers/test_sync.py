@@ -12,7 +12,7 @@ import torch
 from sync_worker import Foreign, batches, observe, observers, run
 from torch import Tensor, distributed, nn
 
-from qspec_core.errors import CalibrationError
+from qspec_core import CalibrationError
 from qspec_core.observers import MinMaxObserver, sync_observers
 
 RANKS = 4

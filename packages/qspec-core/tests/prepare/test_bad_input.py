@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import (
+    Q_ANNOTATION_KEY,
+    AnnotationError,
+    GraphError,
+    QSpecError,
     QuantizationAnnotation,
     SharedQuantizationSpec,
+    SharingError,
     TableQuantizer,
     convert_pt2e,
     coverage,
     prepare_pt2e,
 )
-from qspec_core.errors import AnnotationError, GraphError, QSpecError, SharingError
-from qspec_core.prepare import observer_nodes
-from qspec_core.spec import Q_ANNOTATION_KEY
+from qspec_core.graph import observer_nodes
 
 
 class Layer(nn.Module):

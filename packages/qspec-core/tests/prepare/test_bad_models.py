@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import (
+    Q_ANNOTATION_KEY,
+    AnnotationError,
+    CalibrationError,
     ComposableQuantizer,
+    GraphError,
     ObserverNeverRanWarning,
+    QSpecError,
     QuantizationAnnotation,
     Quantizer,
     TableQuantizer,
@@ -20,8 +25,6 @@ from qspec_core import (
     convert_pt2e,
     prepare_pt2e,
 )
-from qspec_core.errors import AnnotationError, CalibrationError, GraphError, QSpecError
-from qspec_core.spec import Q_ANNOTATION_KEY
 
 X = torch.randn(2, 4)
 

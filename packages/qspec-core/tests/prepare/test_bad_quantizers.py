@@ -10,15 +10,19 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import (
+    Q_ANNOTATION_KEY,
+    AnnotationError,
+    CalibrationError,
     DerivedQuantizationSpec,
+    QSpecError,
     QuantizationAnnotation,
     QuantizationSpec,
     Quantizer,
+    SpecError,
     TableQuantizer,
     convert_pt2e,
     prepare_pt2e,
 )
-from qspec_core.errors import AnnotationError, CalibrationError, QSpecError, SpecError
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
     AffineQuantizedPlaceholderObserver,
@@ -27,7 +31,6 @@ from qspec_core.observers import (
     PerChannelMinMaxObserver,
     PerGroup,
 )
-from qspec_core.spec import Q_ANNOTATION_KEY
 
 X = torch.randn(2, 4)
 PER_TENSOR = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_symmetric)

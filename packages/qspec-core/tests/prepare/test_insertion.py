@@ -9,8 +9,7 @@ from core_support import ACT, Custom, Net, affine_parameters, at_activation, ate
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import QuantizationAnnotation, QuantizationSpec, convert_pt2e, prepare_pt2e
-from qspec_core.spec import Q_ANNOTATION_KEY
+from qspec_core import Q_ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpec, convert_pt2e, prepare_pt2e
 
 
 @pytest.mark.parametrize("output", [ACT, None], ids=["with an output spec", "without"])

@@ -24,26 +24,24 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qspec_core import (
-    DerivedQuantizationSpec,
-    FixedQParamsQuantizationSpec,
-    QuantizationAnnotation,
-    SharedQuantizationSpec,
-    TableQuantizer,
-    convert_pt2e,
-    prepare_pt2e,
-)
-from qspec_core.errors import (
+    Q_ANNOTATION_KEY,
     AnnotationError,
     CalibrationError,
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
     GraphError,
     NothingQuantizedError,
     QSpecError,
+    QuantizationAnnotation,
+    SharedQuantizationSpec,
     SharingError,
+    TableQuantizer,
     TrainingModeError,
+    convert_pt2e,
+    prepare_pt2e,
 )
+from qspec_core.graph import is_observer, observer_nodes
 from qspec_core.observers import FixedQParamsObserver
-from qspec_core.prepare import is_observer, observer_nodes
-from qspec_core.spec import Q_ANNOTATION_KEY
 
 
 def network() -> nn.Module:

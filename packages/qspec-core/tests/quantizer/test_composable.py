@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core import (
+    Q_ANNOTATION_KEY,
+    AnnotationError,
     ComposableQuantizer,
+    EdgeOrNode,
     EmbeddingQuantizer,
+    NothingQuantizedError,
     OnConflict,
     QuantizationAnnotation,
     Quantizer,
+    SpecError,
     TableQuantizer,
     convert_pt2e,
     coverage,
     prepare_pt2e,
 )
-from qspec_core.errors import AnnotationError, NothingQuantizedError, SpecError
+from qspec_core.graph import observer_nodes
 from qspec_core.observers import FixedQParamsObserver
-from qspec_core.prepare import observer_nodes
-from qspec_core.spec import Q_ANNOTATION_KEY, EdgeOrNode
 
 NARROW = replace(ACT, quant_max=127)
 X = torch.randn(2, 4)

@@ -27,10 +27,19 @@ from core_support import (
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qspec_core import Coverage, TableQuantizer, coverage, prepare_pt2e
-from qspec_core.errors import AnnotationError, NothingQuantizedError
+from qspec_core import (
+    Q_ANNOTATION_KEY,
+    AnnotationError,
+    Coverage,
+    NothingQuantizedError,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    SharedQuantizationSpec,
+    TableQuantizer,
+    coverage,
+    prepare_pt2e,
+)
 from qspec_core.patterns import Flow, Outputs, PreOp, activation, bias, weight
-from qspec_core.spec import Q_ANNOTATION_KEY, QuantizationAnnotation, QuantizationSpec, SharedQuantizationSpec
 
 X = (2, 4, 8, 8)
 

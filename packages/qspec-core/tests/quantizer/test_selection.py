@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qspec_core import (
+    Q_ANNOTATION_KEY,
     QuantizationConfig,
     QuantizationSpec,
+    SelectorError,
+    SpecError,
     TableQuantizer,
     coverage,
     get_bias_qspec,
@@ -20,13 +23,10 @@ from qspec_core import (
     get_output_act_qspec,
     get_weight_qspec,
     prepare_pt2e,
+    resolve_sharing,
 )
-from qspec_core.errors import SelectorError, SpecError
 from qspec_core.observers import MinMaxObserver
 from qspec_core.patterns import Mode, Reason, ReasonCode
-from qspec_core.quantizer import mode_of
-from qspec_core.sharing import resolve
-from qspec_core.spec import Q_ANNOTATION_KEY
 
 # Three configurations that an annotated graph shows apart: by the largest value of their weights.
 A, B, C = (replace(CONFIG, weight=replace(WEIGHT, quant_max=limit)) for limit in (127, 63, 31))
@@ -215,9 +215,9 @@ def test_module_type_of_a_model_traced_strictly() -> None:
 
 
 def test_mode_follows_from_the_activations() -> None:
-    assert mode_of(CONFIG) is Mode.STATIC
-    assert mode_of(DYNAMIC) is Mode.DYNAMIC
-    assert mode_of(replace(CONFIG, input_activation=None)) is Mode.WEIGHT_ONLY
+    assert CONFIG.mode is Mode.STATIC
+    assert DYNAMIC.mode is Mode.DYNAMIC
+    assert replace(CONFIG, input_activation=None).mode is Mode.WEIGHT_ONLY
 
 
 def test_specs_by_role_refuse_what_no_kernel_takes() -> None:
@@ -240,7 +240,7 @@ def test_specs_by_role_refuse_what_no_kernel_takes() -> None:
 def test_network_without_the_selected_operator_is_left_alone() -> None:
     exported = export(Net(lambda _, x: x * 2), torch.randn(3))
     prepared = prepare_pt2e(exported, TableQuantizer(table()))
-    assert resolve(prepared.graph).groups == ()
+    assert resolve_sharing(prepared.graph).groups == ()
     assert not any(Q_ANNOTATION_KEY in node.meta for node in prepared.graph.nodes)
 
 

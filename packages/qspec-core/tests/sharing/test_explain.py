@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.fx import Graph, Node
 
-from qspec_core.sharing import resolve
-from qspec_core.spec import (
+from qspec_core import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
@@ -15,6 +14,7 @@ from qspec_core.spec import (
     QuantizationSpec,
     QuantizationSpecBase,
     SharedQuantizationSpec,
+    resolve_sharing,
 )
 
 UINT8 = QuantizationSpec(torch.uint8, torch.nn.Identity)
@@ -45,14 +45,14 @@ def test_chain_of_references_and_agreement() -> None:
     put((n["x"], n["cat"]), UINT8)
     put(n["cat"], SharedQuantizationSpec((n["x"], n["cat"])))
     put((n["x"], n["relu"]), QuantizationSpec(torch.uint8, torch.nn.ReLU))
-    text = resolve(graph).explain(n["cat"], (n["x"], n["relu"]))
+    text = resolve_sharing(graph).explain(n["cat"], (n["x"], n["relu"]))
     first, second = "edge 'x' -> 'cat' (in the root module)", "edge 'x' -> 'relu' (in the root module)"
     assert text.splitlines() == [
         f"output of 'cat' (in the root module) and {second} share, as members of group 0:",
         f"  output of 'cat' (in the root module) refers to {first}",
         f"  {first} and {second} are on the tensor 'x', agree, and both allow implicit sharing",
     ]
-    assert "is referred to by output of 'cat'" in resolve(graph).explain((n["x"], n["relu"]), n["cat"])
+    assert "is referred to by output of 'cat'" in resolve_sharing(graph).explain((n["x"], n["relu"]), n["cat"])
 
 
 def test_long_chain_is_told_by_its_ends_and_without_recursion() -> None:
@@ -61,7 +61,7 @@ def test_long_chain_is_told_by_its_ends_and_without_recursion() -> None:
     put(nodes[-1], UINT8)
     for node, following in itertools.pairwise(nodes):
         put(node, SharedQuantizationSpec(following))
-    text = resolve(graph).explain(nodes[0], nodes[-1])
+    text = resolve_sharing(graph).explain(nodes[0], nodes[-1])
     assert "... 4987 more ..." in text
     assert "output of 'p4998' (in the root module) refers to output of 'p4999'" in text
 
@@ -94,7 +94,7 @@ def test_first_difference(one: QuantizationSpecBase, other: QuantizationSpecBase
     graph, n = graph_of(x="", a="x")
     put(n["x"], one)
     put((n["x"], n["a"]), other)
-    assert resolve(graph).explain(n["x"], (n["x"], n["a"])).endswith(f"do not share: their specs {reason}")
+    assert resolve_sharing(graph).explain(n["x"], (n["x"], n["a"])).endswith(f"do not share: their specs {reason}")
 
 
 def derive(observers: object) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +121,7 @@ def test_derived(source: str, function: object, reason: str | None) -> None:
     put((n["z"], n["a"]), DerivedQuantizationSpec([n["x"]], derive, torch.int32))
     other = DerivedQuantizationSpec([n[source]], function, torch.int32) if source else UINT8  # type: ignore[arg-type]
     put((n["z"], n["b"]), other)
-    text = resolve(graph).explain((n["z"], n["a"]), (n["z"], n["b"]))
+    text = resolve_sharing(graph).explain((n["z"], n["a"]), (n["z"], n["b"]))
     assert (" share, as members" in text) if reason is None else (reason in text)
 
 
@@ -132,7 +132,7 @@ def test_forbidding_annotation(allows: tuple[bool, bool], owners: str) -> None:
     graph, n = graph_of(x="", a="x")
     put(n["x"], UINT8, allow=allows[0])
     put((n["x"], n["a"]), UINT8, allow=allows[1])
-    text = resolve(graph).explain(n["x"], (n["x"], n["a"]))
+    text = resolve_sharing(graph).explain(n["x"], (n["x"], n["a"]))
     assert f"specs agree, but the annotation of {owners} has allow_implicit_sharing=False" in text
 
 
@@ -140,7 +140,7 @@ def test_different_tensors() -> None:
     graph, n = graph_of(x="", a="x")
     put(n["x"], UINT8)
     put(n["a"], UINT8)
-    text = resolve(graph).explain(n["x"], n["a"])
+    text = resolve_sharing(graph).explain(n["x"], n["a"])
     assert text.endswith("they are on different tensors ('x' and 'a'), and no chain of references connects them")
 
 
@@ -149,7 +149,7 @@ def test_different_tensors_whose_groups_meet() -> None:
     put(n["x"], UINT8)
     put((n["x"], n["a"]), spec())
     put(n["a"], SharedQuantizationSpec((n["x"], n["a"])))
-    text = resolve(graph).explain(n["x"], n["a"])
+    text = resolve_sharing(graph).explain(n["x"], n["a"])
     assert "their groups meet at output of 'x' (in the root module) and edge 'x' -> 'a'" in text
     assert "where their specs differ in dtype" in text
 
@@ -157,7 +157,7 @@ def test_different_tensors_whose_groups_meet() -> None:
 def test_no_spec_and_the_same_point() -> None:
     graph, n = graph_of(x="", a="x")
     put(n["x"], UINT8)
-    resolution = resolve(graph)
+    resolution = resolve_sharing(graph)
     for pair in ((n["x"], n["a"]), (n["a"], n["x"])):
         text = resolution.explain(*pair)
         assert (

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch.fx import Graph, Node
 
-from qspec_core.errors import AnnotationError, SharingError
-from qspec_core.sharing import resolve
-from qspec_core.spec import (
+from qspec_core import (
+    AnnotationError,
     DerivedQuantizationSpec,
     QuantizationAnnotation,
     QuantizationSpec,
     QuantizationSpecBase,
     SharedQuantizationSpec,
+    SharingError,
+    resolve_sharing,
 )
 
 KEY = "quantization_annotation"
@@ -50,7 +51,7 @@ def annotate(node: Node, inputs: dict[Node, QuantizationSpecBase | None], output
 def assert_refused(graph: Graph, kind: type[AnnotationError], at: str, *parts: str) -> AnnotationError:
     """Resolve, and check what every one of these errors must say."""
     with pytest.raises(AnnotationError) as caught:
-        resolve(graph)
+        resolve_sharing(graph)
     error = caught.value
     assert type(error) is kind
     assert error.where.node == at
@@ -106,7 +107,7 @@ def test_edge_into_a_node_without_arguments(graph: Graph) -> None:
     nodes = named(graph)
     annotate(nodes["x"], {nodes["a"]: SPEC})
     with pytest.raises(AnnotationError) as caught:
-        resolve(graph)
+        resolve_sharing(graph)
     assert caught.value.expected == "no input spec: the node has no arguments"
 
 
@@ -114,7 +115,7 @@ def test_places_without_a_spec_are_no_points_wherever_they_are(graph: Graph) -> 
     nodes = named(graph)
     annotate(nodes["c"], {nodes["a"]: None})
     nodes["b"].meta[KEY] = QuantizationAnnotation(_annotated=True)
-    assert resolve(graph).groups == ()
+    assert resolve_sharing(graph).groups == ()
 
 
 @pytest.mark.parametrize("place", ["input", "output"])
@@ -230,7 +231,7 @@ def test_a_long_cycle_is_told_by_its_ends() -> None:
     for at, node in enumerate(nodes):
         annotate(node, {}, SharedQuantizationSpec(nodes[at - 1]))
     with pytest.raises(SharingError) as caught:
-        resolve(graph)
+        resolve_sharing(graph)
     assert "... 88 more ..." in caught.value.problem
     assert len(caught.value.problem.splitlines()) == 14
 
@@ -249,7 +250,7 @@ def test_a_method_of_one_object_is_one_function(graph: Graph) -> None:
     annotate(b, {a: DerivedQuantizationSpec([x], owners[0].derive, torch.int32)})
     for owner, expected in ((owners[0], 2), (owners[1], 3)):
         annotate(c, {a: DerivedQuantizationSpec([x], owner.derive, torch.int32)})
-        assert len(resolve(graph).groups) == expected
+        assert len(resolve_sharing(graph).groups) == expected
 
 
 def test_annotations_are_read_by_shape(graph: Graph) -> None:
@@ -262,9 +263,9 @@ def test_annotations_are_read_by_shape(graph: Graph) -> None:
     a, b = (named(graph)[name] for name in "ab")
     a.meta[KEY] = Foreign(None, SPEC, True)
     b.meta[KEY] = annotation = Foreign({a: SPEC}, None, True)
-    assert len(resolve(graph).groups) == 1
+    assert len(resolve_sharing(graph).groups) == 1
     annotation.allow_implicit_sharing = False
-    assert len(resolve(graph).groups) == 2
+    assert len(resolve_sharing(graph).groups) == 2
 
 
 def test_resolving_leaves_specs_and_annotations_as_they_were(graph: Graph) -> None:
@@ -272,5 +273,5 @@ def test_resolving_leaves_specs_and_annotations_as_they_were(graph: Graph) -> No
     annotate(a, {}, SPEC)
     annotate(b, {a: SharedQuantizationSpec(a)}, SPEC)
     before = replace(b.meta[KEY], input_qspec_map=dict(b.meta[KEY].input_qspec_map))
-    resolve(graph)
+    resolve_sharing(graph)
     assert b.meta[KEY] == before

@@ -11,9 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch.fx import Graph, Node
 
-from qspec_core.errors import SharingError
-from qspec_core.sharing import Group, Resolution, resolve
-from qspec_core.spec import (
+from qspec_core import (
     DerivedQuantizationSpec,
     EdgeOrNode,
     FixedQParamsQuantizationSpec,
@@ -21,6 +19,10 @@ from qspec_core.spec import (
     QuantizationSpec,
     QuantizationSpecBase,
     SharedQuantizationSpec,
+    SharingError,
+    SharingGroup,
+    SharingResolution,
+    resolve_sharing,
 )
 
 Name = tuple[int, int]
@@ -218,7 +220,7 @@ def constructor_choices(plan: Plan, group: frozenset[Name]) -> set[Name]:
     return {name for name in candidates if name[0] == name[1]} or candidates
 
 
-def found_groups(built: Built, resolution: Resolution) -> set[frozenset[Name]]:
+def found_groups(built: Built, resolution: SharingResolution) -> set[frozenset[Name]]:
     return {frozenset(built.name(point) for point in group.points) for group in resolution.groups}
 
 
@@ -229,9 +231,9 @@ def test_groups_equal_the_pairwise_reference_in_any_order(plan: Plan, seed: int)
     event(expected if isinstance(expected, str) else "groups")
     if isinstance(expected, str):
         with pytest.raises(SharingError, match=expected):
-            resolve(built.graph)
+            resolve_sharing(built.graph)
         return
-    resolution = resolve(built.graph)
+    resolution = resolve_sharing(built.graph)
     assert found_groups(built, resolution) == expected
     check_constructors(plan, built, resolution)
     check_order(plan, built, resolution)
@@ -241,7 +243,7 @@ def in_graph_order(built: Built) -> list[EdgeOrNode]:
     return [point for node in built.graph.nodes for point in (*((arg, node) for arg in node.all_input_nodes), node)]
 
 
-def check_constructors(plan: Plan, built: Built, resolution: Resolution) -> None:
+def check_constructors(plan: Plan, built: Built, resolution: SharingResolution) -> None:
     order = {built.name(point): at for at, point in enumerate(in_graph_order(built))}
     for group in resolution.groups:
         choices = constructor_choices(plan, frozenset(built.name(point) for point in group.points))
@@ -254,7 +256,7 @@ def check_constructors(plan: Plan, built: Built, resolution: Resolution) -> None
         assert group.spec is (annotation.output_qspec if chosen[0] == chosen[1] else inputs[built.nodes[chosen[0]]])
 
 
-def check_order(plan: Plan, built: Built, resolution: Resolution) -> None:
+def check_order(plan: Plan, built: Built, resolution: SharingResolution) -> None:
     points = [point for point in in_graph_order(built) if built.name(point) in plan.kinds]
     groups = [resolution.group_of(point) for point in points]
     assert list(dict.fromkeys(group.index for group in groups if group)) == list(range(len(resolution.groups)))
@@ -273,7 +275,7 @@ def test_explain_agrees_with_the_groups_and_its_steps_connect(plan: Plan, seed: 
     built = build(plan, seed)
     if isinstance(reference(plan), str):
         return
-    resolution = resolve(built.graph)
+    resolution = resolve_sharing(built.graph)
     for a, b in itertools.combinations(in_graph_order(built), 2):
         text, groups = resolution.explain(a, b), (resolution.group_of(a), resolution.group_of(b))
         if None in groups:
@@ -314,9 +316,9 @@ UINT8, INT8 = 0, 3
 X, Y = (0, 0), (1, 1)
 
 
-def only_group(plan: Plan) -> tuple[Built, Group]:
+def only_group(plan: Plan) -> tuple[Built, SharingGroup]:
     built = build(plan)
-    (group,) = resolve(built.graph).groups
+    (group,) = resolve_sharing(built.graph).groups
     return built, group
 
 
@@ -330,13 +332,16 @@ def test_two_of_three_points_join_where_the_third_forbids() -> None:
     for forbidding, expected in enumerate([{(0, 1), (0, 2)}, {X, (0, 2)}, {X, (0, 1)}]):
         plan = Plan(((), (0,), (0,)), kinds, tuple(at != forbidding for at in range(3)))
         built = build(plan)
-        assert expected in found_groups(built, resolve(built.graph))
+        assert expected in found_groups(built, resolve_sharing(built.graph))
 
 
 def test_points_on_one_tensor_form_one_group_per_agreeing_subset() -> None:
     kinds: dict[Name, Kind] = {(0, at): ("plain", UINT8 if at < 3 else INT8, ()) for at in range(1, 5)}
     built = build(Plan(((), *[(0,)] * 4), kinds, (True,) * 5))
-    assert found_groups(built, resolve(built.graph)) == {frozenset({(0, 1), (0, 2)}), frozenset({(0, 3), (0, 4)})}
+    assert found_groups(built, resolve_sharing(built.graph)) == {
+        frozenset({(0, 1), (0, 2)}),
+        frozenset({(0, 3), (0, 4)}),
+    }
 
 
 def test_a_reference_joins_where_implicit_sharing_is_off() -> None:
@@ -366,11 +371,11 @@ def test_constructor_of_a_group(kinds: dict[Name, Kind], owner: Name) -> None:
 def test_the_range_counts_as_it_was_given() -> None:
     kinds: dict[Name, Kind] = {X: ("plain", UINT8, ()), (0, 1): ("plain", 1, ())}
     built = build(Plan(((), (0,)), kinds, (True, True)))
-    assert len(resolve(built.graph).groups) == 2
+    assert len(resolve_sharing(built.graph).groups) == 2
 
 
 def test_a_graph_without_annotations_has_no_groups() -> None:
     built = build(Plan(((), (0,)), {}, (True, True)))
-    resolution = resolve(built.graph)
+    resolution = resolve_sharing(built.graph)
     assert (resolution.groups, resolution.order) == ((), ())
     assert resolution.group_of(built.nodes[0]) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qspec_core.sharing._solve import CycleError, Point, solve
+from qspec_core._sharing._solve import CycleError, Point, solve
 
 DEEP = 50_000
 

@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import Backend, QuantizationConfig, QuantizationSpec, TableQuantizer
+from qspec_core import (
+    Backend,
+    BackendError,
+    GraphError,
+    QSpecError,
+    QuantizationConfig,
+    QuantizationSpec,
+    TableQuantizer,
+)
 from qspec_core import ops as decomposed
+from qspec_core._coverage import COVERAGE_KEY
 from qspec_core.backend import Backend as Contract
-from qspec_core.coverage import COVERAGE_KEY
-from qspec_core.errors import BackendError, GraphError, QSpecError
-from qspec_core.graphs import copy_graph_module, require_exported
+from qspec_core.graph import copy_graph_module, is_call, observer_nodes, replace_argument, require_exported
 from qspec_core.lowering import match_converted
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
 from qspec_core.patterns import (
@@ -29,10 +36,7 @@ from qspec_core.patterns import (
     ReasonCode,
     Row,
     activation,
-    is_call,
-    replace_argument,
 )
-from qspec_core.prepare import observer_nodes
 from qspec_core.testing import Case, ConformanceError, DeviceMissingError, Sample, conformance_cases
 from qspec_core.testing._checks import check_coverage, check_weights
 from qspec_core.testing._probe import Plan, Probe

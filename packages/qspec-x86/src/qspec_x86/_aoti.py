@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule
 
-from qspec_core.errors import LoweringError
+from qspec_core import LoweringError
 from qspec_x86._kernels import PACK_FOUR_BITS
 from qspec_x86._lower import LOWERING_KEY, LoweringReport, lower_portable
 from qspec_x86._signature import Signature, signature_of

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
+from qspec_core import LoweringError
 from qspec_core.backend import Backend
-from qspec_core.errors import LoweringError
 from qspec_core.lowering import require_converted
 from qspec_core.patterns import Mode
 from qspec_x86._aoti import compile_module, has_compiler, package

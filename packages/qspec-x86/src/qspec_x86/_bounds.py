@@ -8,8 +8,9 @@ from types import MappingProxyType
 import torch
 from torch.fx import Node
 
+from qspec_core.graph import argument
 from qspec_core.lowering import Quantized
-from qspec_core.patterns import Link, argument
+from qspec_core.patterns import Link
 from qspec_x86._parameters import plain_parameters
 
 __all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "fused_output", "output_of"]

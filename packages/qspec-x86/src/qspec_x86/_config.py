@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from qspec_core.errors import SpecError
+from qspec_core import QuantizationConfig, QuantizationSpec, SpecError
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
     HistogramObserver,
@@ -15,8 +15,6 @@ from qspec_core.observers import (
     PlaceholderObserver,
 )
 from qspec_core.patterns import Mode
-from qspec_core.quantizer import QuantizationConfig
-from qspec_core.spec import QuantizationSpec
 
 __all__ = ["default_config", "get_default_x86_inductor_quantization_config", "get_weight_only_quantization_config"]
 

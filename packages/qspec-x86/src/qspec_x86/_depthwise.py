@@ -3,7 +3,7 @@
 import torch
 from torch.fx import Node
 
-from qspec_core.patterns import argument, is_call
+from qspec_core.graph import argument, is_call
 
 __all__ = ["is_depthwise"]
 

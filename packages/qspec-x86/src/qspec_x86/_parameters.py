@@ -3,7 +3,7 @@
 import torch
 from torch.fx import Node
 
-from qspec_core.errors import LoweringError
+from qspec_core import LoweringError
 from qspec_core.lowering import Quantized
 from qspec_core.patterns import Reason, ReasonCode
 

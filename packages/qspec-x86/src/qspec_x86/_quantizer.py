@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch._ops import OpOverload
 
-from qspec_core.errors import SelectorError
-from qspec_core.quantizer import QuantizationConfig, TableQuantizer
+from qspec_core import QuantizationConfig, SelectorError, TableQuantizer
 from qspec_x86._rows import TABLE
 
 __all__ = ["X86InductorQuantizer"]

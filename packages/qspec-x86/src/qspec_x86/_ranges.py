@@ -7,7 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core import ops
-from qspec_core.patterns import argument
+from qspec_core.graph import argument
 
 __all__ = ["write_ranges"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from qspec_core.errors import LoweringError
+from qspec_core import LoweringError
 from qspec_x86._torch import symbol_range
 
 __all__ = ["Input", "Signature", "signature_of"]

@@ -6,7 +6,7 @@ summed in 16 bits and cut to 32767, silently: weights of 127 against inputs of 2
 
 import torch
 
-from qspec_core.errors import BackendError
+from qspec_core import BackendError
 
 __all__ = ["TARGETS", "lacks", "resolve_target", "saturates"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qspec_core.graphs import constant_value
+from qspec_core.graph import constant_value
 from qspec_core.lowering import Lowering, quantized_operand
 from qspec_core.patterns import Match, Reason, ReasonCode
 from qspec_x86._observer import pair_sums

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core import EmbeddingQuantizer, QuantizationConfig, convert_pt2e, coverage, prepare_pt2e
-from qspec_core.quantizer import get_embedding_operators_config
+from qspec_core import (
+    EmbeddingQuantizer,
+    QuantizationConfig,
+    convert_pt2e,
+    coverage,
+    get_embedding_operators_config,
+    prepare_pt2e,
+)
 from qspec_x86 import (
     LOWERING_KEY,
     X86InductorQuantizer,

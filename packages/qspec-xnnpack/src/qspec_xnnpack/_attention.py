@@ -7,8 +7,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from qspec_core.graphs import add_constant
-from qspec_core.patterns import argument
+from qspec_core.graph import add_constant, argument
 
 __all__ = ["attention_to_products"]
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qspec_core.errors import SpecError
+from qspec_core import QuantizationConfig, QuantizationSpec, SpecError
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
     MappingType,
@@ -18,8 +18,6 @@ from qspec_core.observers import (
     PlaceholderObserver,
 )
 from qspec_core.patterns import Mode
-from qspec_core.quantizer import QuantizationConfig, mode_of
-from qspec_core.spec import QuantizationSpec
 from qspec_xnnpack._rows._specs import FOUR_BITS, granularity, group_size, has_four_bits
 
 __all__ = ["fit", "get_symmetric_quantization_config"]
@@ -142,7 +140,7 @@ def _check_granularity(role: str, spec: QuantizationSpec) -> None:
 
 def _combined(config: QuantizationConfig) -> QuantizationConfig:
     """The configuration itself, if the kernels take its specs together."""
-    activation, weight, mode = config.input_activation, config.weight, mode_of(config)
+    activation, weight, mode = config.input_activation, config.weight, config.mode
     if mode is Mode.WEIGHT_ONLY:
         raise _unfit("input activation", "none", "a static or dynamic spec: there is no kernel for weights alone")
     if mode is Mode.DYNAMIC and activation is not None and activation.range != _WHOLE:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from qspec_core.errors import BackendError, LoweringError
+from qspec_core import BackendError, LoweringError
 
 __all__ = ["TESTED", "Compiled", "Refusal", "UntestedExecuTorchWarning", "compile_program", "load_program"]
 

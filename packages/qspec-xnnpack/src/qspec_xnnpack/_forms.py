@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical import canonicalize
-from qspec_core.graphs import add_constant, is_float
-from qspec_core.patterns import argument, is_call, replace_argument
+from qspec_core.graph import add_constant, argument, is_call, is_float, replace_argument
 
 __all__ = ["numbers_to_tensors", "to_delegate_form"]
 

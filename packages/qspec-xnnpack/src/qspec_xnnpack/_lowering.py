@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from qspec_core.errors import BackendError, GraphError, LoweringError, Where
-from qspec_core.graphs import copy_graph_module, gc_paused, wrap_graph
+from qspec_core import BackendError, GraphError, LoweringError, SourceLocation
+from qspec_core.graph import copy_graph_module, gc_paused, wrap_graph
 from qspec_core.lowering import Lowering, match_converted, on_device, quantized_value, require_converted
 from qspec_core.patterns import Match, Role
 from qspec_xnnpack._attention import attention_to_products
@@ -127,7 +127,7 @@ def _refused(refusals: Sequence[Refusal], matches: Mapping[str, Match]) -> Lower
     what = f"row {match.label}" if match is not None else f"operator {first.operator}"
     return LoweringError(
         f"{what} was quantized, and XNNPACK's delegate does not run it in integers",
-        where=Where.of(match.anchor if match is not None else first.node),
+        where=SourceLocation.of(match.anchor if match is not None else first.node),
         found=f"{first.operator}: {first.cause}" + (f"; likewise {', '.join(others)}" if others else ""),
         expected="one delegate that takes every quantized operator",
         remedy="leave the module out: quantizer.set_module_name(<its path>, None)",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qspec_core.errors import GraphError
+from qspec_core import GraphError
 
 __all__ = ["Delegation", "XNNPACKProgram"]
 

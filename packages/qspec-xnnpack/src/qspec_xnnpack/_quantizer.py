@@ -5,8 +5,8 @@ from typing import Self
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import GraphModule
 
+from qspec_core import QuantizationConfig, TableQuantizer
 from qspec_core.patterns import Mode
-from qspec_core.quantizer import QuantizationConfig, TableQuantizer
 from qspec_xnnpack._config import fit, get_symmetric_quantization_config
 from qspec_xnnpack._forms import numbers_to_tensors, to_delegate_form
 from qspec_xnnpack._rows import STARTING_TABLE, TABLE

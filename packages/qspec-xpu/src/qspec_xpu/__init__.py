@@ -4,8 +4,8 @@ from typing import Any, NoReturn
 
 from torch.fx import GraphModule
 
+from qspec_core import LoweringError
 from qspec_core.backend import Backend
-from qspec_core.errors import LoweringError
 from qspec_core.patterns import Mode, Outputs, PatternTable
 
 __all__ = ["BACKEND"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec_core.errors import SpecError
+from qspec_core._errors import SpecError
 
 __all__ = [
     "choose_qparams",

@@ -4,8 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import retarget
-from qspec_core.graphs import is_float
-from qspec_core.patterns import argument, calls, is_call
+from qspec_core.graph import argument, calls, is_call, is_float
 
 __all__ = ["canonicalize_activations"]
 

@@ -8,10 +8,8 @@ from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._identity import IDENTITY_NOTE, is_identity
 from qspec_core.canonical._record import fold_node
-from qspec_core.graphs import add_constant, constant_value
-from qspec_core.layers import LAYERS, TRANSPOSED
-from qspec_core.patterns import argument, calls, is_call, replace_argument
-from qspec_core.subgraphs import attribute
+from qspec_core.graph import add_constant, argument, attribute, calls, constant_value, is_call, replace_argument
+from qspec_core.graph._layers import LAYERS, TRANSPOSED
 
 __all__ = ["fold_batch_norms"]
 

@@ -5,8 +5,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
-from qspec_core.graphs import is_float
-from qspec_core.patterns import argument, calls
+from qspec_core.graph import argument, calls, is_float
 
 __all__ = ["canonicalize_convolutions"]
 

@@ -10,8 +10,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
-from qspec_core.graphs import add_constant, constant_value, derived_meta
-from qspec_core.patterns import argument, calls, is_call
+from qspec_core.graph import add_constant, argument, calls, constant_value, derived_meta, is_call
 
 __all__ = ["canonicalize_einsums"]
 

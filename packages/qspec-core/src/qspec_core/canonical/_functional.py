@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload, schema_of
-from qspec_core.graphs import is_view
-from qspec_core.patterns import argument_names, called_operator, written_arguments
+from qspec_core.graph import argument_names, called_operator, is_view, written_arguments
 
 __all__ = ["is_private", "make_functional"]
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node
-from qspec_core.patterns import argument, argument_names, called_operator, calls, is_call
+from qspec_core.graph import argument, argument_names, called_operator, calls, is_call
 
 __all__ = ["IDENTITY_NOTE", "is_identity", "remove_identities"]
 

@@ -6,8 +6,16 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import ops
 from qspec_core.canonical._record import fold_node, retarget
-from qspec_core.graphs import add_constant, constant_value, derived_meta
-from qspec_core.patterns import argument, argument_names, calls, is_call, replace_argument
+from qspec_core.graph import (
+    add_constant,
+    argument,
+    argument_names,
+    calls,
+    constant_value,
+    derived_meta,
+    is_call,
+    replace_argument,
+)
 
 __all__ = ["MOVES", "canonicalize_linears"]
 

@@ -4,7 +4,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node, retarget
-from qspec_core.patterns import argument, called_operator, calls, replace_argument
+from qspec_core.graph import argument, called_operator, calls, replace_argument
 
 __all__ = ["canonicalize_pads"]
 

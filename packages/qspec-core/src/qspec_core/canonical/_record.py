@@ -4,8 +4,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from qspec_core._errors import module_stack
 from qspec_core._torch import OpOverload, is_unlifted
-from qspec_core.errors import module_stack
 
 __all__ = [
     "FOLDED_KEY",

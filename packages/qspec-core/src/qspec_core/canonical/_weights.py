@@ -9,10 +9,9 @@ from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._linear import MOVES
 from qspec_core.canonical._record import fold_node
-from qspec_core.folding import compute_constants, constant_nodes
-from qspec_core.graphs import add_constant
-from qspec_core.layers import LAYERS
-from qspec_core.patterns import argument, calls, is_call
+from qspec_core.graph import add_constant, argument, calls, is_call
+from qspec_core.graph._folding import compute_constants, constant_nodes
+from qspec_core.graph._layers import LAYERS
 
 __all__ = ["fold_weights"]
 

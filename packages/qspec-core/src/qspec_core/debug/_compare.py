@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from qspec_core._coverage import operators
+from qspec_core._errors import CalibrationError
 from qspec_core.canonical import STANDS_FOR_KEY, debug_handle
-from qspec_core.coverage import operators
 from qspec_core.debug._loggers import logged_copy
 from qspec_core.debug._results import Sums, nothing_shared
-from qspec_core.errors import CalibrationError
-from qspec_core.subgraphs import graph_modules
+from qspec_core.graph import graph_modules
 
 __all__ = ["Comparison", "NodeComparison", "compare"]
 

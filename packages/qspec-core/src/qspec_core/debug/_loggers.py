@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from qspec_core._errors import GraphError, module_path
 from qspec_core.canonical import NUMERIC_DEBUG_HANDLE_KEY, debug_handle, set_debug_handle, value_source
-from qspec_core.errors import GraphError, module_path
-from qspec_core.graphs import copy_graph_module, fresh_attribute_name, require_exported
-from qspec_core.subgraphs import graph_modules
+from qspec_core.graph import copy_graph_module, fresh_attribute_name, graph_modules, require_exported
 
 __all__ = [
     "DebugKey",

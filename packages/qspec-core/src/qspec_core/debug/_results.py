@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from qspec_core._errors import GraphError
 from qspec_core.debug._loggers import DebugKey, Logged
-from qspec_core.errors import GraphError
 
 __all__ = [
     "NodeAccuracySummary",

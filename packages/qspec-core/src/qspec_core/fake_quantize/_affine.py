@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec_core.errors import SpecError, Where
+from qspec_core._errors import SourceLocation, SpecError
 from qspec_core.fake_quantize._base import KeepsParameters
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
@@ -74,12 +74,12 @@ class AffineFakeQuantize(KeepsParameters):
         self.register_buffer("zero_point", torch.zeros(1, dtype=inner.zero_point_dtype))
 
     @property
-    def where(self) -> Where | None:
+    def where(self) -> SourceLocation | None:
         """Place in the model; the observer's, which names it in errors."""
         return self.activation_post_process.where
 
     @where.setter
-    def where(self, place: Where | None) -> None:
+    def where(self, place: SourceLocation | None) -> None:
         self.activation_post_process.where = place
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qspec_core.errors import Where
+from qspec_core._errors import SourceLocation
 from qspec_core.fake_quantize._base import FakeQuantizeBase
 from qspec_core.fake_quantize._observing import build_inner
 from qspec_core.observers._arithmetic import PER_CHANNEL, SYMMETRIC
@@ -70,13 +70,13 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         self.register_buffer("eps", torch.tensor([torch.finfo(torch.float32).eps]))
 
     @property
-    def where(self) -> Where | None:
+    def where(self) -> SourceLocation | None:
         """Place in the model; the observer's, which names it in errors."""
-        place: Where | None = self.activation_post_process.where
+        place: SourceLocation | None = self.activation_post_process.where
         return place
 
     @where.setter
-    def where(self, place: Where | None) -> None:
+    def where(self, place: SourceLocation | None) -> None:
         self.activation_post_process.where = place
 
     @property

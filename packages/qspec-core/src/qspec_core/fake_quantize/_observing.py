@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qspec_core.errors import SpecError, Where
+from qspec_core._errors import SourceLocation, SpecError
+from qspec_core._spec import dtype_range
 from qspec_core.fake_quantize._base import KeepsParameters, fake_quantize
 from qspec_core.observers import (
     FixedQParamsObserver,
@@ -16,7 +17,6 @@ from qspec_core.observers import (
 from qspec_core.observers._arithmetic import PER_CHANNEL
 from qspec_core.observers._base import reject_not_finite
 from qspec_core.observers._constructor import construct
-from qspec_core.spec import dtype_range
 
 __all__ = ["FakeQuantize", "FixedQParamsFakeQuantize", "FusedMovingAvgObsFakeQuantize", "build_inner"]
 
@@ -79,13 +79,13 @@ class FakeQuantize(KeepsParameters):
         self.register_buffer("zero_point", zero_point.clamp(self.quant_min, self.quant_max))
 
     @property
-    def where(self) -> Where | None:
+    def where(self) -> SourceLocation | None:
         """Place in the model; the observer's, which names it in errors."""
-        place: Where | None = self.activation_post_process.where
+        place: SourceLocation | None = self.activation_post_process.where
         return place
 
     @where.setter
-    def where(self, place: Where | None) -> None:
+    def where(self, place: SourceLocation | None) -> None:
         self.activation_post_process.where = place
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qspec_core import ops
-from qspec_core.errors import CalibrationError, SpecError
+from qspec_core._errors import CalibrationError, SpecError
 from qspec_core.observers._arithmetic import FLOAT8, choose_qparams, quantized_range
 from qspec_core.observers._base import (
     FLOAT32_EPS,

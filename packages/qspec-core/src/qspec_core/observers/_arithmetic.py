@@ -6,8 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from qspec_core.errors import SpecError
-from qspec_core.spec import dtype_range
+from qspec_core._errors import SpecError
+from qspec_core._spec import dtype_range
 
 __all__ = [
     "FLOAT8",

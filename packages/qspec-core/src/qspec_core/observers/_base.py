@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qspec_core.errors import CalibrationError, SpecError, Where
+from qspec_core._errors import CalibrationError, SourceLocation, SpecError
 from qspec_core.observers._arithmetic import (
     PER_TENSOR,
     choose_qparams,
@@ -47,7 +47,7 @@ class ObserverBase(Configurable, nn.Module, ABC):
         is_dynamic: scale and zero point are computed from each input when the model runs.
     """
 
-    where: Where | None = None
+    where: SourceLocation | None = None
     """Place in the model that is observed; set when observers are inserted, named in errors."""
     dtype: torch.dtype
     is_dynamic: bool
@@ -248,7 +248,7 @@ class SeenTensor:
         return SeenTensor, ()  # a copy, possibly in another process, has seen nothing
 
 
-def reject_not_finite(x: Tensor, where: Where | None) -> None:
+def reject_not_finite(x: Tensor, where: SourceLocation | None) -> None:
     """Raise for a tensor whose smallest or largest value is NaN or infinite.
 
     Raises: CalibrationError: always.
@@ -263,7 +263,7 @@ def reject_not_finite(x: Tensor, where: Where | None) -> None:
     )
 
 
-def finite_limits(x: Tensor, where: Where | None) -> tuple[Tensor, Tensor]:
+def finite_limits(x: Tensor, where: SourceLocation | None) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of a tensor that is not empty. NaN and infinity show in them: no pass of its own.
 
     Raises: CalibrationError: they are not finite.

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from qspec_core import ops
+from qspec_core._errors import SpecError
 from qspec_core._torch import OpOverload
-from qspec_core.errors import SpecError
 from qspec_core.observers._form import ConvertedForm, Step
 
 __all__ = ["block_form", "block_grid", "is_rounded_last", "is_tensor_wide", "join_blocks", "split_blocks"]

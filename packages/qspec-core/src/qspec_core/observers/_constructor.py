@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from torch import nn
 
-from qspec_core.errors import SpecError
-from qspec_core.spec import QuantizationSpec
+from qspec_core._errors import SpecError
+from qspec_core._spec import QuantizationSpec
 
 __all__ = ["Configurable", "PartialWrapper", "accepted_keywords", "build_observer", "construct", "converts_itself"]
 

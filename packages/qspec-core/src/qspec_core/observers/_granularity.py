@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 import torch
 
-from qspec_core.errors import SpecError
+from qspec_core._errors import SpecError
 
 __all__ = [
     "Granularity",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec_core.errors import SpecError
+from qspec_core._errors import SpecError
 from qspec_core.observers._arithmetic import FLOAT8, PER_TENSOR, SYMMETRIC, float32, middle
 from qspec_core.observers._base import FLOAT32_EPS, UniformQuantizationObserverBase, finite_limits
 from qspec_core.observers._range_search import RangeSearch

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec_core.errors import SpecError
+from qspec_core._errors import SpecError
 from qspec_core.observers._arithmetic import PER_TENSOR
 from qspec_core.observers._base import FLOAT32_EPS, SeenTensor, UniformQuantizationObserverBase, finite_limits
 

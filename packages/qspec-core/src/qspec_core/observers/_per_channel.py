@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qspec_core.errors import CalibrationError
+from qspec_core._errors import CalibrationError
 from qspec_core.observers._arithmetic import PER_CHANNEL
 from qspec_core.observers._base import (
     FLOAT32_EPS,

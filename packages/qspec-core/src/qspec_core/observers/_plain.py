@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qspec_core.errors import CalibrationError, SpecError
+from qspec_core._errors import CalibrationError, SpecError
 from qspec_core.observers._arithmetic import PER_TENSOR, quantized_range
 from qspec_core.observers._base import ObserverBase, check_unused
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from qspec_core.errors import CalibrationError
+from qspec_core._errors import CalibrationError
 
 __all__ = ["get_observer_state_dict", "load_observer_state_dict"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from qspec_core.errors import CalibrationError
+from qspec_core._errors import CalibrationError
 from qspec_core.observers._affine import (
     AffineQuantizedMovingAverageMinMaxObserver,
     AffineQuantizedObserverBase,

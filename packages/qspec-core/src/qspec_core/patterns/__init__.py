@@ -1,6 +1,6 @@
 """The pattern-table language: rows as data, and the one matcher that finds them in a graph."""
 
-from qspec_core.patterns._arguments import (
+from qspec_core.graph import (
     argument,
     argument_names,
     called_operator,

@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from qspec_core._torch import OpOverload
-from qspec_core.patterns._arguments import argument, argument_names, is_call
+from qspec_core.graph import argument, argument_names, is_call
 from qspec_core.patterns._rows import Operand, PostOp, PreOp, Reason, ReasonCode, Role, Row
 
 __all__ = ["Link", "Match", "Matching", "match_rows"]

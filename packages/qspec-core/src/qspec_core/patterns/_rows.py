@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.fx import Node
 
+from qspec_core._spec import QuantizationSpec
 from qspec_core._torch import OpOverload
-from qspec_core.spec import QuantizationSpec
 
 if TYPE_CHECKING:
     from qspec_core.patterns._matcher import Match

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from qspec_core._convert import convert_pt2e
+from qspec_core._errors import BackendError
+from qspec_core._prepare import prepare_pt2e
 from qspec_core._torch import OpOverload
 from qspec_core.backend import Backend
-from qspec_core.convert import convert_pt2e
-from qspec_core.errors import BackendError
 from qspec_core.patterns import Flow, Mode, Outputs, PostOp, PreOp, Row
-from qspec_core.prepare import prepare_pt2e
 from qspec_core.testing._checks import (
     Snapshot,
     check_agreement,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from qspec_core._coverage import Coverage, CoverageEntry, CoverageStatus, coverage
 from qspec_core.canonical import canonicalize
-from qspec_core.coverage import Coverage, Entry, Status, coverage
-from qspec_core.graphs import constant_value, copy_graph_module
+from qspec_core.graph import constant_value, copy_graph_module
 from qspec_core.lowering import match_converted, quantized_operand
 from qspec_core.patterns import Match, PatternTable, Role
 from qspec_core.testing._errors import ConformanceError
@@ -70,7 +70,7 @@ class Snapshot:
                 f"{step} changed the module that it was given",
                 found=", ".join(sorted(changed)),
                 expected="the same code, nodes, metadata and tensors",
-                remedy=f"let {step} work on a copy: qspec_core.graphs.copy_graph_module shares the parameters",
+                remedy=f"let {step} work on a copy: qspec_core.graph.copy_graph_module shares the parameters",
             )
 
 
@@ -86,7 +86,7 @@ def check_coverage(converted: GraphModule, plan: Plan) -> None:
     """
     found = coverage(converted)
     tested = [entry for entry in found if entry.module == TESTED]
-    wrong = [entry for entry in tested if entry.status is not Status.QUANTIZED or entry.row != plan.label]
+    wrong = [entry for entry in tested if entry.status is not CoverageStatus.QUANTIZED or entry.row != plan.label]
     absent = [str(operator) for operator in plan.operators if str(operator) not in {e.operator for e in tested}]
     if wrong or absent:
         raise ConformanceError(
@@ -106,7 +106,7 @@ def check_coverage(converted: GraphModule, plan: Plan) -> None:
         )
 
 
-def _names(entries: Iterable[Entry]) -> str:
+def _names(entries: Iterable[CoverageEntry]) -> str:
     return ", ".join(entry.operator for entry in entries)
 
 

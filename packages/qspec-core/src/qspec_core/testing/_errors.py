@@ -1,6 +1,6 @@
 """What the conformance kit raises."""
 
-from qspec_core.errors import QSpecError
+from qspec_core._errors import QSpecError
 
 __all__ = ["ConformanceError", "DeviceMissingError"]
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from qspec_core._convert import convert_pt2e
+from qspec_core._errors import BackendError, QSpecError
+from qspec_core._prepare import prepare_pt2e
 from qspec_core.backend import Backend
-from qspec_core.convert import convert_pt2e
-from qspec_core.errors import BackendError, QSpecError
-from qspec_core.patterns import Mode, PatternTable, Row, argument_names
-from qspec_core.prepare import prepare_pt2e
+from qspec_core.graph import argument_names
+from qspec_core.patterns import Mode, PatternTable, Row
 from qspec_core.testing._errors import ConformanceError, DeviceMissingError
 
 __all__ = ["RefusalCase", "TableCase"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qspec_core._torch import OpOverload, schema_of
-from qspec_core.patterns import Flow, Mode, OtherRole, PatternTable, PostOp, PreOp, Role, Row, argument_names
+from qspec_core.graph import argument_names
+from qspec_core.patterns import Flow, Mode, OtherRole, PatternTable, PostOp, PreOp, Role, Row
 from qspec_core.testing._errors import ConformanceError
 from qspec_core.testing._samples import Integers, Sample
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qspec_core._torch import OpOverload
-from qspec_core.layers import LAYERS
+from qspec_core.graph._layers import LAYERS
 from qspec_core.testing._samples import ErrorRule, Operands
 
 __all__ = ["RULES"]

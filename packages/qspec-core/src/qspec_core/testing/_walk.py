@@ -13,8 +13,8 @@ from torch.fx.node import map_arg
 
 from qspec_core import ops
 from qspec_core._torch import OpOverload, schema_of
+from qspec_core.graph import called_operator
 from qspec_core.lowering import Quantized, quantized_value
-from qspec_core.patterns import called_operator
 from qspec_core.testing._errors import ConformanceError
 from qspec_core.testing._samples import ErrorRule, Operands
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
+from qspec_core.graph import argument
 from qspec_core.lowering import Lowering, quantized_value
-from qspec_core.patterns import Match, Reason, argument
+from qspec_core.patterns import Match, Reason
 from qspec_x86._bounds import Output, bounds_of, fused_output, output_of
 from qspec_x86._kernels import Geometry, insert_qconv, insert_qconv_sum
 from qspec_x86._lowering._layer import Layer, finish, read_layer, repeated, requantize, reshaped

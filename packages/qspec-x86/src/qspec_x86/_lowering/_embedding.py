@@ -8,9 +8,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.graphs import constant_value
+from qspec_core.graph import argument, constant_value
 from qspec_core.lowering import Lowering, quantized_operand
-from qspec_core.patterns import Match, Reason, ReasonCode, argument
+from qspec_core.patterns import Match, Reason, ReasonCode
 
 __all__ = ["lower_embedding", "lower_embedding_bag"]
 

@@ -11,9 +11,9 @@ from math import prod
 import torch
 from torch.fx import Node
 
-from qspec_core.graphs import constant_value
+from qspec_core.graph import argument, constant_value
 from qspec_core.lowering import Lowering
-from qspec_core.patterns import Match, Reason, ReasonCode, argument
+from qspec_core.patterns import Match, Reason, ReasonCode
 from qspec_x86._bounds import Output, fused_output
 from qspec_x86._kernels import Geometry, insert_qconv
 from qspec_x86._lowering._layer import Layer, finish, read_layer, repeated, requantize, reshaped

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.graphs import constant_value
+from qspec_core.graph import constant_value
 from qspec_core.lowering import Lowering, Quantized, quantized_operand
 from qspec_core.patterns import Match, Reason, ReasonCode
 from qspec_x86._kernels import FOUR_BITS, PACK_FOUR_BITS, fits_four_bits

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qspec_core import QuantizationSpec
+from qspec_core.graph import argument, argument_names
 from qspec_core.observers import PerGroup, build_observer
-from qspec_core.patterns import Reason, ReasonCode, argument, argument_names
-from qspec_core.spec import QuantizationSpec
+from qspec_core.patterns import Reason, ReasonCode
 from qspec_x86._depthwise import is_depthwise
 from qspec_x86._kernels import BLOCK, FOUR_BITS, fits_four_bits
 

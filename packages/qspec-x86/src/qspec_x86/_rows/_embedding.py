@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from qspec_core.patterns import Flow, Mode, Reason, ReasonCode, Row, argument, weight
+from qspec_core.graph import argument
+from qspec_core.patterns import Flow, Mode, Reason, ReasonCode, Row, weight
 from qspec_x86._lowering import lower_embedding, lower_embedding_bag
 
 __all__ = ["ROWS"]

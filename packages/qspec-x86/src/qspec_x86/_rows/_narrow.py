@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from qspec_core.spec import QuantizationSpec
+from qspec_core import QuantizationSpec
 from qspec_x86._depthwise import is_depthwise
 from qspec_x86._observer import PairSumObserver
 

@@ -3,7 +3,8 @@
 import torch
 from torch.fx import Node
 
-from qspec_core.patterns import PostOp, argument
+from qspec_core.graph import argument
+from qspec_core.patterns import PostOp
 
 __all__ = ["HARDSWISH", "HARDTANH", "RELU", "SILU", "UNARY"]
 

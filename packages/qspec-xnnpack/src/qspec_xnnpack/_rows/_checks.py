@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.fx import Node
 
-from qspec_core.patterns import Reason, ReasonCode, argument
+from qspec_core.graph import argument
+from qspec_core.patterns import Reason, ReasonCode
 
 __all__ = ["constant_bias", "refused", "shape_of", "static_shape"]
 

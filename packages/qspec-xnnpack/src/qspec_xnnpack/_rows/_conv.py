@@ -6,18 +6,8 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.patterns import (
-    DELEGATED,
-    Flow,
-    Mode,
-    PreOp,
-    Reason,
-    Row,
-    activation,
-    argument,
-    bias,
-    weight,
-)
+from qspec_core.graph import argument
+from qspec_core.patterns import DELEGATED, Flow, Mode, PreOp, Reason, Row, activation, bias, weight
 from qspec_xnnpack._rows._checks import constant_bias, refused, shape_of
 from qspec_xnnpack._rows._clamps import HARDTANH, RELU
 from qspec_xnnpack._rows._specs import eight_bits, one_group, one_image

@@ -3,7 +3,8 @@
 import torch
 from torch.fx import Node
 
-from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation, argument
+from qspec_core.graph import argument
+from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation
 from qspec_xnnpack._rows._checks import refused
 from qspec_xnnpack._rows._clamps import RELU
 

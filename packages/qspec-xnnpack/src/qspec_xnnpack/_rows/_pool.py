@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch.fx import Node
 
-from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation, argument
+from qspec_core.graph import argument
+from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation
 from qspec_xnnpack._rows._checks import refused, shape_of, static_shape
 
 __all__ = ["ROWS"]

@@ -7,18 +7,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.patterns import (
-    DELEGATED,
-    Flow,
-    Mode,
-    Operand,
-    Reason,
-    ReasonCode,
-    Row,
-    activation,
-    activations,
-    argument,
-)
+from qspec_core.graph import argument
+from qspec_core.patterns import DELEGATED, Flow, Mode, Operand, Reason, ReasonCode, Row, activation, activations
 from qspec_xnnpack._rows._checks import refused, shape_of, static_shape
 
 __all__ = ["ROWS"]

@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch.fx import Node
 
+from qspec_core import QuantizationSpec
+from qspec_core.graph import argument
 from qspec_core.observers import (
     AffineQuantizedPlaceholderObserver,
     Granularity,
@@ -14,8 +16,7 @@ from qspec_core.observers import (
     PerToken,
     build_observer,
 )
-from qspec_core.patterns import Reason, argument
-from qspec_core.spec import QuantizationSpec
+from qspec_core.patterns import Reason
 from qspec_xnnpack._rows._checks import refused, shape_of
 
 __all__ = [

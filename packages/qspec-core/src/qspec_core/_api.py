@@ -1,0 +1,268 @@
+"""The whole job in one call: export, prepare, calibrate, convert, lower."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from qspec_core._bias_correction import InputMeans, correct_biases
+from qspec_core._convert import convert_pt2e
+from qspec_core._coverage import Coverage, coverage
+from qspec_core._errors import BackendError, CalibrationError, ExportError
+from qspec_core._prepare import prepare_pt2e
+from qspec_core._quantizer import Quantizer
+from qspec_core.backend import Backend, get_backend
+from qspec_core.patterns import Mode
+
+__all__ = ["CalibrationBatch", "ProgressCallback", "Result", "calibrate", "quantize"]
+
+CalibrationBatch = tuple[Any, ...] | Mapping[str, Any]  # a model's arguments may be of any type
+"""One calibration batch: the model's positional arguments, or its keyword arguments."""
+
+ProgressCallback = Callable[[str], None]
+"""Called with the name of each step of `quantize` as it begins."""
+
+
+def _silent(_: str) -> None:
+    """The default progress: says nothing."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `quantize` made.
+
+    Args:
+        exported: the float model as it was exported.
+        converted: the quantized program, in operators that every exporter and runtime reads.
+        backend: the backend it was made for.
+        target: class of the deployment device.
+        example_inputs: the arguments it was exported with.
+        dynamic_shapes: the dimensions that may vary, as `torch.export.export` takes them.
+    """
+
+    exported: GraphModule
+    converted: GraphModule
+    backend: Backend
+    target: str
+    example_inputs: tuple[Any, ...]  # a model's arguments may be of any type
+    dynamic_shapes: Any = None  # as torch.export takes it
+
+    @property
+    def coverage(self) -> Coverage:
+        """What was quantized by which row, and what was not and why."""
+        return coverage(self.converted)
+
+    @cached_property
+    def lowered(self) -> nn.Module:
+        """The program on its backend, in the fastest form that is safe; made when first asked for.
+
+        Raises: LoweringError: it cannot run there.
+        """
+        return self.backend.lower(self.converted, self.example_inputs, self.target)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the quantized program with `torch.export.save`. Import qspec_core before `torch.export.load` reads it.
+
+        The file carries the coverage, the backend and the target under the extra file `qspec.json`.
+        """
+        path = Path(path)
+        program = torch.export.export(self.converted, self.example_inputs, dynamic_shapes=self.dynamic_shapes)
+        notes = {"backend": self.backend.name, "target": self.target, "coverage": self.coverage.to_dict()}
+        torch.export.save(program, path, extra_files={"qspec.json": json.dumps(notes)})
+        return path
+
+    def package(self, path: str | Path) -> Path:
+        """Write the backend's deployable file. Where `lowered` was made before and holds it, it is not made again.
+
+        Raises:
+            BackendError: the backend has none.
+            LoweringError: the program cannot run there.
+        """
+        if self.backend.package is None:
+            raise BackendError(
+                f"backend {self.backend.name!r} has no deployable file",
+                remedy="use result.lowered in this process, or result.save for the portable program",
+            )
+        write: object = getattr(self.__dict__.get("lowered"), "write_package", None)
+        if callable(write):
+            return Path(write(path))
+        return self.backend.package(self.converted, self.example_inputs, Path(path), self.target)
+
+
+def quantize(
+    model: nn.Module | torch.export.ExportedProgram,
+    example_inputs: tuple[Any, ...],  # a model's arguments may be of any type
+    *,
+    backend: str | Backend,
+    calibration: Iterable[CalibrationBatch] | None = None,
+    target: str | None = None,
+    mode: Mode | str = Mode.STATIC,
+    quantizer: Quantizer | None = None,
+    dynamic_shapes: Any = None,  # as torch.export takes it
+    bias_correction: bool = True,
+    progress: ProgressCallback = _silent,
+) -> Result:
+    """Quantize a float model for a backend. The model itself is not changed.
+
+    Args:
+        model: a float module, an exported program, or an exported graph module, on any device: it is calibrated there,
+            and lowered to the backend's.
+        example_inputs: positional arguments of one call.
+        backend: name of an installed backend, or a `Backend`.
+        calibration: batches that stand for the model's real inputs, each a tuple of positional or a mapping of keyword
+            arguments; needed by static quantization alone.
+        target: class of the deployment device, one of the backend's; None for its default.
+        mode: when activations are quantized: "static", "dynamic" or "weight only".
+        quantizer: used in place of the backend's default one.
+        dynamic_shapes: handed to `torch.export.export`.
+        bias_correction: in static quantization, take off each layer's bias what rounding its weight adds to the mean of
+            its output; see `docs/architecture.md`.
+        progress: called with the name of each step as it begins.
+    Returns: the quantized program and what became of each operator.
+    Raises:
+        BackendError: the backend is not installed, or has no such target or mode.
+        ExportError: the model cannot be exported with these inputs.
+        CalibrationError: static quantization without calibration, or a batch that does not fit or is not finite.
+        NothingQuantizedError: no row of the backend matched.
+    """
+    chosen = get_backend(backend) if isinstance(backend, str) else backend
+    target, mode = chosen.resolve_target(target), _mode(chosen, mode)
+    progress("export")
+    exported = _export(model, example_inputs, dynamic_shapes)
+    progress("prepare")
+    made = chosen.quantizer(mode=mode, target=target) if quantizer is None else quantizer
+    prepared = prepare_pt2e(exported, made)
+    means = InputMeans(prepared) if bias_correction and mode is Mode.STATIC else None
+    if mode is Mode.STATIC:
+        progress("calibrate")
+        calibrate(prepared if means is None else means.module, calibration)
+    progress("convert")
+    converted = convert_pt2e(prepared)
+    if means is not None:
+        converted = correct_biases(converted, means)
+    return Result(exported, converted, chosen, target, example_inputs, dynamic_shapes)
+
+
+def _mode(backend: Backend, mode: Mode | str) -> Mode:
+    known = {entry.value: entry for entry in Mode}
+    found = mode if isinstance(mode, Mode) else known.get(mode)
+    if found is None or found not in backend.modes:
+        raise BackendError(
+            f"backend {backend.name!r} has no mode {mode!r}",
+            found=mode,
+            expected=", ".join(sorted(entry.value for entry in backend.modes)),
+            remedy="name one of the modes listed",
+        )
+    return found
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, and every submodule back into the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _export(model: object, example_inputs: tuple[Any, ...], dynamic_shapes: Any) -> GraphModule:  # as in `quantize`
+    if isinstance(model, GraphModule):
+        return model
+    if not isinstance(example_inputs, tuple):
+        raise ExportError(
+            "example_inputs is not a tuple",
+            found=type(example_inputs).__qualname__,
+            expected="a tuple of the model's positional arguments",
+            remedy="write (x,) for a single input",
+        )
+    try:
+        if isinstance(model, torch.export.ExportedProgram):
+            return _graph_module(model)
+        if isinstance(model, nn.Module):
+            with _evaluating(model), torch.no_grad():
+                return _graph_module(torch.export.export(model, example_inputs, dynamic_shapes=dynamic_shapes))
+    except Exception as error:  # torch.export raises dozens of types; each is named below
+        raise ExportError(
+            f"torch.export cannot export {type(model).__qualname__} with these example inputs",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"inputs that the model's forward takes; given: {_shapes(example_inputs)}",
+            remedy="call the model itself on example_inputs; where that works, see torch.export's message above",
+        ) from error
+    raise ExportError(
+        "quantize takes a module or an exported program",
+        found=type(model).__qualname__,
+        expected="torch.nn.Module, torch.export.ExportedProgram, or a graph module from one",
+        remedy="pass the float model itself",
+    )
+
+
+def _graph_module(program: torch.export.ExportedProgram) -> GraphModule:
+    module = program.module()
+    if not isinstance(module, GraphModule):
+        raise TypeError(f"ExportedProgram.module() gave {type(module).__qualname__}")
+    return module
+
+
+def calibrate(prepared: nn.Module, batches: Iterable[CalibrationBatch] | None) -> int:
+    """Run a prepared module on calibration batches.
+
+    Args:
+        prepared: from `prepare_pt2e`.
+        batches: tuples of positional or mappings of keyword arguments; a lone tensor is one positional argument.
+    Returns: how many batches ran.
+    Raises: CalibrationError: no batch came, one does not fit the model, or one is not finite.
+    """
+    count = 0
+    with torch.no_grad():
+        for batch in batches if batches is not None else ():
+            _run(prepared, batch, count)
+            count += 1
+    if count == 0:
+        raise CalibrationError(
+            "static quantization needs calibration, and no batch came",
+            found="calibration=None" if batches is None else "an iterable without batches",
+            expected="an iterable of argument tuples or keyword dictionaries",
+            remedy="pass calibration=[(x,), ...] with inputs like the model's real ones, or choose mode='dynamic'",
+        )
+    return count
+
+
+def _run(prepared: nn.Module, batch: object, index: int) -> None:
+    try:
+        if isinstance(batch, Mapping):
+            prepared(**batch)
+        elif isinstance(batch, tuple | list):
+            prepared(*batch)
+        else:
+            prepared(batch)
+    except CalibrationError:
+        raise
+    except Exception as error:  # whatever the model or its guards raise for inputs that do not fit
+        raise CalibrationError(
+            f"calibration batch {index} does not fit the model as it was exported",
+            found=f"{_shapes(batch)}; {type(error).__name__}: {error}",
+            expected="arguments of the shapes, types and devices of example_inputs",
+            remedy="give batches of the example's shapes on the model's device, or export with dynamic_shapes for the "
+            "dimensions that vary",
+        ) from error
+
+
+def _shapes(value: object) -> str:
+    if isinstance(value, Tensor):
+        place = "" if value.device.type == "cpu" else f" on {value.device}"
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{place}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(_shapes, value)) + ")"
+    return type(value).__qualname__

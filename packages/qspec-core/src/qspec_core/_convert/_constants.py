@@ -1,0 +1,40 @@
+"""Observed expressions of constants, computed ahead so that they are stored as integers."""
+
+from torch.fx import GraphModule, Node
+
+from qspec_core.graph import add_constant, copy_graph_module, derived_meta, graph_modules, observer_nodes, port_meta
+from qspec_core.graph._folding import compute_constants, constant_nodes, erase_unread
+
+__all__ = ["fold_observed"]
+
+
+def fold_observed(model: GraphModule) -> GraphModule:
+    """Let the observers of what follows from constants observe a constant, so that it is stored as integers.
+
+    Args:
+        model: a prepared module; not changed.
+    Returns: a copy; the module itself where no observer observes such a value.
+    Cost: O(nodes + edges), plus the arithmetic.
+    """
+    if not any(_observed_expressions(body) for _, body in graph_modules(model)):
+        return model
+    copied = copy_graph_module(model)
+    for _, body in graph_modules(copied):
+        observed = _observed_expressions(body)
+        sources = dict.fromkeys(observer.all_input_nodes[0] for observer in observed)
+        values = compute_constants(body, list(sources))
+        for source in sources:
+            folded = add_constant(body, "_folded_constant_", values[source], source, fake=source.meta.get("val"))
+            folded.meta = derived_meta(source, "convert_pt2e")
+            port_meta(source, folded)
+            for observer in observed:
+                observer.replace_input_with(source, folded)
+        erase_unread(body, values)
+    return copied
+
+
+def _observed_expressions(body: GraphModule) -> list[Node]:
+    """Observers of what is computed from constants alone."""
+    observers = [node for node, _ in observer_nodes(body) if node.all_input_nodes[0].op == "call_function"]
+    constant = constant_nodes(body) if observers else set()
+    return [node for node in observers if node.all_input_nodes[0] in constant]

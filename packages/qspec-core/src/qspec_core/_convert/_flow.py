@@ -1,0 +1,110 @@
+"""convert: observers become quantize and dequantize operators, weights become integers."""
+
+from collections.abc import Container, Sequence
+
+import torch
+from torch.fx import GraphModule
+
+from qspec_core import ops
+from qspec_core._convert._constants import fold_observed
+from qspec_core._convert._custom import convert_custom_observers
+from qspec_core._convert._parameters import has_observed
+from qspec_core._convert._plan import Observed, plan_forms
+from qspec_core._convert._rebuild import Rebuild
+from qspec_core._coverage import COVERAGE_KEY
+from qspec_core._errors import GraphError, SpecError
+from qspec_core._reference import to_reference
+from qspec_core.graph import constant_value, gc_paused, graph_modules, observer_nodes, require_exported
+
+__all__ = ["convert_pt2e"]
+
+
+def convert_pt2e(
+    model: GraphModule, use_reference_representation: bool = False, fold_quantize: bool = True
+) -> GraphModule:
+    """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that
+    observers of constants which saw no data observe them now.
+
+    Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant, or what follows from
+    constants alone, is stored as integers, with the dequantize alone left in the graph. What a quantizer noted under
+    `quantization_tag` goes to the quantize of an annotated output and the dequantize of an annotated input.
+
+    Args:
+        model: from `prepare_pt2e`, after it ran on calibration data.
+        use_reference_representation: write the result in integer arithmetic of plain operators, as
+            `qspec_core.passes.reference_representation_rewrite` does: for checking what a device computes.
+        fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
+    Returns: the quantized module, in `quantized_decomposed` operators, without the float weights that it does not need.
+    Raises:
+        GraphError: the model is no graph module, was not prepared, or is converted already.
+        SpecError: a flag is neither True nor False.
+    Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
+    Cost: O(nodes + edges), plus quantizing each weight, one at a time.
+    """
+    _require_flags(use_reference_representation=use_reference_representation, fold_quantize=fold_quantize)
+    _require_prepared(require_exported(model, "convert_pt2e"))
+    with gc_paused(), torch.no_grad():
+        if fold_quantize:
+            model = fold_observed(model)
+        observed = _observed(model)
+        unseen = _unseen(observed)
+        _observe_constants(observed, unseen)
+        left = convert_custom_observers(model, fold_quantize=fold_quantize)
+        if left is not model:
+            model, observed = left, _observed(left)
+            unseen = _unseen(observed)
+        observers = {node: observer for _, node, observer, _ in observed}
+        converted = Rebuild(model, observers, plan_forms(observed, unseen), fold_quantize).run()
+        return to_reference(converted) if use_reference_representation else converted
+
+
+def _require_flags(**flags: object) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise SpecError(
+                f"{name} of convert_pt2e is a flag",
+                found=repr(value),
+                expected="True or False",
+                remedy=f"pass {name}=True or {name}=False; the quantizer goes to prepare_pt2e",
+            )
+
+
+def _require_prepared(model: GraphModule) -> None:
+    graphs = [body for _, body in graph_modules(model)]
+    if any(map(observer_nodes, graphs)):
+        return
+    if any(ops.is_dequantize(node) for body in graphs for node in body.graph.nodes):
+        raise GraphError(
+            "the model is converted already",
+            found="a graph with dequantize operators and no observers",
+            expected="what prepare_pt2e returned",
+            remedy="use the module as it is, or convert the prepared one",
+        )
+    if COVERAGE_KEY not in model.meta:
+        raise GraphError(
+            "the model was not prepared",
+            found="a graph without observers",
+            expected="what prepare_pt2e returned",
+            remedy="prepare it with prepare_pt2e, run it on calibration data, then convert it",
+        )
+
+
+def _observed(model: GraphModule) -> list[Observed]:
+    """The calls of observers, bodies included."""
+    return [
+        (f"{prefix}{node.name}", node, observer, constant_value(body, node.args[0]))
+        for prefix, body in graph_modules(model)
+        for node, observer in observer_nodes(body)
+    ]
+
+
+def _unseen(found: Sequence[Observed]) -> set[int]:
+    """The observers that saw no data, by identity."""
+    return {id(observer) for _, _, observer, _ in found if not has_observed(observer)}
+
+
+def _observe_constants(found: Sequence[Observed], unseen: Container[int]) -> None:
+    """Let observers that saw no data observe their constants, all of them: one observer may serve several."""
+    for _, _, observer, value in found:
+        if value is not None and id(observer) in unseen:
+            observer(value)

@@ -1,0 +1,207 @@
+"""The converted graph, written node by node from the prepared one."""
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import Argument
+
+from qspec_core import ops
+from qspec_core._errors import module_path
+from qspec_core._spec import Q_ANNOTATION_KEY
+from qspec_core._torch import OpOverload, move_codegen
+from qspec_core.graph import bodies, constant_value, derived_meta, port_meta, wrap_graph
+from qspec_core.graph._attributes import Constants
+from qspec_core.graph._sinking import lift_constants
+from qspec_core.observers import ConvertedForm, Step
+
+__all__ = ["Rebuild"]
+
+_PASS = "convert_pt2e"
+
+_NAME_THEIR_DTYPE = (ops.DEQUANTIZE, ops.DEQUANTIZE_DYNAMIC, ops.DEQUANTIZE_PER_CHANNEL)
+
+
+class Rebuild:
+    """Writes the converted graph node by node from the prepared one: a single pass, and code is generated once.
+
+    Args:
+        prepared: only read.
+        observers: of all nodes that call one, bodies included.
+        plan: what every observer is written as, by its identity.
+        fold_quantize: store constants as integers.
+    """
+
+    def __init__(
+        self,
+        prepared: GraphModule,
+        observers: Mapping[Node, nn.Module],
+        plan: Mapping[int, ConvertedForm | torch.dtype],
+        fold_quantize: bool,
+    ) -> None:
+        self._prepared = prepared
+        self._observers = observers
+        self._plan = plan
+        self._fold = fold_quantize
+        self._graph = Graph()
+        self._constants = Constants(prepared, self._graph)
+        self._nodes: dict[Node, Node] = {}
+        self._integers: dict[Node, tuple[OpOverload, tuple[Argument, ...], tuple[Step, ...]]] = {}
+        self._frozen: dict[tuple[str, int], str] = {}
+
+    def run(self) -> GraphModule:
+        """The converted module."""
+        inner = bodies(self._prepared)
+        for target, body in inner.items():
+            self._constants.attributes[target] = Rebuild(body, self._observers, self._plan, self._fold).run()
+        for node in self._prepared.graph.nodes:
+            if node in self._observers:
+                if node.users:
+                    self._quantize(node, self._observers[node])
+            else:
+                copied = self._nodes[node] = self._graph.node_copy(node, self._reads_of(node))
+                copied.meta.pop(Q_ANNOTATION_KEY, None)  # its nodes would keep the float model alive
+        move_codegen(self._prepared.graph, self._graph)
+        for constant in self._graph.find_nodes(op="get_attr"):
+            if not constant.users:  # a float weight whose integers took its place
+                self._graph.erase_node(constant)
+        converted = wrap_graph(self._prepared, self._graph, self._constants.attributes)
+        if inner:
+            lift_constants(converted)
+        return converted
+
+    def _reads_of(self, reader: Node) -> Callable[[Node], Node]:
+        """`_read` for one reader: where it takes one tensor twice, that is dequantized once."""
+        made: dict[Node, Node] = {}
+
+        def read(node: Node) -> Node:
+            if node not in made:
+                made[node] = self._read(reader, node)
+            return made[node]
+
+        return read
+
+    def _read(self, reader: Node, node: Node) -> Node:
+        """What a reader of a prepared node reads now: a dequantize of its own where the node was an observer."""
+        found = self._integers.get(node)
+        if found is None:
+            return self._nodes[node]
+        target, arguments, after = found
+        dequantize = self._graph.call_function(target, arguments, _out_dtype(target, node))
+        dequantize.meta = derived_meta(node, _PASS)
+        if self._is_asked_for(reader, node):
+            port_meta(reader, dequantize)
+        integers = arguments[0]
+        if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
+            self._set_value(dequantize, self._cast(integers.meta.get("val"), torch.float32))
+        return self._steps(after, dequantize)
+
+    def _is_asked_for(self, reader: Node, node: Node) -> bool:
+        """Whether a reader's annotation has a spec for the tensor that an observer observes."""
+        while node in self._observers:
+            node = node.all_input_nodes[0]
+        annotation = reader.meta.get(Q_ANNOTATION_KEY)
+        return annotation is not None and annotation.input_qspec_map.get(node) is not None
+
+    def _owner(self, node: Node, source: Node, form: ConvertedForm) -> Node | None:
+        """Whose notes the quantize of an observer takes over: those of a constant, of the reader that quantizes its
+        input when the model runs, or of the producer whose output has a spec."""
+        if source.op == "get_attr":
+            return source
+        if form.choose is not None:
+            return next((reader for reader in node.users if self._is_asked_for(reader, node)), None)
+        annotation = source.meta.get(Q_ANNOTATION_KEY)
+        return source if annotation is not None and annotation.output_qspec is not None else None
+
+    def _quantize(self, node: Node, observer: nn.Module) -> None:
+        """Write the quantize that an observer stands for, and note how its readers dequantize."""
+        form = self._plan[id(observer)]
+        source = node.all_input_nodes[0]
+        if isinstance(form, ConvertedForm):
+            self._quantize_by_form(node, source, id(observer), form)
+        elif form == torch.float32:
+            self._nodes[node] = self._read(node, source)
+        else:
+            narrow = self._call(ops.CONVERT_ELEMENT_TYPE, (self._read(node, source), form), node, form)
+            self._nodes[node] = self._call(ops.CONVERT_ELEMENT_TYPE, (narrow, torch.float32), node, torch.float32)
+
+    def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
+        call = self._graph.call_function(target, arguments)
+        call.meta = derived_meta(like, _PASS)
+        self._set_value(call, self._cast(call.meta.get("val"), dtype))
+        return call
+
+    def _cast(self, fake: object, dtype: torch.dtype) -> object:
+        return self._constants.fakes.cast(fake, dtype) if isinstance(fake, Tensor) else None
+
+    def _set_value(self, node: Node, fake: object) -> None:
+        """Set what the node returns, or, where that is not known, leave it out."""
+        node.meta.pop("val", None)
+        if fake is not None:
+            node.meta["val"] = fake
+
+    def _steps(self, steps: tuple[Step, ...], tensor: Node) -> Node:
+        for step in steps:
+            call = self._graph.call_function(step.target, (tensor, *step.arguments))
+            call.meta = derived_meta(tensor, _PASS)
+            fake = call.meta.get("val")
+            self._set_value(call, step(fake) if isinstance(fake, Tensor) else None)
+            tensor = call
+        return tensor
+
+    def _quantize_by_form(self, node: Node, source: Node, observer: int, form: ConvertedForm) -> None:
+        value, owner = constant_value(self._prepared, source), self._owner(node, source, form)
+        if value is not None and self._fold and form.choose is None:
+            qparams = self._qparams(form, node, source, None)
+            integers = self._freeze(node, source, observer, partial(form.integers, value.detach()))
+        else:
+            tensor = self._steps(form.before, self._read(node, source))
+            qparams = self._qparams(form, node, source, tensor)
+            like = tensor if form.before else node
+            integers = self._call(form.quantize, (tensor, *qparams, *form.limits), like, form.dtype)
+        if owner is not None:
+            port_meta(owner, integers)
+            if form.choose is not None and isinstance(qparams[0], Node):
+                port_meta(owner, qparams[0].all_input_nodes[0])
+        self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *form.last), form.after
+
+    def _qparams(self, form: ConvertedForm, node: Node, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
+        """Scale and zero point: found from `tensor` when the model runs, numbers, or buffers."""
+        if form.choose is not None:
+            chosen = self._graph.call_function(form.choose.target, (tensor, *form.choose.arguments))
+            first, second = (self._graph.call_function(operator.getitem, (chosen, i)) for i in range(2))
+            for made in (chosen, first, second):
+                made.meta = derived_meta(node, _PASS)
+            if isinstance(tensor, Node) and isinstance(tensor.meta.get("val"), Tensor):
+                values = tuple(form.choose(tensor.meta["val"]))
+                for made, value in ((chosen, values), (first, values[0]), (second, values[1])):
+                    self._set_value(made, value)
+            return first, second
+        if not isinstance(form.scale, Tensor) or not isinstance(form.zero_point, Tensor):
+            return form.scale, form.zero_point
+        is_constant = constant_value(self._prepared, source) is not None
+        scope = "" if is_constant else module_path(source).rpartition(".")[2].replace(".", "_")
+        return (
+            self._constants.add(f"{scope}_scale_", form.scale, node, _PASS),
+            self._constants.add(f"{scope}_zero_point_", form.zero_point, node, _PASS),
+        )
+
+    def _freeze(self, node: Node, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
+        """Node that reads the integers of a constant. Readers of one constant through one observer share the tensor."""
+        key = str(source.target), observer
+        if key in self._frozen:
+            return self._constants.read(self._frozen[key], node, _PASS)
+        frozen = self._constants.add("_frozen_param", quantize().contiguous(), node, _PASS)
+        self._frozen[key] = str(frozen.target)
+        return frozen
+
+
+def _out_dtype(target: OpOverload, observed: Node) -> dict[str, Argument]:
+    """The dtype to name to a dequantize, which gives float32 unless told otherwise."""
+    value = observed.meta.get("val")
+    if target not in _NAME_THEIR_DTYPE or not isinstance(value, Tensor) or value.dtype is torch.float32:
+        return {}
+    return {"out_dtype": value.dtype}

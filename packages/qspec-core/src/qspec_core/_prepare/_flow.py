@@ -1,0 +1,84 @@
+"""prepare: a copy of an exported graph in which every quantization point is observed."""
+
+from torch.fx import GraphModule
+
+from qspec_core._coverage import operators, record_coverage
+from qspec_core._errors import AnnotationError
+from qspec_core._prepare._adopt import adopt_annotations
+from qspec_core._prepare._build import build_observers
+from qspec_core._prepare._checks import (
+    require_fresh,
+    require_observers,
+    require_quantizer,
+    require_some,
+    require_tensors,
+)
+from qspec_core._prepare._insert import insert_observers
+from qspec_core._quantizer import Quantizer
+from qspec_core._sharing import resolve_sharing
+from qspec_core.canonical import fold_batch_norms, fold_weights
+from qspec_core.graph import bodies, copy_graph_module, gc_paused, graph_modules, require_exported, set_attribute
+from qspec_core.graph._sinking import sink_constants
+
+__all__ = ["prepare_pt2e"]
+
+
+def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool = False) -> GraphModule:
+    """Copy an exported model, let a quantizer annotate it, and insert an observer at every quantization point.
+
+    The copy shares the model's parameters; the model itself is not changed. Batch norms are folded into the layers
+    before them first. Bodies of control flow (`no_grad` regions, branches, loops) are graphs that the quantizer
+    annotates one by one. Call the result on calibration data, then `convert_pt2e` it.
+
+    Args:
+        model: an exported graph module, traced in evaluation mode: `torch.export.export(...).module()`.
+        quantizer: annotates the copy.
+        allow_empty: accept a quantizer that has a configuration and matches nothing.
+    Returns: the observed module; `coverage(module)` says what will be quantized, and what not and why.
+    Raises:
+        GraphError: the model is not exported, already prepared, or traced in training mode.
+        NothingQuantizedError: a table quantizer that has a configuration matched nothing.
+        AnnotationError, SharingError, SelectorError: the quantizer is none, or its annotations, its edits of the
+            observers or its selectors do not fit the model.
+        SpecError: a spec's observer cannot be built.
+    Cost: O(nodes + edges).
+    """
+    require_fresh(require_exported(model, "prepare_pt2e"))
+    require_quantizer(quantizer)
+    with gc_paused():
+        prepared = copy_graph_module(model)
+        original = operators(prepared)
+        sink_constants(prepared)
+        prepared = _annotate(prepared, quantizer)
+        for _, body in graph_modules(prepared):
+            require_tensors(body)
+        quantizer.validate(prepared)
+        found = record_coverage(prepared, original, type(quantizer).__name__)
+        if getattr(quantizer, "has_configuration", False) and not allow_empty:
+            require_some(found)
+        plans = [(body, build_observers(resolve_sharing(body.graph))) for _, body in graph_modules(prepared)]
+        for body, observers in plans:
+            quantizer.prepare_obs_or_fq_callback(body, observers)
+            require_observers(body, observers)
+            insert_observers(body, observers)
+            body.recompile()
+    return prepared
+
+
+def _annotate(module: GraphModule, quantizer: Quantizer) -> GraphModule:
+    """Fold, transform and annotate a graph, and each body in it as a graph of its own."""
+    fold_weights(module)
+    fold_batch_norms(module)
+    module = quantizer.transform_for_annotation(module)
+    if not isinstance(module, GraphModule):
+        raise AnnotationError(
+            f"{type(quantizer).__name__}.transform_for_annotation returned no graph module",
+            found=type(module).__qualname__,
+            expected="the module it was given, or another in its place",
+            remedy="end transform_for_annotation with `return model`",
+        )
+    quantizer.annotate(module)
+    adopt_annotations(module)
+    for target, body in bodies(module).items():
+        set_attribute(module, target, _annotate(body, quantizer))
+    return module

@@ -1,0 +1,233 @@
+"""The quantizer of a pattern table: the rows decide what is annotated, the selection decides how."""
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
+from typing import Self
+
+import torch
+from torch.fx import GraphModule, Node
+
+from qspec_core import ops
+from qspec_core._coverage import decide_quantized, decide_skipped
+from qspec_core._quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
+from qspec_core._quantizer._config import QuantizationConfig
+from qspec_core._quantizer._islands import choose_joins, ends_in_float_sum, of_common_range
+from qspec_core._quantizer._selection import Rule, RuleKind, Selection
+from qspec_core._spec import Q_ANNOTATION_KEY, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
+from qspec_core._torch import OpOverload, OpOverloadPacket
+from qspec_core.canonical import canonicalize
+from qspec_core.graph import called_operator, computes_float, constant_value, graph_modules, is_float
+from qspec_core.patterns import (
+    Flow,
+    Match,
+    Mode,
+    Operand,
+    OtherRole,
+    Outputs,
+    PatternTable,
+    Reason,
+    ReasonCode,
+    Role,
+    Row,
+    match_rows,
+)
+
+__all__ = ["TableQuantizer"]
+
+
+class TableQuantizer(Quantizer):
+    """Annotates what the rows of a table match, by the configuration selected for each match's anchor.
+
+    Args:
+        table: the device's rows.
+        narrow: apply the rows' narrower weight specs, for a deployment target that needs them.
+    """
+
+    def __init__(self, table: PatternTable, *, narrow: bool = False) -> None:
+        self.table = table
+        self.narrow = narrow
+        self._selection = Selection()
+
+    def set_global(self, config: QuantizationConfig | None) -> Self:
+        """Configure every match that no closer rule selects."""
+        return self._set(RuleKind.GLOBAL, "", config)
+
+    def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
+        """Configure the module of this path and all inside it. The path may hold `*`, `?` and `[...]`."""
+        return self._set(RuleKind.MODULE_NAME, name, config)
+
+    def set_module_type(self, module_type: type | str, config: QuantizationConfig | None) -> Self:
+        """Configure modules of this class, given as the class or its qualified name, and all inside them."""
+        return self._set(RuleKind.MODULE_TYPE, module_type, config)
+
+    def set_operator_type(self, operator: OpOverload | OpOverloadPacket, config: QuantizationConfig | None) -> Self:
+        """Configure the matches anchored at this operator in canonical form."""
+        return self._set(RuleKind.OPERATOR_TYPE, operator, config)
+
+    def set_filter_function(self, predicate: Callable[[Node], bool] | None) -> Self:
+        """Leave in float every match for whose anchor the predicate is false."""
+        self._selection.set_filter(predicate)
+        return self
+
+    def _set(self, kind: RuleKind, selector: object, config: QuantizationConfig | None) -> Self:
+        self._selection.add(Rule(kind, selector, config))
+        return self
+
+    @property
+    def has_configuration(self) -> bool:
+        """Whether some rule asks for quantization."""
+        return self._selection.has_configuration
+
+    def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+        """Bring the graph to canonical form, so that each operator has one spelling."""
+        canonicalize(model)
+        return model
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate every match of the table that has a configuration, and note on each node why or why not.
+
+        Cost: O(nodes + edges).
+        """
+        configs: dict[Node, QuantizationConfig] = {}
+
+        def admit(row: Row, anchor: Node) -> Reason | None:
+            chosen = self._selection.choose(anchor)
+            return None if isinstance(chosen, Reason) else _other_mode(row, chosen.mode)
+
+        def accept(match: Match) -> Reason | None:
+            chosen = self._selection.choose(match.anchor)
+            if isinstance(chosen, Reason):
+                return chosen
+            reason = _unfit(model, match, chosen)
+            if reason is None:
+                configs[match.anchor] = chosen
+            return reason
+
+        matching = match_rows(model.graph, self.table.rows, accept=accept, admit=admit)
+        starts = [match for match in matching.matches if match.row.flow is Flow.STARTS]
+        static = [match for match in starts if configs[match.anchor].mode is Mode.STATIC]
+        candidates = [match for match in matching.matches if match.row.flow is not Flow.STARTS]
+        joins, reasons = choose_joins(static, candidates, self.table.outputs)
+        for match in (*starts, *joins):
+            self._annotate_match(match, configs[match.anchor])
+        if self.table.outputs is Outputs.DEMAND:
+            _keep_ranges_apart(static, of_common_range(joins))
+        self._note_skipped(model, {**matching.declined, **reasons})
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Check that every selector matches something in the model and the bodies in it.
+
+        Raises: SelectorError: a selector matches nothing.
+        """
+        self._selection.require_matches(module for _, module in graph_modules(model))
+
+    def _annotate_match(self, match: Match, config: QuantizationConfig) -> None:
+        first: tuple[Node, Node] | None = None
+        shares = match.row.flow is Flow.SHARES
+        for node, consumer, spec in self._edges(match, config):
+            if first is not None and shares and spec is config.input_activation and (node, consumer) != first:
+                annotate_input_qspec_map(consumer, node, SharedQuantizationSpec(first))
+            else:
+                annotate_input_qspec_map(consumer, node, spec)
+                first = first if first is not None else (node, consumer)
+        if shares and first is not None:
+            annotate_output_qspec(match.tail, SharedQuantizationSpec(first))
+        elif self.table.outputs is Outputs.ALWAYS and not ends_in_float_sum(match):
+            annotate_output_qspec(match.tail, config.output_activation)
+        for node in match.nodes:
+            decide_quantized(node, match.label)
+
+    def _edges(
+        self, match: Match, config: QuantizationConfig
+    ) -> Iterator[tuple[Node, Node, QuantizationSpecBase | None]]:
+        """Each input edge of a match as `(producer, consumer, spec)`; edges without a spec are left out."""
+        for operand, node in match.inputs():
+            consumer = match.consumer(operand)
+            spec = _of_role(config, operand)
+            if spec is None:
+                continue
+            if self.narrow and operand.narrow is not None:
+                spec = operand.narrow(match.anchor, spec)
+            if operand.adapt is not None:
+                spec = operand.adapt(match.anchor, spec)
+            yield node, consumer, spec
+        for link in match.links:
+            if link.post_op.other is OtherRole.QUANTIZED and config.input_activation is not None:
+                yield link.other, link.node, config.input_activation
+
+    def _note_skipped(self, model: GraphModule, declined: dict[Node, Reason]) -> None:
+        for node in model.graph.nodes:
+            operator = called_operator(node)
+            if operator is None:
+                continue
+            reason = declined.get(node)
+            if reason is None and operator in self.table.float_only:
+                reason = Reason(ReasonCode.NO_INTEGER_KERNEL, self.table.float_only[operator])
+            decide_skipped(node, reason if reason is not None else Reason(ReasonCode.NO_ROW))
+
+
+def _keep_ranges_apart(starts: Iterable[Match], common: Container[Node]) -> None:
+    """Let layers quantize for themselves, together, what a concatenation reads too: the range that it needs for all its
+    inputs may be many times that of one, and a quantize more costs little beside the bits lost.
+    """
+    first: dict[tuple[Node, QuantizationSpecBase | None], Node] = {}
+    for match in starts:
+        for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
+            if node not in common:
+                continue
+            consumer = match.consumer(operand)
+            annotation = consumer.meta[Q_ANNOTATION_KEY]
+            annotation.allow_implicit_sharing = False
+            earlier = first.setdefault((node, annotation.input_qspec_map.get(node)), consumer)
+            if earlier is not consumer:
+                annotate_input_qspec_map(consumer, node, SharedQuantizationSpec((node, earlier)))
+
+
+def _of_role(config: QuantizationConfig, operand: Operand) -> QuantizationSpec | None:
+    """The configured spec of an operand. A scale for each channel lies along the row's channels, wherever they are: a
+    transposed convolution has its output channels second."""
+    if operand.role in (Role.ACTIVATION, Role.ACTIVATIONS):
+        return config.input_activation
+    if operand.role is Role.BIAS:
+        return config.bias
+    spec = config.weight
+    if spec is None or spec.ch_axis is None or operand.ch_axis is None or spec.ch_axis == operand.ch_axis:
+        return spec
+    return replace(spec, ch_axis=operand.ch_axis)
+
+
+def _other_mode(row: Row, mode: Mode) -> Reason | None:
+    if mode in row.modes:
+        return None
+    return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {row.name} has no {mode.value} form")
+
+
+def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reason | None:
+    """Why a match cannot take a configuration, whatever the device."""
+    mode = config.mode
+    for pre_op, node in match.absorbed.values():
+        if not pre_op.absorbs_in(mode):
+            return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {match.row.name} absorbs no {node.name} when {mode.value}")
+    if match.anchor.meta.get(Q_ANNOTATION_KEY) is not None:
+        return Reason(ReasonCode.ALREADY_QUANTIZED, "annotated before")
+    for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
+        if not is_float(node):
+            return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
+        if node.meta["val"].dtype is torch.float64:
+            detail = f"operand {operand.name} is torch.float64, which the quantize operators do not take"
+            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
+    for operand in match.row.operands:
+        spec = _of_role(config, operand)
+        refusal = operand.refuses(match.anchor, spec) if operand.refuses is not None and spec is not None else None
+        if refusal is not None:
+            return refusal
+        if operand.role is not Role.WEIGHT:
+            continue
+        if ops.is_dequantize(match.operand(operand.name)):
+            return Reason(ReasonCode.ALREADY_QUANTIZED, f"operand {operand.name} is dequantized from integers")
+        if constant_value(model, match.operand(operand.name)) is None:
+            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"operand {operand.name} is computed, not a constant")
+    if match.row.has_weight or mode is not Mode.WEIGHT_ONLY:
+        return None if computes_float(match.anchor) else Reason(ReasonCode.NOT_FLOATING_POINT)
+    return Reason(ReasonCode.UNSUPPORTED_MODE, "there is no weight to quantize")

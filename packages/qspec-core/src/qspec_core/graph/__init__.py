@@ -1,0 +1,48 @@
+"""Queries and edits of exported graphs: operands, values, constants, bodies of control flow, copies."""
+
+from qspec_core.graph._arguments import (
+    argument,
+    argument_names,
+    called_operator,
+    calls,
+    is_call,
+    replace_argument,
+    written_arguments,
+)
+from qspec_core.graph._attributes import add_constant, constant_value, fresh_attribute_name
+from qspec_core.graph._bodies import attribute, bodies, graph_modules, set_attribute
+from qspec_core.graph._copies import copy_graph_module, gc_paused, wrap_graph
+from qspec_core.graph._exported import WrapperModule, model_is_exported, require_exported
+from qspec_core.graph._metadata import derived_meta, port_meta
+from qspec_core.graph._observers import is_observer, observer_nodes
+from qspec_core.graph._values import computes_float, is_float, is_view
+
+__all__ = [
+    "WrapperModule",
+    "add_constant",
+    "argument",
+    "argument_names",
+    "attribute",
+    "bodies",
+    "called_operator",
+    "calls",
+    "computes_float",
+    "constant_value",
+    "copy_graph_module",
+    "derived_meta",
+    "fresh_attribute_name",
+    "gc_paused",
+    "graph_modules",
+    "is_call",
+    "is_float",
+    "is_observer",
+    "is_view",
+    "model_is_exported",
+    "observer_nodes",
+    "port_meta",
+    "replace_argument",
+    "require_exported",
+    "set_attribute",
+    "wrap_graph",
+    "written_arguments",
+]

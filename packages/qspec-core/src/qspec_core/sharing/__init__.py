@@ -1,9 +1,0 @@
-"""Which quantization points share one observer: groups are the connected components of a constraint graph.
-
-The constraints are references (`SharedQuantizationSpec`) and agreement on one tensor, so that no order of nodes or
-annotations decides who shares; see `docs/architecture.md`.
-"""
-
-from qspec_core.sharing._resolution import Group, Resolution, resolve
-
-__all__ = ["Group", "Resolution", "resolve"]
