@@ -1,9 +1,10 @@
 """API snapshot: the public names of each package, with signatures, against the committed packages/<name>/api.txt.
 
 Public is what `__all__` lists, in the root module and in every submodule without a leading underscore. Each public
-module belongs to a tier, which says who it is promised to. The root pyproject.toml lists tiers of modules under
-`tool.qspec.api.tiers`. A root module is for users. A submodule that is not listed has its parent's tier. A public module
-without a tier or without `__all__`, and a listed name that does not exist, are errors. `--update` rewrites the snapshots.
+module belongs to a tier, which says who it is promised to. The root pyproject.toml lists the modules of each tier under
+`tool.qspec.api.tiers`. A root module is for users. A submodule that is not listed has the tier of its parent. A module
+without a tier or without `__all__` is an error, and so is a listed name that does not exist. `--update` rewrites the
+snapshots.
 """
 
 import argparse
