@@ -1,5 +1,6 @@
-"""The README's program runs, and every name and path in the architecture page exists."""
+"""The README's program runs, and every name and path in the architecture page and the glossary exists."""
 
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -7,8 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("docs/architecture.md", "docs/glossary.md")
 NAMESPACES = ("qspec_core", "qspec_core.patterns", "qspec_core.backend", "qspec_core.graph")
-TERMS = {"activation", "lower", "checks", "int8", "_rows/"}  # words in code type that name no object of ours
+# Words in code type that name no object of ours: attributes, files and operators of torch, options, folders.
+TERMS = {
+    *("__all__", "_rows/", "bias_correction=True", "choose_qparams", "convert", "conv2d", "fold_quantize=True"),
+    *("linear", "lower", "meta", "mm", "no_grad", "pyproject.toml", "qspec", "qspec.backends.v1", "val", ".pt2", ".pte"),
+    *("quantized_decomposed", "tool.qspec.api.tiers", "torch.compile", "torch.export"),
+}
+COMMANDS = ("nox ", "python ", "qspec ")
 
 
 def in_backticks(page: str) -> list[str]:
@@ -17,7 +25,7 @@ def in_backticks(page: str) -> list[str]:
 
 
 def resolve(dotted: str) -> object:
-    """Import the longest module prefix, then read attributes."""
+    """Import the longest module prefix, then read attributes; a dataclass's field without a default counts as one."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         try:
@@ -25,20 +33,31 @@ def resolve(dotted: str) -> object:
         except ModuleNotFoundError:
             continue
         for name in parts[end:]:
-            found = getattr(found, name)
+            found = getattr(found, name) if hasattr(found, name) else _field(found, name)
         return found
     raise ModuleNotFoundError(dotted)
 
 
-@pytest.mark.parametrize("token", in_backticks("docs/architecture.md"))
-def test_name_or_path_in_architecture_exists(token: str) -> None:
-    if token.startswith(("nox ", "(")) or token in TERMS or " " in token:
+def _field(owner: object, name: str) -> dataclasses.Field[object]:
+    known = {field.name: field for field in dataclasses.fields(owner)} if dataclasses.is_dataclass(owner) else {}
+    if name not in known:
+        raise AttributeError(f"{owner!r} has no attribute or field {name!r}")
+    return known[name]
+
+
+@pytest.mark.parametrize(
+    ("page", "token"), [(page, token) for page in PAGES for token in in_backticks(page)], ids=lambda value: str(value)
+)
+def test_name_or_path_in_page_exists(page: str, token: str) -> None:
+    if token in TERMS or token.startswith(COMMANDS):
         return
     if "/" in token:
         assert (ROOT / token).exists()
+    elif (ROOT / "packages" / token).is_dir():  # the name of a distribution
+        return
     elif token.startswith("qspec_"):
         resolve(token)
-    elif re.fullmatch(r"[A-Za-z_.]+", token) and token not in ("quantized_decomposed",):
+    else:
         assert any(_has(namespace, token) for namespace in NAMESPACES), f"{token} is in none of {NAMESPACES}"
 
 
@@ -48,6 +67,18 @@ def _has(namespace: str, dotted: str) -> bool:
     except (AttributeError, ModuleNotFoundError):
         return False
     return True
+
+
+def test_every_module_of_core_is_in_the_architecture_page() -> None:
+    """The tables of modules and of public modules name what is there, no more and no less."""
+    folder = ROOT / "packages/qspec-core/src/qspec_core"
+    names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    text = (ROOT / "docs/architecture.md").read_text()
+    modules, _, rest = text.partition("## Modules of core")[2].partition("## The public surface")
+    surface = rest.partition("## Every pass")[0]
+    public = {name for name in names if not name.startswith("_")}
+    assert set(re.findall(r"`qspec_core\.(\w+)`", modules)) == names - {"__init__"}
+    assert set(re.findall(r"`qspec_core\.(\w+)`", surface)) == public
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
