@@ -13,8 +13,8 @@ NAMESPACES = ("qspec_core", "qspec_core.patterns", "qspec_core.backend", "qspec_
 # Words in code type that name no object of ours: attributes, files and operators of torch, options, folders.
 TERMS = {
     *("__all__", "_rows/", "bias_correction=True", "choose_qparams", "convert", "conv2d", "fold_quantize=True"),
-    *("linear", "lower", "meta", "mm", "no_grad", "pyproject.toml", "qspec", "qspec.backends.v1", "val", ".pt2", ".pte"),
-    *("quantized_decomposed", "tool.qspec.api.tiers", "torch.compile", "torch.export"),
+    *("linear", "lower", "meta", "mm", "no_grad", "pyproject.toml", "qspec", "qspec.backends.v1", "val"),
+    *("quantized_decomposed", "tool.qspec.api.tiers", "torch.compile", "torch.export", ".pt2", ".pte"),
 }
 COMMANDS = ("nox ", "python ", "qspec ")
 
