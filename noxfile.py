@@ -99,10 +99,11 @@ def imports(session: nox.Session) -> None:
 
 @nox.session
 def api(session: nox.Session) -> None:
-    """Public names against packages/*/api.txt. `-- --update` rewrites them."""
+    """Public names against packages/*/api.txt, and the changelog's fragments. `-- --update` rewrites api.txt."""
     install(session, "torch")
     install(session, "numpy", *editable(*PACKAGES))
     session.run("python", "tools/api_snapshot.py", *session.posargs)
+    session.run("python", "tools/changelog_check.py")
 
 
 @nox.session

@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     report = [line for package in packages for line in _check(package, options.update)]
     if report:
         report.append(
-            "Public names changed. If that is meant: nox -s api -- --update, and a line in the package's changelog."
+            "Public names changed. If that is meant: nox -s api -- --update, and a file in the package's changelog.d."
         )
     print("\n".join(report) if report else f"api: {len(packages)} packages as listed")
     return int(bool(report))
