@@ -1,4 +1,4 @@
-"""Numeric debugging: numbers that plain torch confirms, the worst layer first, handles that survive every step."""
+"""Numeric debugging: measures against plain torch, worst layers first, handles that survive every step."""
 
 import math
 from dataclasses import replace
@@ -47,7 +47,7 @@ def _converted(exported: GraphModule) -> GraphModule:
     return quantized(exported, (X,))
 
 
-def test_numbers_are_those_of_the_outputs(exported: GraphModule, converted: GraphModule) -> None:
+def test_measures_equal_those_of_the_outputs(exported: GraphModule, converted: GraphModule) -> None:
     batches = [torch.randn(4, 3, 6, 6) for _ in range(3)]
     last = compare(exported, converted, [(x,) for x in batches]).nodes[-1]
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_programs_that_agree_bit_for_bit(exported: GraphModule) -> None:
     assert [e.cosine for e in result.nodes] == pytest.approx([1.0] * len(result.nodes))
 
 
-def test_silence_and_noise_alone() -> None:
+def test_outputs_of_zeros() -> None:
     def one(module: Any, x: Tensor) -> Tensor:  # a buffer by name
         return x * module.factor  # type: ignore[no-any-return]  # as above
 
@@ -110,12 +110,14 @@ def test_neither_program_is_changed(exported: GraphModule, converted: GraphModul
         one.check()
 
 
-def test_what_cannot_be_compared_is_refused(exported: GraphModule, converted: GraphModule) -> None:
+def test_programs_without_common_operators_or_batches_are_refused(
+    exported: GraphModule, converted: GraphModule
+) -> None:
     other = export(Net(lambda _, x: torch.tanh(x)), torch.randn(3))
     with pytest.raises(GraphError, match="no operator in common") as caught:
         compare(other, converted, [(X,)])
     assert "1 and " in str(caught.value.found)
-    with pytest.raises(CalibrationError, match="no batch came"):
+    with pytest.raises(CalibrationError, match="got 0 batches"):
         compare(exported, converted, [])
 
 
@@ -152,7 +154,7 @@ def test_handles_survive_prepare_and_convert(of_program: bool) -> None:
     prepared = prepare_pt2e(marked, quantizer())
     prepared(X)
     converted = convert_pt2e(prepared)
-    # A layer has the number of the batch norm that it computes now, and so on.
+    # A layer has the number of the batch norm that was folded into it.
     want = {name: given[f] for name, f in (("conv2d", "batch_norm"), ("relu", "dropout"))}
     want |= {name: given[name] for name in ("flatten", "linear")}
     assert handles(prepared) == want
@@ -194,8 +196,8 @@ def test_logs_of_two_programs(marked: bool) -> None:
         compare_results(logs, {})
 
 
-def test_loggers_are_named_and_fed_as_elsewhere() -> None:
-    """Names and attributes are what torchao gives them: scripts read these."""
+def test_loggers_have_the_names_and_attributes_of_torchao() -> None:
+    """Scripts written for torchao read these names and attributes."""
     module = export(network(), X)
     logged = prepare_for_propagation_comparison(module)
     loggers = {name: part for name, part in logged.named_children() if isinstance(part, OutputLogger)}
@@ -226,7 +228,7 @@ def test_operators_with_several_outputs_are_compared() -> None:
     assert "sqnr=" in repr(split.results[0])
 
 
-def test_values_that_cannot_be_compared() -> None:
+def test_outputs_of_different_shapes_are_refused() -> None:
     one = {"a": torch.ones(2), "b": [torch.zeros(3), None]}
     other = {"a": torch.ones(2) * 3, "b": [torch.zeros(3), None]}
     result = QuantizationComparisonResult(other, one)
@@ -247,7 +249,7 @@ def test_graph_without_marks_or_history_is_refused() -> None:
     module = export(network(), X)
     for node in module.graph.nodes:
         node.meta.pop("from_node", None)
-    with pytest.raises(GraphError, match="no operator of the model has a debug handle") as caught:
+    with pytest.raises(GraphError, match="operators has a debug handle") as caught:
         prepare_for_propagation_comparison(module)
     assert "generate_numeric_debug_handle" in caught.value.remedy
 

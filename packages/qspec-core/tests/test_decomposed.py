@@ -1,4 +1,4 @@
-"""Core's own `quantized_decomposed` operators against torch's, and a process that has no others."""
+"""Core's own `quantized_decomposed` operators against torch's, and a process that has only core's."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], tor
 
 
 def check(name: str, own: Callable[..., Any], *arguments: object, **named: object) -> Any:
-    """Run both; they must agree bitwise. Returns the result."""
+    """Run both and require bitwise equal results. Returns the result."""
     found, expected = own(*arguments, **named), overload(name)(*arguments, **named)
     for ours, theirs in zip(
         found if isinstance(found, tuple) else (found,),
@@ -140,7 +140,7 @@ def test_bad_arguments_are_refused(call: Callable[[Tensor], object]) -> None:
         call(torch.randn(2, 4))
 
 
-def test_definitions_of_others_are_kept() -> None:
+def test_existing_definitions_are_kept() -> None:
     before = [overload(name) for name in OPERATORS]
     define_quantized_decomposed()
     assert before == [overload(name) for name in OPERATORS]
@@ -148,7 +148,7 @@ def test_definitions_of_others_are_kept() -> None:
 
 
 def test_process_without_torchs_definitions(tmp_path: Path) -> None:
-    """There the whole flow runs on core's operators, and its program means the same here, on torch's."""
+    """The flow runs on core's operators, and its saved program gives the same results here on torch's."""
     run = subprocess.run([sys.executable, "-W", "error", str(WORKER), str(tmp_path)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == {name: str(schema_of(overload(name))) for name in OPERATORS}

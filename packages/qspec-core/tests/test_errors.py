@@ -1,4 +1,4 @@
-"""Errors: built from fields that a test reads, with a message that a person reads."""
+"""Errors: their fields, messages, built-in bases and pickling."""
 
 import pickle
 
@@ -49,7 +49,7 @@ def test_error_survives_pickling(name: str) -> None:
     assert [getattr(again, field) for field in fields] == ["it broke", "mend it", where, 3, (1, 2)]
 
 
-def test_message_has_what_where_and_what_next_in_order() -> None:
+def test_message_has_problem_place_and_remedy_in_order() -> None:
     error = GraphError(
         "it broke", remedy="mend it", where=SourceLocation("n", None, "a.py:1: x"), found=0, expected="one"
     )
@@ -85,7 +85,7 @@ def test_node_without_metadata_still_has_a_name() -> None:
     assert SourceLocation.of(graph.placeholder("x")) == SourceLocation("x", None, None)
 
 
-def test_trace_inside_torch_alone_names_its_innermost_frame() -> None:
+def test_trace_with_only_torch_frames_gives_the_innermost_one() -> None:
     node = torch.fx.Graph().placeholder("x")
     frames = (f'File "/a/torch/nn/{name}.py", line 1, in f\n  {name}()\n' for name in ("one", "two"))
     node.meta["stack_trace"] = "".join(frames)

@@ -39,7 +39,7 @@ def test_nodes_are_recognised() -> None:
     assert not ops.is_dequantize(ops.DEQUANTIZE)
 
 
-def test_definitions_of_torch_are_found_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_definitions_are_found_or_reported_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _torch.load_quantized_decomposed()
     monkeypatch.setattr(_torch, "_DEFINITIONS", "torch.nowhere.at.all")
     assert not _torch.load_quantized_decomposed()

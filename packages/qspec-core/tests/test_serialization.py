@@ -83,7 +83,7 @@ def test_every_named_constructor_of_qspec(module: Any) -> None:
 
 
 class Own(MinMaxObserver):
-    """A user's."""
+    """A user's class."""
 
 
 @pytest.mark.parametrize(
@@ -97,32 +97,32 @@ class Own(MinMaxObserver):
     ],
     ids=["class", "function", "argument", "late argument", "partial"],
 )
-def test_what_only_code_can_say_is_refused(constructor: Any, found: str) -> None:
-    with pytest.raises(SpecError, match="no form in JSON") as caught:
+def test_constructors_without_a_json_form_are_refused(constructor: Any, found: str) -> None:
+    with pytest.raises(SpecError, match="form in JSON") as caught:
         spec_to_dict(spec(constructor))
     assert found in str(caught.value.found)
-    assert "keep the spec in code" in caught.value.remedy
+    assert "define the spec in code" in caught.value.remedy
 
 
-def test_specs_that_name_nodes_are_refused() -> None:
+def test_specs_that_refer_to_nodes_are_refused() -> None:
     node = torch.fx.Graph().placeholder("x")
     with pytest.raises(SpecError, match="SharedQuantizationSpec has no form in JSON") as caught:
         spec_to_dict(SharedQuantizationSpec(node))  # type: ignore[arg-type]  # the mistake that is tested
-    assert "names nodes" in caught.value.remedy
+    assert "refers to nodes" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"kind": "Other"}, "name a kind"),
+        ({"kind": "Other"}, "has a kind"),
         ({"dtype": {"torch": "int33"}}, "dtype or qscheme"),
         ({"dtype": {"torch": "nn"}}, "dtype or qscheme"),
-        ({"observer_or_fake_quant_ctr": {"class": "system"}}, "name a name"),
-        ({"surprise": 1}, "do not have the fields"),
+        ({"observer_or_fake_quant_ctr": {"class": "system"}}, "has a name"),
+        ({"surprise": 1}, "does not have the fields"),
         ({"quant_min": 300}, "empty range"),
     ],
     ids=str,
 )
-def test_data_that_no_spec_wrote_are_refused(change: dict[str, Any], problem: str) -> None:
+def test_invalid_data_is_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(SpecError, match=problem):
         spec_from_dict(spec_to_dict(ACT) | change)

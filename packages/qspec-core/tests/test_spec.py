@@ -1,4 +1,4 @@
-"""Specs: what they accept, what they refuse and with which words, and the values that they stand for."""
+"""Specs: accepted and refused arguments, error texts, and the resulting ranges."""
 
 import dataclasses
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_range_follows_from_the_dtype(dtype: torch.dtype, limits: tuple[float, f
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_cast_has_no_range_and_takes_none(dtype: torch.dtype) -> None:
+def test_cast_has_no_range_and_accepts_none(dtype: torch.dtype) -> None:
     assert spec(dtype).range is None
     with pytest.raises(SpecError, match="reached by a cast") as caught:
         spec(dtype, quant_max=127)
@@ -152,7 +152,7 @@ def test_derived_from_is_kept_as_a_tuple_and_must_not_be_empty() -> None:
     made = derived(derived_from=[(first, second), second])
     assert made.derived_from == ((first, second), second)
     assert hash(made) == hash(derived(derived_from=((first, second), second)))
-    with pytest.raises(SpecError, match="derives from nothing"):
+    with pytest.raises(SpecError, match="derives from 0 points"):
         derived(derived_from=[])
 
 

@@ -1,4 +1,4 @@
-"""Errors: one hierarchy, built from fields: a test reads the fields, a person reads what, where and what next."""
+"""Error classes. Each error is built from fields (problem, place, found, expected, remedy) that tests can read."""
 
 import re
 from functools import lru_cache
@@ -54,7 +54,7 @@ def _source_line(node: "Node") -> str | None:
     return _own_line(node.meta.get("stack_trace") or "")
 
 
-@lru_cache(maxsize=1024)  # layers that a loop calls have one trace
+@lru_cache(maxsize=1024)  # layers called in a loop have the same trace
 def _own_line(trace: str) -> str | None:
     frames = list(_FRAME.finditer(trace))
     own = [frame for frame in frames if not any(part in frame["file"] for part in _INSIDE_TORCH)]
@@ -65,7 +65,7 @@ def _own_line(trace: str) -> str | None:
 
 
 class SourceLocation(NamedTuple):
-    """A place in the user's model. Each field is None where it is not known."""
+    """A place in the user's model. A field is None if it is not known."""
 
     node: str | None = None
     module_path: str | None = None
@@ -84,8 +84,8 @@ class QSpecError(Exception):
         problem: one sentence that says what is wrong.
         remedy: what the user should do next.
         where: the graph node concerned, or its `SourceLocation`.
-        found: what was there.
-        expected: what should have been there.
+        found: the value or object found.
+        expected: the value or object expected.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class QSpecError(Exception):
         super().__init__("\n".join(lines))
 
     def at(self, where: "SourceLocation | Node | None") -> Self:
-        """The same error, with the place that whoever raised it did not know."""
+        """The same error with another place, for code that knows the place when the raising code does not."""
         return type(self)(self.problem, remedy=self.remedy, where=where, found=self.found, expected=self.expected)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,7 +130,10 @@ def _rebuild(cls: type[QSpecError], problem: str, fields: dict[str, Any]) -> QSp
 
 
 class SpecError(QSpecError, ValueError, AssertionError):
-    """A quantization spec or a configuration contradicts itself. Other stacks assert some of this, so it is one too."""
+    """A quantization spec or a configuration contradicts itself.
+
+    Also an `AssertionError`, since other implementations of PT2E raise that for some of these.
+    """
 
 
 class AnnotationError(QSpecError, RuntimeError):
@@ -138,11 +141,14 @@ class AnnotationError(QSpecError, RuntimeError):
 
 
 class SharingError(AnnotationError, AssertionError):
-    """References between quantization points are cyclic or end in a point without a spec, which other stacks assert."""
+    """References between quantization points form a cycle or end in a point without a spec.
+
+    Also an `AssertionError`, since other implementations of PT2E raise that.
+    """
 
 
 class GraphError(QSpecError, ValueError):
-    """The module given is not a graph that this step can take."""
+    """The module is not a graph that this step supports."""
 
 
 class ExportError(QSpecError, ValueError):
@@ -154,7 +160,7 @@ class SelectorError(QSpecError, ValueError):
 
 
 class NothingQuantizedError(QSpecError, RuntimeError):
-    """A quantizer that has a configuration found nothing to quantize."""
+    """A quantizer with a configuration found nothing to quantize."""
 
 
 class CalibrationError(QSpecError, RuntimeError):
@@ -162,12 +168,12 @@ class CalibrationError(QSpecError, RuntimeError):
 
 
 class BackendError(QSpecError, LookupError):
-    """A backend is unknown, not installed, or not of this contract version."""
+    """A backend is unknown, not installed, or written for another version of the backend contract."""
 
 
 class LoweringError(QSpecError, RuntimeError):
-    """A quantized graph cannot run on the device in the form that was asked for."""
+    """A quantized graph cannot run on the device in the form requested."""
 
 
 class TrainingModeError(QSpecError, NotImplementedError):
-    """`.train()` or `.eval()` was called on a graph, where it has no effect on the operators already traced."""
+    """`.train()` or `.eval()` was called on a graph, where it has no effect on the traced operators."""

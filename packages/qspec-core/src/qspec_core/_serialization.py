@@ -1,4 +1,4 @@
-"""Specs as plain data that JSON can hold, and back: what a configuration file or a report keeps."""
+"""Convert specs to plain data that JSON can hold, and back, for configuration files and reports."""
 
 import functools
 from collections.abc import Mapping
@@ -28,14 +28,14 @@ _NAMES: Mapping[str, Any] = MappingProxyType(  # classes, which share no base
 
 
 def spec_to_dict(spec: QuantizationSpec | FixedQParamsQuantizationSpec) -> dict[str, Any]:  # as JSON is
-    """Plain data of a spec; `spec_from_dict` gives an equal spec back.
+    """Convert a spec to plain data. `spec_from_dict` makes an equal spec of it.
 
     Args:
-        spec: with a constructor of qspec: a class of `qspec_core.observers` or `qspec_core.fake_quantize`, as it is or
-            with arguments filled in by `with_args`.
-    Returns: strings, numbers, truth values, None, lists and dictionaries.
-    Raises: SpecError: the spec shares or derives, so that it names nodes of one graph; or its constructor, or an
-        argument of it, has no form in JSON.
+        spec: a spec whose constructor is a class of `qspec_core.observers` or `qspec_core.fake_quantize`, with or
+            without arguments filled in by `with_args`.
+    Returns: strings, numbers, booleans, None, lists and dictionaries.
+    Raises: SpecError: the spec shares or derives, and so refers to nodes of one graph; or its constructor, or an
+        argument of the constructor, has no form in JSON.
     """
     kind = type(spec).__name__
     if type(spec) is not _KINDS.get(kind):
@@ -43,16 +43,16 @@ def spec_to_dict(spec: QuantizationSpec | FixedQParamsQuantizationSpec) -> dict[
             f"{kind} has no form in JSON",
             found=spec,
             expected="QuantizationSpec or FixedQParamsQuantizationSpec",
-            remedy="keep the rule that makes the spec; one that shares or derives names nodes of one graph",
+            remedy="save the rule that makes the spec; a spec that shares or derives refers to nodes of one graph",
         )
     present = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return {"kind": kind} | {name: _encode(value) for name, value in present.items() if value is not None}
 
 
 def spec_from_dict(data: Mapping[str, Any]) -> QuantizationSpec | FixedQParamsQuantizationSpec:
-    """The spec that `spec_to_dict` wrote.
+    """Make a spec from data of `spec_to_dict`.
 
-    Raises: SpecError: the data names something that qspec does not have, or its fields fit no spec.
+    Raises: SpecError: the data has a name that qspec does not have, or fields that the spec does not have.
     """
     kind = _KINDS.get(data.get("kind", ""))
     if kind is None:
@@ -62,10 +62,10 @@ def spec_from_dict(data: Mapping[str, Any]) -> QuantizationSpec | FixedQParamsQu
         spec: QuantizationSpec | FixedQParamsQuantizationSpec = kind(**values)
     except TypeError as error:
         raise SpecError(
-            f"the data do not have the fields of {kind.__name__}",
+            f"the data does not have the fields of {kind.__name__}",
             found=sorted(values),
             expected=[field.name for field in fields(kind)],
-            remedy="give what spec_to_dict wrote",
+            remedy="pass data that spec_to_dict returned",
         ) from error
     return spec
 
@@ -89,11 +89,11 @@ def _encode(value: Any) -> Any:  # any argument of a constructor
     if isinstance(value, functools.partial):
         return _encode_partial(value)
     raise SpecError(
-        "a spec holds something that has no form in JSON",
+        f"a spec holds an object of type {type(value).__name__}, which has no form in JSON",
         found=repr(value),
         expected="a class of qspec_core.observers or qspec_core.fake_quantize, with_args of one, a torch dtype "
         "or qscheme, or a number",
-        remedy="use a constructor of qspec, or keep the spec in code",
+        remedy="use a constructor of qspec, or define the spec in code",
     )
 
 
@@ -128,8 +128,8 @@ def _decode(value: Any) -> Any:  # as in _encode
 
 def _unknown(what: str, found: object, known: Mapping[str, object] | None = None) -> SpecError:
     return SpecError(
-        f"the data name a {what} that qspec does not have",
+        f"the data has a {what} that qspec does not have",
         found=found,
         expected=", ".join(sorted(known)) if known else None,
-        remedy="give what spec_to_dict wrote, with this version of qspec or an older one",
+        remedy="pass data that spec_to_dict returned, in this version of qspec or an older one",
     )

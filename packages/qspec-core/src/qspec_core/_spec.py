@@ -1,6 +1,6 @@
-"""What to quantize, and how: specs, the annotation that holds them, and the points they sit on.
+"""Quantization specs, and the annotations that place them on the edges and nodes of a graph.
 
-Names and fields are those of PyTorch's PT2E flow, so that an annotation written for it stays as it is.
+Names and fields are those of PyTorch's PT2E flow, so annotations written for it work unchanged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,8 +54,9 @@ _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per
 
 
 def dtype_range(dtype: torch.dtype) -> tuple[float, float] | None:
-    """Smallest and largest value of a quantized dtype; None for a dtype that is reached by a cast (float16, bfloat16,
-    float32).
+    """Smallest and largest value of a quantized dtype.
+
+    None for float16, bfloat16 and float32: tensors are cast to them, not quantized.
 
     Raises: SpecError: the dtype cannot hold quantized values.
     """
@@ -75,11 +76,11 @@ def dtype_range(dtype: torch.dtype) -> tuple[float, float] | None:
 
 
 class QuantizationSpecBase:
-    """Marker base of the four kinds of spec."""
+    """Base class of the four kinds of spec."""
 
 
 class _Ranged:
-    """Checks and the effective range, shared by the specs that state a dtype."""
+    """Range and checks of the specs that have a dtype."""
 
     dtype: torch.dtype
     quant_min: int | None
@@ -88,7 +89,7 @@ class _Ranged:
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """Quantized range in force: the limits given, else those of the dtype; None for a cast."""
+        """Quantized range: the limits given, else those of the dtype; None for a cast."""
         natural = dtype_range(self.dtype)
         if natural is None:
             return None
@@ -110,7 +111,7 @@ class _Ranged:
                 f"{type(self).__name__} has an empty range",
                 found=f"quant_min={effective[0]}, quant_max={effective[1]}",
                 expected="quant_min < quant_max",
-                remedy="give the smaller limit as quant_min; a limit left out is that of the dtype",
+                remedy="give the smaller limit as quant_min; a limit of None is that of the dtype",
             )
         if effective[0] < natural[0] or effective[1] > natural[1]:
             raise SpecError(
@@ -138,7 +139,7 @@ class _Ranged:
 
 
 def _spec_repr(spec: object, names: Sequence[str]) -> str:
-    """Repr with the fields that differ from their defaults, in declaration order."""
+    """Repr with the fields that are neither None nor False, in declaration order."""
     shown = [(name, getattr(spec, name)) for name in names]
     return f"{type(spec).__name__}({', '.join(f'{n}={v!r}' for n, v in shown if v is not None and v is not False)})"
 
@@ -148,9 +149,9 @@ class QuantizationSpec(_Ranged, QuantizationSpecBase):
     """How one tensor is quantized: a dtype, and the observer that finds its scale and zero point.
 
     Args:
-        dtype: quantized dtype; float16 and bfloat16 stand for a cast, float32 for none.
+        dtype: quantized dtype; float16 and bfloat16 mean a cast, float32 means no change.
         observer_or_fake_quant_ctr: called with this spec's fields as keywords; builds an observer or a fake-quantize.
-        quant_min: smallest quantized value; None for the dtype's. `range` has the value in force.
+        quant_min: smallest quantized value; None for the dtype's. `range` gives the resulting limits.
         quant_max: largest quantized value; None for the dtype's.
         qscheme: per tensor or per channel, symmetric or affine.
         ch_axis: dimension of the channels, counted from the front; needed by a per-channel scheme.
@@ -176,7 +177,7 @@ class QuantizationSpec(_Ranged, QuantizationSpecBase):
 
 @dataclass(frozen=True, repr=False)
 class FixedQParamsQuantizationSpec(_Ranged, QuantizationSpecBase):
-    """A tensor whose scale and zero point are known beforehand: the output of a sigmoid, say.
+    """Quantize a tensor with a fixed scale and zero point: the output of a sigmoid, for example.
 
     Args:
         dtype: quantized dtype.
@@ -185,7 +186,7 @@ class FixedQParamsQuantizationSpec(_Ranged, QuantizationSpecBase):
         quant_min: smallest quantized value; None for the dtype's.
         quant_max: largest quantized value; None for the dtype's.
         qscheme: per-tensor scheme.
-        is_dynamic: kept for the field's signature.
+        is_dynamic: not used; part of PT2E's signature.
     Raises: SpecError: range empty or outside the dtype, scale not finite and positive, zero point outside the range.
     """
 
@@ -220,10 +221,10 @@ class FixedQParamsQuantizationSpec(_Ranged, QuantizationSpecBase):
 
 @dataclass(frozen=True)
 class SharedQuantizationSpec(QuantizationSpecBase):
-    """This point has the scale and zero point of another point.
+    """Use the scale and zero point of another point.
 
     Args:
-        edge_or_node: the other point; it must carry a spec. Its place in the graph does not matter.
+        edge_or_node: the other point; it must have a spec. Its position in the graph does not matter.
     """
 
     edge_or_node: EdgeOrNode
@@ -231,17 +232,17 @@ class SharedQuantizationSpec(QuantizationSpecBase):
 
 @dataclass(frozen=True, repr=False)
 class DerivedQuantizationSpec(_Ranged, QuantizationSpecBase):
-    """A tensor whose scale and zero point are computed from those of other points: a bias, say.
+    """Compute scale and zero point from those of other points: for a bias, for example.
 
     Args:
-        derived_from: the points to derive from; kept as a tuple.
+        derived_from: the points to derive from; stored as a tuple.
         derive_qparams_fn: takes the observers of `derived_from`, in order; returns `(scale, zero_point)` as tensors.
         dtype: quantized dtype.
         quant_min: smallest quantized value; None for the dtype's.
         quant_max: largest quantized value; None for the dtype's.
         qscheme: per tensor or per channel.
         ch_axis: dimension of the channels; needed by a per-channel scheme.
-        is_dynamic: kept for the field's signature.
+        is_dynamic: not used; part of PT2E's signature.
     Raises: SpecError: range empty or outside the dtype, ch_axis negative or missing, `derived_from` empty.
     """
 
@@ -258,7 +259,7 @@ class DerivedQuantizationSpec(_Ranged, QuantizationSpecBase):
         object.__setattr__(self, "derived_from", tuple(self.derived_from))
         if not self.derived_from:
             raise SpecError(
-                "DerivedQuantizationSpec derives from nothing",
+                "DerivedQuantizationSpec derives from 0 points",
                 found="derived_from=()",
                 expected="one point or more",
                 remedy="name the points whose scales the function needs",
@@ -272,14 +273,14 @@ class DerivedQuantizationSpec(_Ranged, QuantizationSpecBase):
 
 @dataclass
 class QuantizationAnnotation:
-    """What a quantizer asks for at one node. Mutable, since quantizers fill it in steps.
+    """The specs that a quantizer sets at one node. Mutable, since quantizers fill it in steps.
 
     Args:
-        input_qspec_map: spec of each input edge, keyed by the producer; an edge left out stays in float.
+        input_qspec_map: spec of each input edge, by the producer; edges without a spec stay in float.
         output_qspec: spec of the node's output; None leaves it in float.
         allow_implicit_sharing: points of this node may join points on the same tensor that have an equal spec.
-        _annotated: some quantizer has dealt with this node; the name is the field's.
-        custom: free for the quantizer's own use; qspec hands it through unread.
+        _annotated: whether a quantizer has annotated this node; the name is PT2E's.
+        custom: for the quantizer's own use; qspec does not read it.
     """
 
     input_qspec_map: dict[Node, QuantizationSpecBase | None] = field(default_factory=dict)

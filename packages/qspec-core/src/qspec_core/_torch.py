@@ -1,4 +1,4 @@
-"""The only place that touches private parts of torch, each with what it is for. Tested on torch 2.13.0 and 2.14.1."""
+"""All uses of private parts of torch, each with its purpose. Tested on torch 2.13.0 and 2.14.1."""
 
 import importlib
 import importlib.util
@@ -33,11 +33,11 @@ _DEFINITIONS = "torch.ao.quantization.fx._decomposed"
 
 
 def load_quantized_decomposed() -> bool:
-    """Register the `quantized_decomposed` operators with torch's own definitions, where torch has them.
+    """Register the `quantized_decomposed` operators from torch's own definitions, if torch has them.
 
-    A second definition of the same operators would make whichever import comes later fail, so torch's come first.
+    Defining an operator twice fails, so torch's definitions are used first.
 
-    Returns: whether torch has the definitions; the caller defines the operators itself where it does not.
+    Returns: whether torch has the definitions. If not, the caller must define the operators.
     """
     try:
         found = importlib.util.find_spec(_DEFINITIONS) is not None
@@ -49,17 +49,17 @@ def load_quantized_decomposed() -> bool:
 
 
 def move_codegen(source: Graph, target: Graph) -> None:
-    """Give `target` the calling convention (pytree inputs and outputs) of `source`: Graph has no public getter.
+    """Give `target` the calling convention (pytree inputs and outputs) of `source`. Graph has no public getter for it.
 
-    The object is shared: it holds the names and the tree of inputs and outputs, which no pass changes.
+    Both graphs share the object. It holds the names and the tree of inputs and outputs, which no pass changes.
     """
     target.set_codegen(source._codegen)
 
 
 def uncompiled(root: nn.Module | dict[str, object], graph: Graph, class_name: str) -> GraphModule:
-    """`GraphModule(root, graph, class_name)` without code: for a graph that a pass goes on to edit.
+    """`GraphModule(root, graph, class_name)` without generated code, for a graph that a pass will edit further.
 
-    Writing and compiling code is a third of the time of a pass. `recompile()` does it; so does the first call.
+    Generating and compiling code takes a third of the time of a pass. `recompile()` or the first call does it later.
     """
     module = GraphModule.__new__(GraphModule, root, graph)
     vars(module)["recompile"] = _nothing  # __init__ calls it; vars() since Module.__setattr__ needs Module.__init__
@@ -70,7 +70,7 @@ def uncompiled(root: nn.Module | dict[str, object], graph: Graph, class_name: st
 
 
 def _nothing() -> None:
-    """In place of `recompile`."""
+    """Replacement for `recompile`."""
 
 
 def _compile_and_call(self: GraphModule, *args: Any, **kwargs: Any) -> Any:  # a model's arguments may be of any type
@@ -78,58 +78,59 @@ def _compile_and_call(self: GraphModule, *args: Any, **kwargs: Any) -> Any:  # a
     return self(*args, **kwargs)
 
 
-def _no_switch(self: GraphModule, mode: bool = True) -> Any:  # the signature of Module.train, which never returns here
+def _raise_on_switch(
+    self: GraphModule, mode: bool = True
+) -> Any:  # the signature of Module.train, which never returns here
     raise TrainingModeError(
-        "train() and eval() have no effect on a graph whose operators are already traced",
+        "train() and eval() have no effect on operators that are already traced",
         found=f"{type(self).__name__}.train({mode}) or .eval()",
         remedy="call qspec_core.move_exported_model_to_train or qspec_core.move_exported_model_to_eval on it",
     )
 
 
 def forbid_mode_switch(module: GraphModule) -> None:
-    """Make `.train()` and `.eval()` of a graph module and of its copies raise `TrainingModeError`."""
+    """Make `.train()` and `.eval()` of a graph module and its copies raise `TrainingModeError`."""
     _replace_switches(module)
     module._register_deepcopy_hook(_replace_switches)
 
 
 def _replace_switches(module: GraphModule) -> None:
-    module.train = MethodType(_no_switch, module)  # type: ignore[method-assign]  # one instance, as torch.export does
-    module.eval = MethodType(_no_switch, module)  # type: ignore[method-assign]  # as above
+    module.train = MethodType(_raise_on_switch, module)  # type: ignore[method-assign]  # of this instance only, as in torch.export
+    module.eval = MethodType(_raise_on_switch, module)  # type: ignore[method-assign]  # as above
 
 
-def _no_pickle(self: GraphModule, protocol: object = None) -> Any:  # as above
+def _raise_on_pickle(self: GraphModule, protocol: object = None) -> Any:  # as above
     raise ExportError(
-        "an exported graph cannot be pickled: Python cannot pickle the guards that torch.export leaves in it",
+        "an exported graph cannot be pickled: torch.export leaves guards in it that Python cannot pickle",
         found=f"pickle or torch.save of {type(self).__name__}",
-        remedy="save a converted module with torch.export.save(torch.export.export(module, inputs), path); keep the "
+        remedy="save a converted module with torch.export.save(torch.export.export(module, inputs), path); save the "
         "calibration of a prepared one as its state_dict(); copy either with copy.deepcopy",
     )
 
 
 def forbid_pickling(module: GraphModule) -> None:
-    """Make pickling of a graph module and of its copies raise `ExportError` with what to do instead."""
+    """Make pickling of a graph module and its copies raise an `ExportError` that says what to do instead."""
     _replace_pickling(module)
     module._register_deepcopy_hook(_replace_pickling)
 
 
 def _replace_pickling(module: GraphModule) -> None:
-    module.__reduce_ex__ = MethodType(_no_pickle, module)  # type: ignore[method-assign]  # one instance
+    module.__reduce_ex__ = MethodType(_raise_on_pickle, module)  # type: ignore[method-assign]  # of this instance only
 
 
 _UNLIFTED = "ExportedProgram.module().unlift()"
 
 
 def is_unlifted(history: list[NodeSource]) -> bool:
-    """Whether a node, by its `meta["from_node"]`, reads a parameter or buffer that an exported program had lifted."""
+    """Whether `meta["from_node"]` says that a node reads a parameter or buffer that the exported program had lifted."""
     return bool(history) and history[-1].pass_name == _UNLIFTED
 
 
 def history_after(node: Node, pass_name: str) -> list[NodeSource]:
-    """`meta["from_node"]` of a node made from another.
+    """`meta["from_node"]` for a node made from another node.
 
-    What is made from a parameter keeps the parameter's mark at the end, by which tools tell it from operators: its
-    history leads on to the operator that reads it. torch's constructor copies the whole history of the node, 0.1 ms
-    each; this refers to it.
+    A node made from a parameter keeps the parameter's entry at the end, by which tools tell it from operators.
+    torch's constructor copies the whole history of the node, which takes 0.1 ms; this function refers to it.
     """
     history: list[NodeSource] = node.meta.get("from_node") or []
     source = NodeSource(None, pass_name, NodeSourceAction.CREATE)
@@ -139,13 +140,13 @@ def history_after(node: Node, pass_name: str) -> list[NodeSource]:
 
 
 class FakeTensors:
-    """Tensors without data for the metadata of nodes, made once for each shape and dtype.
+    """Fake tensors for the metadata of nodes, made once for each shape and dtype.
 
-    They are made from their parts: the public ways (`FakeTensorMode.from_tensor`, an operator on a fake tensor) take
-    0.3 ms each, a third of the time of converting a small model.
+    Calls the constructor of FakeTensor: the public ways (`FakeTensorMode.from_tensor`, an operator on a fake tensor)
+    take 0.3 ms each, a third of the time of converting a small model.
 
     Args:
-        example: a fake tensor of the graph, whose mode the others join; None makes tensors on the device "meta".
+        example: a fake tensor of the graph, whose mode the new ones get; None makes tensors on the device "meta".
     """
 
     def __init__(self, example: Tensor | None) -> None:
@@ -153,11 +154,11 @@ class FakeTensors:
         self._made: dict[tuple[object, ...], Tensor] = {}
 
     def like(self, value: object) -> object:
-        """A fake tensor of the shape, strides, dtype and device of a real one; anything else as it is."""
+        """A fake tensor with shape, strides, dtype and device of a real one. Other values are returned as they are."""
         return self.cast(value, value.dtype) if isinstance(value, Tensor) else value
 
     def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """The same with another dtype; of a fake tensor with symbolic sizes too."""
+        """A fake tensor like `value` with another dtype. `value` may be a fake tensor with symbolic sizes."""
         if not all(isinstance(size, int) for size in (*value.shape, *value.stride())):
             key: tuple[object, ...] = (id(value), dtype)
             return self._made[key] if key in self._made else self._made.setdefault(key, value.to(dtype))
@@ -169,10 +170,10 @@ class FakeTensors:
 
 
 def schema_of(target: OpOverload) -> FunctionSchema:
-    """Schema of an operator overload, which has no public attribute for it."""
+    """Schema of an operator overload; there is no public attribute for it."""
     return target._schema
 
 
 def copy_persistence(source: nn.Module, target: nn.Module) -> None:
-    """Keep out of `target`'s state dict the buffers that `source` keeps out of its own."""
+    """Make the buffers that are not persistent in `source` not persistent in `target` either."""
     target._non_persistent_buffers_set.update(source._non_persistent_buffers_set & set(target._buffers))

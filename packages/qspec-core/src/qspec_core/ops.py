@@ -1,4 +1,4 @@
-"""The `quantized_decomposed` operators, in which converted graphs speak to every exporter and runtime downstream."""
+"""The `quantized_decomposed` operators, which converted graphs use and exporters and runtimes read."""
 
 import torch
 
@@ -52,10 +52,10 @@ _DEQUANTIZES = frozenset(
 
 
 def is_quantize(node: object) -> bool:
-    """Whether a node turns a float tensor into integers."""
+    """Whether a node quantizes a float tensor to integers."""
     return isinstance(node, torch.fx.Node) and node.op == "call_function" and node.target in _QUANTIZES
 
 
 def is_dequantize(node: object) -> bool:
-    """Whether a node turns integers into a float tensor."""
+    """Whether a node dequantizes integers to a float tensor."""
     return isinstance(node, torch.fx.Node) and node.op == "call_function" and node.target in _DEQUANTIZES

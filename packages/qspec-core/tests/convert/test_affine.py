@@ -130,7 +130,7 @@ def test_a_dynamic_scheme_without_an_operator() -> None:
         AffineQuantizedPlaceholderObserver, MappingType.ASYMMETRIC, torch.uint8, PerToken(), is_dynamic=True
     )
     module = prepared(nn.Linear(12, 6), QuantizationConfig(activation, None, None, None), torch.randn(4, 12))
-    with pytest.raises(SpecError, match="does not serve"):
+    with pytest.raises(SpecError, match="does not support"):
         convert_pt2e(module)
 
 

@@ -1,4 +1,4 @@
-"""Fake-quantize of blocks against the converted operators and plain arithmetic."""
+"""Affine fake-quantize against the converted operators and plain arithmetic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,7 @@ def test_default_per_axis_and_per_tensor_equal_torch() -> None:
 
 
 @pytest.mark.parametrize("granularity", [PerTensor(), PerAxis(0), PerGroup(2), PerBlock((2, 4))], ids=str)
-def test_gradient_passes_within_the_range_alone(granularity: object) -> None:
+def test_gradient_passes_only_within_the_range(granularity: object) -> None:
     module = AffineFakeQuantize(mapping_type=MappingType.SYMMETRIC, target_dtype=torch.int8, granularity=granularity)
     module(torch.ones(4, 8))
     module.disable_observer()
@@ -116,7 +116,7 @@ def test_state_round_trip() -> None:
     assert torch.equal(copy.zero_point, module.zero_point)
 
 
-def test_what_the_field_reads_of_it() -> None:
+def test_attributes_that_pytorch_code_reads() -> None:
     module: Any = default_groupwise_fake_quant()
     x = torch.randn(2, 256)
     module(x)
@@ -147,5 +147,5 @@ def test_parameters_follow_an_observer_that_changed_without_a_forward() -> None:
     module: Any = default_affine_fake_quant()
     module(torch.rand(50))
     module.activation_post_process(torch.full((2,), 10.0))
-    module.take_observed()
+    module.update_qparams()
     torch.testing.assert_close(module.scale, torch.tensor([10 / 255]).reshape(module.scale.shape))

@@ -26,7 +26,7 @@ def learner(**kwargs: Any) -> Any:
     return LearnableFakeQuantize(MovingAverageMinMaxObserver, **{"dtype": torch.quint8, **kwargs})
 
 
-def test_starts_with_the_observer_and_then_learns() -> None:
+def test_starts_from_the_observer_and_then_learns() -> None:
     module = learner()
     assert (module.scale, module.zero_point) == (None, None)
     assert not module.has_observed
@@ -121,7 +121,7 @@ def test_without_learning_no_gradient_reaches_the_scale() -> None:
     assert not module.zero_point.requires_grad
 
 
-def test_a_scale_below_the_floor_is_lifted_and_can_grow_again() -> None:
+def test_a_scale_below_eps_is_raised_and_can_grow_again() -> None:
     module = learner()
     module(torch.tensor([0.0, 1.0]))
     module.enable_range_learning()
@@ -136,7 +136,7 @@ def test_a_scale_below_the_floor_is_lifted_and_can_grow_again() -> None:
     assert module.scale.grad.item() == 255.0
 
 
-def test_state_goes_round_before_and_after_the_first_forward() -> None:
+def test_state_round_trip_before_and_after_the_first_forward() -> None:
     one, other = learner(), learner()
     other.load_state_dict(one.state_dict())
     x = torch.tensor([-1.0, 0.1, 3.0])
@@ -148,7 +148,7 @@ def test_state_goes_round_before_and_after_the_first_forward() -> None:
     assert other.learning_enabled.item()
 
 
-def test_small_things() -> None:
+def test_empty_input_half_precision_and_repr() -> None:
     module = learner()
     empty = torch.empty(0)
     assert module(empty) is empty

@@ -101,7 +101,7 @@ def test_fused_equals_the_steps_one_by_one(kwargs: dict[str, Any]) -> None:
         torch.testing.assert_close(fused.activation_post_process.max_val, plain.activation_post_process.max_val)
         torch.testing.assert_close(fused.scale, plain.scale)
         assert torch.equal(fused.zero_point, plain.zero_point)
-        # What is converted is what was trained.
+        # The converted form computes the same as training.
         scale, zero_point = (value.item() for value in fused.calculate_qparams())
         low, high = int(fused.quant_min), int(fused.quant_max)
         np.testing.assert_allclose(y.numpy(), reference(x.numpy(), scale, zero_point, low, high), rtol=1e-5, atol=1e-6)
@@ -109,7 +109,7 @@ def test_fused_equals_the_steps_one_by_one(kwargs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("cls", [FakeQuantize, FusedMovingAvgObsFakeQuantize])
-def test_gradient_passes_within_the_range_only(cls: type[FakeQuantize]) -> None:
+def test_gradient_passes_only_within_the_range(cls: type[FakeQuantize]) -> None:
     module = cls(dtype=torch.int8)
     module(torch.tensor([-1.0, 1.0]))
     module.disable_observer()
@@ -140,7 +140,7 @@ def test_switches(cls: type[FakeQuantize]) -> None:
 
 @pytest.mark.parametrize("cls", [FakeQuantize, FusedMovingAvgObsFakeQuantize])
 @pytest.mark.parametrize("kind", [torch.per_tensor_affine, torch.per_channel_affine])
-def test_values_not_finite_are_refused_and_leave_no_trace(cls: type[FakeQuantize], kind: torch.qscheme) -> None:
+def test_values_not_finite_are_refused_and_change_nothing(cls: type[FakeQuantize], kind: torch.qscheme) -> None:
     observer = MovingAverageMinMaxObserver if kind == torch.per_tensor_affine else MovingAveragePerChannelMinMaxObserver
     module = cls(observer=observer, qscheme=kind)
     module.where = SourceLocation("add", "block", None)
@@ -159,7 +159,7 @@ def test_values_not_finite_are_refused_and_leave_no_trace(cls: type[FakeQuantize
 
 @pytest.mark.parametrize("cls", [FakeQuantize, FusedMovingAvgObsFakeQuantize])
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_state_goes_round(cls: type[FakeQuantize], per_channel: bool) -> None:
+def test_state_round_trip(cls: type[FakeQuantize], per_channel: bool) -> None:
     observer = MovingAveragePerChannelMinMaxObserver if per_channel else MovingAverageMinMaxObserver
     qscheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_affine
     one, other = (cls(observer=observer, dtype=torch.qint8, qscheme=qscheme) for _ in range(2))
@@ -185,7 +185,7 @@ def test_other_float_types_stay_as_they_are(cls: type[FakeQuantize], dtype: torc
 
 
 @pytest.mark.parametrize("cls", [FakeQuantize, FusedMovingAvgObsFakeQuantize])
-def test_empty_input_passes(cls: type[FakeQuantize]) -> None:
+def test_empty_input_is_returned(cls: type[FakeQuantize]) -> None:
     empty = torch.empty(0, 2)
     module = cls()
     assert module(empty) is empty
@@ -194,7 +194,7 @@ def test_empty_input_passes(cls: type[FakeQuantize]) -> None:
         assert module.calculate_qparams()[0].item() == 1.0
 
 
-def test_fixed_parameters_do_not_move() -> None:
+def test_fixed_parameters_do_not_change() -> None:
     module = FixedQParamsFakeQuantize(FixedQParamsObserver.with_args(scale=1 / 256, zero_point=0))
     x = torch.tensor([-1.0, 0.3, 5.0])
     np.testing.assert_array_equal(module(x).numpy(), reference(x.numpy(), 1 / 256, 0, 0, 255))
@@ -223,7 +223,7 @@ def test_dynamic_follows_each_input() -> None:
         (FusedMovingAvgObsFakeQuantize, {"dtype": torch.int8, "quant_min": 0, "quant_max": 255}),
     ],
 )
-def test_what_cannot_be_rounded_to_is_refused(cls: type[FakeQuantize], kwargs: dict[str, Any]) -> None:
+def test_observers_without_an_integer_range_are_refused(cls: type[FakeQuantize], kwargs: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         cls(**kwargs)
 
@@ -249,7 +249,7 @@ NAMED = {  # dtype, quant_min, quant_max, qscheme
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_named_constructors_have_the_ranges_that_users_know(name: str) -> None:
+def test_named_constructors_have_the_ranges_of_pytorch(name: str) -> None:
     module = getattr(fake_quantize, name)()
     assert (module.dtype, module.quant_min, module.quant_max, module.qscheme) == NAMED[name]
     y = module(torch.tensor([[-0.5, 0.5], [0.25, 0.75]]))
@@ -257,6 +257,6 @@ def test_named_constructors_have_the_ranges_that_users_know(name: str) -> None:
     assert "quant_min=" in repr(module)
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert sorted(fake_quantize.__all__) == list(fake_quantize.__all__)
     assert all(hasattr(fake_quantize, name) for name in fake_quantize.__all__)

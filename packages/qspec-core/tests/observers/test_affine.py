@@ -1,4 +1,4 @@
-"""Affine observers against NumPy that loops over the blocks; granularities against a written table."""
+"""Affine observers against a NumPy loop over the blocks; granularities against a table."""
 
 import itertools
 import math
@@ -74,7 +74,7 @@ def test_granularities_that_do_not_fit(granularity: Granularity, shape: tuple[in
 
 
 def blocks_of(x: np.ndarray, block: tuple[int, ...]) -> list[np.ndarray]:
-    """The blocks of a tensor, the last dimension's index running fastest."""
+    """The blocks of a tensor in row-major order."""
     steps = [range(0, size, part) for size, part in zip(x.shape, block, strict=True)]
     corners = itertools.product(*steps)
     return [x[tuple(slice(i, i + part) for i, part in zip(corner, block, strict=True))] for corner in corners]
@@ -156,7 +156,7 @@ def test_moving_average() -> None:
     assert torch.equal(observer.max_val, high)
 
 
-def test_a_dynamic_average_is_of_the_newest_input_alone() -> None:
+def test_a_dynamic_average_uses_only_the_newest_input() -> None:
     observer = AffineQuantizedMovingAverageMinMaxObserver(
         MappingType.ASYMMETRIC, torch.int8, PerToken(), averaging_constant=1, is_dynamic=True
     )
@@ -178,18 +178,18 @@ def test_a_dynamic_average_is_of_the_newest_input_alone() -> None:
         (torch.int8, {"quant_min": 1}),
     ],
 )
-def test_schemes_that_are_not_served(dtype: torch.dtype, options: dict[str, object]) -> None:
+def test_unsupported_schemes_are_refused(dtype: torch.dtype, options: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, dtype, PerTensor(), **options)  # type: ignore[arg-type]  # keywords
 
 
-def test_without_zero_point_unsigned_values_are_not_served() -> None:
+def test_unsigned_values_without_zero_point_are_refused() -> None:
     for mapping in (MappingType.SYMMETRIC, MappingType.SYMMETRIC_NO_CLIPPING_ERR):
         with pytest.raises(SpecError, match="zero point"):
             AffineQuantizedMinMaxObserver(mapping, torch.uint8, PerTensor(), zero_point_domain=ZeroPointDomain.NONE)
 
 
-def test_without_zero_point_0_stands_for_0() -> None:
+def test_without_zero_point_0_is_exact() -> None:
     observer = AffineQuantizedMinMaxObserver(
         MappingType.SYMMETRIC, torch.int8, PerTensor(), zero_point_domain=ZeroPointDomain.NONE
     )
@@ -197,7 +197,7 @@ def test_without_zero_point_0_stands_for_0() -> None:
     assert observer.calculate_qparams()[1].item() == 0
 
 
-def test_dtypes_and_floor_of_the_parameters() -> None:
+def test_dtypes_and_smallest_scale() -> None:
     observer = AffineQuantizedMinMaxObserver(
         MappingType.SYMMETRIC,
         torch.int8,
@@ -213,7 +213,7 @@ def test_dtypes_and_floor_of_the_parameters() -> None:
     assert scale.tolist() == [0.5, 0.5]
 
 
-def test_other_blocks_than_before() -> None:
+def test_a_changed_number_of_blocks_is_refused() -> None:
     observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerGroup(2))
     observer(torch.ones(2, 4))
     with pytest.raises(CalibrationError, match="blocks") as caught:
@@ -223,14 +223,14 @@ def test_other_blocks_than_before() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_values_that_are_not_finite(value: float) -> None:
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
     observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerAxis(0))
     with pytest.raises(CalibrationError, match="not finite"):
         observer(torch.tensor([[1.0, value]]))
     assert not observer.has_observed
 
 
-def test_never_ran() -> None:
+def test_an_observer_without_data_warns() -> None:
     observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerAxis(0))
     with pytest.warns(ObserverNeverRanWarning):
         scale, zero_point = observer.calculate_qparams()
@@ -275,7 +275,7 @@ def test_blocks_of_one_value_count_as_data(value: float) -> None:
     assert zero_point.item() == (255 if value < 0 else 0)
 
 
-def test_the_form_of_what_never_ran_has_a_stand_in_for_each_block() -> None:
+def test_the_form_without_data_has_a_placeholder_for_each_block() -> None:
     observer = AffineQuantizedMinMaxObserver(MappingType.SYMMETRIC, torch.int8, PerAxis(0))
     with pytest.warns(ObserverNeverRanWarning):
         form = observer.converted_form((3, 4))
@@ -298,7 +298,7 @@ def test_the_form_of_what_never_ran_has_a_stand_in_for_each_block() -> None:
         (PerGroup(5), MappingType.SYMMETRIC, (2, 10), ops.CHOOSE_QPARAMS_PER_TOKEN),
     ],
 )
-def test_what_finds_parameters_when_the_model_runs(
+def test_operators_that_find_parameters_at_run_time(
     granularity: Granularity, mapping: MappingType, shape: tuple[int, ...], target: object
 ) -> None:
     observer = AffineQuantizedPlaceholderObserver(mapping, torch.int8, granularity, is_dynamic=True)
@@ -307,14 +307,14 @@ def test_what_finds_parameters_when_the_model_runs(
     assert form.choose.target is target
 
 
-def test_placeholder_hands_on() -> None:
+def test_placeholder_returns_its_input() -> None:
     observer = AffineQuantizedPlaceholderObserver(MappingType.ASYMMETRIC, torch.int8, PerToken(), is_dynamic=True)
     x: Tensor = torch.full((2,), math.nan)
     assert observer(x) is x
 
 
 @pytest.mark.parametrize(("quant_min", "is_served"), [(-128, True), (-127, True), (-126, False)])
-def test_ranges_that_the_operator_for_symmetric_tokens_knows(quant_min: int, is_served: bool) -> None:
+def test_ranges_supported_by_the_operator_for_symmetric_tokens(quant_min: int, is_served: bool) -> None:
     observer = AffineQuantizedPlaceholderObserver(
         MappingType.SYMMETRIC, torch.int8, PerToken(), quant_min=quant_min, quant_max=127, is_dynamic=True
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qspec_core import SpecError
 from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver
-from qspec_core.observers._arithmetic import choose_qparams, choose_qparams_of_range, middle
+from qspec_core.observers._arithmetic import choose_qparams, choose_qparams_of_range, symmetric_zero_point
 
 LIMITS = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 RANGES = st.sampled_from(
@@ -28,7 +28,9 @@ def observed(low: float, high: float, **kwargs: object) -> tuple[np.float32, int
 
 
 @given(LIMITS, LIMITS, RANGES)
-def test_affine_is_the_widened_range_in_equal_steps(a: float, b: float, kind: tuple[torch.dtype, int, int]) -> None:
+def test_affine_divides_the_range_extended_to_0_into_equal_steps(
+    a: float, b: float, kind: tuple[torch.dtype, int, int]
+) -> None:
     dtype, quant_min, quant_max = kind
     low, high = np.float32(min(a, b, 0.0)), np.float32(max(a, b, 0.0))
     scale, zero_point = observed(a, b, dtype=dtype, quant_min=quant_min, quant_max=quant_max)
@@ -103,7 +105,7 @@ def test_symmetric_zero_point(kwargs: dict[str, object], zero_point: int) -> Non
         ({"dtype": torch.float8_e4m3fn}, (-448.0, 448.0)),
     ],
 )
-def test_range_in_force(kwargs: dict[str, object], expected: tuple[float, float]) -> None:
+def test_quantized_range(kwargs: dict[str, object], expected: tuple[float, float]) -> None:
     observer = MinMaxObserver(**kwargs)  # type: ignore[arg-type]  # a table of keywords
     assert (observer.quant_min, observer.quant_max) == expected
 
@@ -130,7 +132,7 @@ def test_eps_is_the_smallest_scale(qscheme: torch.qscheme) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_float8_takes_the_largest_to_the_largest(dtype: torch.dtype) -> None:
+def test_float8_maps_the_largest_value_to_its_largest(dtype: torch.dtype) -> None:
     scale, zero_point = observed(-6.0, 2.0, dtype=dtype)
     assert scale == np.float32(6.0) / np.float32(torch.finfo(dtype).max)
     assert zero_point == 0
@@ -170,7 +172,7 @@ def test_a_range_wider_than_float32_has_a_finite_scale() -> None:
     st.sampled_from([EPS, np.float32(2**-12)]),
     st.booleans(),
 )
-def test_plain_numbers_give_what_tensors_give(
+def test_python_numbers_and_tensors_give_the_same_bits(
     a: float,
     b: float,
     qscheme: torch.qscheme,
@@ -211,13 +213,15 @@ def test_float_zero_points_of_a_range_with_negative_values() -> None:
         (-448.0, 448.0, torch.float8_e4m3fn, False, 0),
     ],
 )
-def test_the_middle_of_a_range(low: float, high: float, dtype: torch.dtype, is_custom: bool, expected: int) -> None:
-    assert middle(low, high, dtype, has_custom_range=is_custom) == expected
+def test_symmetric_zero_point_of_a_range(
+    low: float, high: float, dtype: torch.dtype, is_custom: bool, expected: int
+) -> None:
+    assert symmetric_zero_point(low, high, dtype, has_custom_range=is_custom) == expected
 
 
 @pytest.mark.parametrize("qscheme", [torch.per_channel_affine, torch.per_channel_symmetric])
 @pytest.mark.parametrize(("dtype", "quant_min", "quant_max"), [(torch.uint8, 0, 255), (torch.int8, -100, 100)])
-def test_channels_get_what_float32_arithmetic_gives(
+def test_channels_equal_float32_arithmetic(
     qscheme: torch.qscheme, dtype: torch.dtype, quant_min: int, quant_max: int
 ) -> None:
     low = np.array([-1.0, 0.25, -3.0, -2e38, 0.0, -7.0], dtype=np.float32)

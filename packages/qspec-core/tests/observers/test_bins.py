@@ -1,4 +1,4 @@
-"""Bins of a histogram: where they lie, how they grow, how they add up, and when their range is taken whole."""
+"""Bins of a histogram: layout, growth, sums over observers, and the cases in which the whole range is used."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_growing_bins_hold_what_bins_of_the_whole_range_hold(batches: list[list[
     assert math.floor(math.ldexp(high, -exponent)) < first + bins
 
 
-def test_limits_on_the_near_side_of_0_are_not_counted() -> None:
+def test_a_positive_minimum_and_a_negative_maximum_are_not_counted() -> None:
     observer = HistogramObserver()
     observer(torch.tensor([0.25, 0.25, 0.5, 0.5, 0.5]))
     assert observer.limit_counts.tolist() == [0, 3]
@@ -65,7 +65,7 @@ def test_limits_on_the_near_side_of_0_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("a", "none"), ("none", "b"), ("a", "same")])
-def test_widened_histograms_add_up_to_that_of_all_the_data(names: tuple[str, str]) -> None:
+def test_sum_of_extended_histograms_is_the_histogram_of_all_data(names: tuple[str, str]) -> None:
     data = {
         "a": torch.tensor([-1.0, -1.0, 0.5, 2.0]),
         "b": torch.tensor([-3.0, 0.25, 2.0, 2.0]),
@@ -78,7 +78,7 @@ def test_widened_histograms_add_up_to_that_of_all_the_data(names: tuple[str, str
         part(data[name])
         whole(data[name])
     low, high = min(part.min_val.item() for part in parts), max(part.max_val.item() for part in parts)
-    pairs = [part.widened(low, high) for part in parts]
+    pairs = [part.cover(low, high) for part in parts]
     assert torch.equal(pairs[0][0] + pairs[1][0], whole.histogram)
     assert torch.equal(pairs[0][1] + pairs[1][1], whole.limit_counts)
     for part in parts:
@@ -86,14 +86,14 @@ def test_widened_histograms_add_up_to_that_of_all_the_data(names: tuple[str, str
         assert torch.equal(part.bin_layout, whole.bin_layout)
 
 
-def test_widening_by_nothing_changes_nothing() -> None:
+def test_covering_an_empty_range_changes_nothing() -> None:
     observer = HistogramObserver()
-    histogram, _ = observer.widened(math.inf, -math.inf)
+    histogram, _ = observer.cover(math.inf, -math.inf)
     assert int(histogram.sum()) == 0
     assert not observer.has_observed
 
 
-def test_steps_as_fine_as_eight_a_bin_take_the_whole_range() -> None:
+def test_eight_steps_in_a_bin_use_the_whole_range() -> None:
     """The last of 100,001 values would be clipped by any search."""
     x = torch.cat((torch.rand(100_000) * 0.01, torch.tensor([1.9])))
     for quant_max, is_whole in ((16, True), (15, False)):
@@ -102,7 +102,7 @@ def test_steps_as_fine_as_eight_a_bin_take_the_whole_range() -> None:
         assert (observer._best_range() == (0.0, x.max().item())) == is_whole
 
 
-def test_a_new_histogram_and_one_that_forgot_are_alike() -> None:
+def test_a_reset_histogram_equals_a_new_one() -> None:
     observer, fresh = HistogramObserver(), HistogramObserver()
     observer(torch.tensor([5.0, -7.0]))
     observer.reset_min_max_vals()
@@ -112,8 +112,8 @@ def test_a_new_histogram_and_one_that_forgot_are_alike() -> None:
     assert fresh.limit_counts.shape == (2,)
 
 
-def test_a_symmetric_range_is_cut_alike_on_both_sides() -> None:
-    """As one that saw the mirrored values as well: they change no error by another share."""
+def test_a_symmetric_range_is_clipped_equally_on_both_sides() -> None:
+    """The range equals that of an observer that also saw the mirrored values: these double every error."""
     x = torch.from_numpy(np.abs(np.random.default_rng(7).standard_t(3, size=20_000)))
     for sign in (1.0, -1.0):
         observer = HistogramObserver(dtype=torch.int8, qscheme=torch.per_tensor_symmetric)

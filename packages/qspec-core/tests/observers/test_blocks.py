@@ -1,4 +1,4 @@
-"""Forms of blocks against NumPy that loops over the blocks."""
+"""Converted forms of blocks against a NumPy loop over the blocks."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from qspec_core import SpecError, ops
 from qspec_core._torch import OpOverload
-from qspec_core.observers._blocks import block_form, block_grid, is_rounded_last, is_tensor_wide
+from qspec_core.observers._blocks import adds_zero_point_before_rounding, block_form, block_grid, is_tensor_wide
 from qspec_core.observers._form import ConvertedForm, Step
 
 Shape = tuple[int, ...]
@@ -51,7 +51,7 @@ CASES: list[tuple[Shape, Shape, bool, OpOverload]] = [
 
 
 def blocks(shape: Shape, block: Shape) -> list[tuple[slice, ...]]:
-    """The blocks of a tensor, the last dimension's index running fastest."""
+    """The blocks of a tensor in row-major order."""
     corners = itertools.product(*(range(0, size, part) for size, part in zip(shape, block, strict=True)))
     return [tuple(slice(i, i + part) for i, part in zip(corner, block, strict=True)) for corner in corners]
 
@@ -71,7 +71,7 @@ def test_each_block_has_its_own_parameters(shape: Shape, block: Shape, is_token:
     qparams = (scale.reshape(()), zero_point.reshape(())) if whole else (scale, zero_point)
     form = block_form(shape, block, LIMITS, qparams, None, is_token=is_token)
     assert form.quantize is operator
-    assert is_rounded_last(form) == (operator in (GROUP, TOKEN))
+    assert adds_zero_point_before_rounding(form) == (operator in (GROUP, TOKEN))
     expected, real = np.zeros(shape), np.zeros(shape)
     for place, step, zero in zip(places, scale.numpy(), zero_point.numpy(), strict=True):
         expected[place] = np.clip(np.rint(x.numpy()[place] / step) + zero, -128, 127)
@@ -96,7 +96,7 @@ def test_each_block_has_its_own_parameters(shape: Shape, block: Shape, is_token:
         ((4, 6), (1, 6), (4,)),
     ],
 )
-def test_grids_leave_out_what_one_block_spans(shape: Shape, block: Shape, grid: Shape) -> None:
+def test_grids_leave_out_dimensions_that_one_block_spans(shape: Shape, block: Shape, grid: Shape) -> None:
     assert block_grid(shape, block) == grid
     assert is_tensor_wide(shape, block) == (shape == block)
 
@@ -116,7 +116,7 @@ def test_a_symbolic_size_is_whole_only_where_the_block_is_the_same() -> None:
 
 
 def choose(form: ConvertedForm, x: torch.Tensor) -> torch.Tensor:
-    """Quantize and dequantize what has its parameters found when the model runs."""
+    """Quantize and dequantize with parameters found at run time."""
     assert form.choose is not None
     split = applied(form.before, x)
     scale, zero_point = form.choose(split)
@@ -126,7 +126,7 @@ def choose(form: ConvertedForm, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("shape", "block"), [((5, 6), (1, 6)), ((5, 6), (1, 3)), ((5, 4, 6), (1, 2, 6))])
 def test_one_symbolic_size_cut_into_single_elements(shape: Shape, block: Shape) -> None:
-    """The form knows nothing of the first size, and serves one of five."""
+    """The form does not know the first size; it is called with a size of five."""
     rows = sizes(1)[0]
     step = Step(ops.CHOOSE_QPARAMS_PER_TOKEN, (torch.int8,))
     form = block_form((rows, *shape[1:]), block, LIMITS, None, step, is_token=False)
@@ -138,14 +138,14 @@ def test_one_symbolic_size_cut_into_single_elements(shape: Shape, block: Shape) 
         assert np.abs(found[place] - x.numpy()[place]).max() <= largest / 127.5 * 0.51 + 1e-6
 
 
-def test_symbolic_sizes_that_cannot_be_cut() -> None:
+def test_symbolic_sizes_that_cannot_be_divided_are_refused() -> None:
     first, second = sizes(2)
     for shape, block in (((first, second, 6), (1, 1, 3)), ((first, 6), (2, 3)), ((6, first), (2, first))):
         with pytest.raises(SpecError, match="not known"):
             block_form(shape, block, LIMITS, None, Step(ops.CHOOSE_QPARAMS_PER_TOKEN, (torch.int8,)), is_token=False)
 
 
-def test_a_tensor_as_a_whole_is_chosen_for_when_the_model_runs() -> None:
+def test_one_block_finds_its_parameters_at_run_time() -> None:
     step = Step(ops.CHOOSE_QPARAMS, (-128, 127, 1e-6, torch.int8))
     form = block_form((4, 6), (4, 6), LIMITS, None, step, is_token=False)
     assert (form.quantize, form.dequantize) == (ops.QUANTIZE_DYNAMIC, ops.DEQUANTIZE_DYNAMIC)
@@ -153,7 +153,7 @@ def test_a_tensor_as_a_whole_is_chosen_for_when_the_model_runs() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_float_zero_points_are_added_before_the_one_rounding(axis: int) -> None:
+def test_float_zero_points_are_added_before_rounding(axis: int) -> None:
     shape, channels = (3, 4, 5), (3, 4, 5)[axis]
     x = torch.randn(shape)
     scale, zero_point = torch.rand(channels) * 0.05 + 0.01, torch.rand(channels) * 100

@@ -1,4 +1,4 @@
-"""Constructors with arguments filled in, and the ways a spec calls constructors: ours and a third party's."""
+"""Constructors with arguments filled in, and how a spec calls qspec's and third-party constructors."""
 
 import copy
 import functools
@@ -87,12 +87,12 @@ def test_an_observer_gets_the_fields_of_its_spec() -> None:
     assert build_observer(spec) is not observer
 
 
-def test_fields_left_out_keep_what_the_constructor_filled_in() -> None:
+def test_fields_of_none_do_not_replace_filled_in_arguments() -> None:
     observer: Any = build_observer(spec_of(MinMaxObserver.with_args(quant_min=-8, quant_max=7)))
     assert (observer.quant_min, observer.quant_max) == (-8, 7)
 
 
-def test_the_channel_axis_reaches_whom_it_concerns() -> None:
+def test_the_channel_axis_reaches_observers_that_take_it() -> None:
     per_channel = {"qscheme": torch.per_channel_symmetric, "ch_axis": 1}
     observer: Any = build_observer(spec_of(PerChannelMinMaxObserver, **per_channel))
     assert observer.ch_axis == 1
@@ -113,7 +113,7 @@ def test_every_observer_takes_a_spec(constructor: type[nn.Module]) -> None:
 
 
 class Foreign(nn.Module):
-    """A third party's observer, whose name has PerChannel nowhere and which knows no dynamic quantization."""
+    """A third-party observer without PerChannel in its name and without dynamic quantization."""
 
     def __init__(self, dtype: torch.dtype, ch_axis: int = 5) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class ForeignFake(Foreign):
 
 
 class ForeignPartial:
-    """torchao's shape: a `functools.partial` under `p`, called with anything."""
+    """As in torchao: a `functools.partial` under `p`, called with any arguments."""
 
     def __init__(self, p: Any) -> None:
         self.p = p
@@ -143,14 +143,14 @@ class ForeignPartial:
     "constructor",
     [Foreign, functools.partial(Foreign, ch_axis=3), ForeignPartial(functools.partial(Foreign, ch_axis=3))],
 )
-def test_foreign_constructors_get_what_their_signature_takes(constructor: Any) -> None:
+def test_foreign_constructors_get_the_fields_in_their_signature(constructor: Any) -> None:
     observer: Any = build_observer(spec_of(constructor, qscheme=torch.per_channel_affine, ch_axis=2))
     assert observer.arguments == (torch.int8, 2)
     filled = build_observer(spec_of(constructor))
     assert filled.arguments == (torch.int8, 5 if constructor is Foreign else 3)
 
 
-def test_a_foreign_fake_quantize_hands_on_what_its_observer_takes() -> None:
+def test_a_foreign_fake_quantize_also_takes_the_keywords_of_its_observer() -> None:
     assert accepted_keywords(ForeignFake) == frozenset({"observer", "dtype", "ch_axis"})
     built: Any = build_observer(spec_of(ForeignFake))
     assert built.inner.arguments == (torch.int8, 5)
@@ -161,7 +161,7 @@ def test_a_foreign_fake_quantize_hands_on_what_its_observer_takes() -> None:
 
 
 class ForeignChild(Foreign):
-    """Hands on what it does not know, as Qualcomm's observers do."""
+    """Passes unknown keywords to its base, as Qualcomm's observers do."""
 
     def __init__(self, steps: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -169,14 +169,14 @@ class ForeignChild(Foreign):
 
 
 class ForeignRoot(nn.Module):
-    """Keeps whatever it is given."""
+    """Stores all keywords."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
         self.kwargs = kwargs
 
 
-def test_keywords_that_a_class_hands_on_are_those_of_its_base() -> None:
+def test_a_class_that_passes_keywords_on_also_takes_those_of_its_base() -> None:
     assert accepted_keywords(ForeignChild) == frozenset({"steps", "dtype", "ch_axis"})
     built: Any = build_observer(spec_of(ForeignChild, qscheme=torch.per_channel_affine, ch_axis=2))
     assert built.arguments == (torch.int8, 2)
@@ -185,7 +185,7 @@ def test_keywords_that_a_class_hands_on_are_those_of_its_base() -> None:
     assert kept.kwargs["ch_axis"] == 2
 
 
-def test_a_function_may_build_it() -> None:
+def test_a_function_may_be_the_constructor() -> None:
     def constructor(**kwargs: Any) -> nn.Module:
         return Foreign(kwargs["dtype"])
 
@@ -194,11 +194,11 @@ def test_a_function_may_build_it() -> None:
     assert accepted_keywords(dict.fromkeys) is None or isinstance(accepted_keywords(dict.fromkeys), frozenset)
 
 
-def test_what_is_no_module_is_refused() -> None:
+def test_a_result_that_is_not_a_module_is_refused() -> None:
     with pytest.raises(SpecError) as error:
         build_observer(spec_of(dict))
     assert "module" in error.value.problem
 
 
-def test_the_wrapper_is_known_by_its_name() -> None:
+def test_the_wrapper_has_its_pytorch_name() -> None:
     assert isinstance(MinMaxObserver.with_args(), PartialWrapper)

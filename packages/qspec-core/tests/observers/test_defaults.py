@@ -1,4 +1,4 @@
-"""What the named constructors and the constructors' defaults stand for, written out."""
+"""Ready-made constructors and default arguments against a table."""
 
 import math
 from typing import Any
@@ -61,7 +61,7 @@ def test_named_observers_of_ranges(
     assert not observer.is_dynamic
 
 
-def test_named_observers_of_parameters_that_are_known() -> None:
+def test_named_observers_of_fixed_parameters() -> None:
     for name, scale, zero_point in (
         ("default_fixed_qparams_range_neg1to1_observer", 1 / 128, 128),
         ("default_symmetric_fixed_qparams_observer", 1 / 128, 128),
@@ -131,7 +131,7 @@ def test_defaults_of_observers_of_blocks() -> None:
 
 
 @pytest.mark.parametrize("bits", range(1, 8))
-def test_every_width_under_a_byte(bits: int) -> None:
+def test_every_dtype_under_8_bits(bits: int) -> None:
     half = 1 << (bits - 1)
     for target in (getattr(torch, f"int{bits}"), TorchAODType[f"INT{bits}"]):
         observer = AffineQuantizedMinMaxObserver(MappingType.ASYMMETRIC, target, PerTensor())
@@ -140,7 +140,7 @@ def test_every_width_under_a_byte(bits: int) -> None:
     assert (observer.dtype, observer.quant_min, observer.quant_max) == (torch.uint8, 0, 2 * half - 1)
 
 
-def test_others_are_static_unless_asked() -> None:
+def test_other_observers_are_static_by_default() -> None:
     assert not FixedQParamsObserver(0.5, 0).is_dynamic
     derived = DerivedObserverOrFakeQuantize(torch.int8, [], lambda _: (torch.ones(1), torch.zeros(1)))
     assert not derived.is_dynamic

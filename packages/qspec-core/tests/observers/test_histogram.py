@@ -17,7 +17,7 @@ BATCHES = st.lists(st.lists(FLOATS, max_size=8), min_size=1, max_size=5)
 
 
 def counts_of(observer: HistogramObserver) -> dict[int, int]:
-    """Bin number to count, of the bins that hold any."""
+    """Count by bin number, for bins that are not empty."""
     first = int(observer.bin_layout[1])
     return {first + i: int(n) for i, n in enumerate(observer.histogram.tolist()) if n}
 
@@ -31,7 +31,7 @@ def test_every_value_is_in_its_bin(batches: list[list[float]]) -> None:
     width = math.ldexp(1.0, int(observer.bin_layout[0]))
     expected: dict[int, int] = {}
     for value in values:
-        # Values far below the narrowest bin, and not told from 0 beside huge ones, may lie on the other side of 0.
+        # Values far smaller than the narrowest bin may be counted on the other side of 0.
         number = 0 if abs(value) < 2.0**-100 and value < 0 else math.floor(value / width)
         expected[number] = expected.get(number, 0) + 1
     found = counts_of(observer)
@@ -42,7 +42,7 @@ def test_every_value_is_in_its_bin(batches: list[list[float]]) -> None:
 
 @given(st.lists(st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), max_size=8), min_size=2, max_size=4))
 @settings(max_examples=50)
-def test_order_and_cut_of_batches_play_no_part(batches: list[list[float]]) -> None:
+def test_order_and_division_of_batches_do_not_matter(batches: list[list[float]]) -> None:
     states = []
     merged = [[value for batch in batches for value in batch]]
     for order in [*itertools.permutations(batches), merged]:
@@ -135,7 +135,7 @@ def test_range_is_within_one_percent_of_the_best(
     observer(torch.from_numpy(x))
     exponent, first = observer.bin_layout.tolist()
     width = math.ldexp(1.0, exponent)
-    # Points evenly spread in each bin stand for the values in it.
+    # Points evenly spread in each bin represent the values in it.
     mids = ((np.arange(first, first + bins)[:, None] + (np.arange(points) + 0.5) / points) * width).ravel()
     weights = np.repeat(observer.histogram.numpy().astype(np.float64), points)
     for limit in {float(x.min()), float(x.max())} - {0.0}:  # values on a limit count as where they are
@@ -155,7 +155,7 @@ def test_range_is_within_one_percent_of_the_best(
     best = simulated_error(mids, weights, pairs[:, 0], pairs[:, 1], scheme).min()
     found = observer._best_range()
     error = simulated_error(mids, weights, np.array([found[0]]), np.array([found[1]]), scheme)[0]
-    # The search knows the spread in a bin exactly, the reference at 12 points: 1 / 12**2 of the error in a bin apart.
+    # The search integrates over a bin, the reference sums 12 points: they differ by 1 / 12**2 of the error in a bin.
     assert error <= best * 1.01 + width**2 / 12 / points**2
 
 
@@ -221,7 +221,7 @@ CLAMPED = {
 
 @pytest.mark.parametrize("name", CLAMPED)
 @pytest.mark.parametrize("scheme", ["uint8", "int8 symmetric"])
-def test_values_on_a_limit_are_met(name: str, scheme: str) -> None:
+def test_many_values_on_a_limit_are_quantized_well(name: str, scheme: str) -> None:
     """Against every scale in steps of 1/1000 and every zero point near: error on the data, not on the histogram."""
     deviation, smallest, largest = CLAMPED[name]
     x = np.clip(np.random.default_rng(3).normal(size=100_000) * deviation, smallest, largest).astype(np.float32)
@@ -268,7 +268,7 @@ def test_error_on_the_data_is_not_above_that_of_the_whole_range(name: str) -> No
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-42, -1e-42, 1e-30, 1e30, 3.4e38, -3.4e38])
 @pytest.mark.parametrize("qscheme", [torch.per_tensor_affine, torch.per_tensor_symmetric])
-def test_constants_are_met_exactly_or_within_a_step(value: float, qscheme: torch.qscheme) -> None:
+def test_constants_are_exact_or_within_a_step(value: float, qscheme: torch.qscheme) -> None:
     observer = HistogramObserver(dtype=torch.int8, qscheme=qscheme)
     observer(torch.full((5,), value))
     scale, zero_point = (v.item() for v in observer.calculate_qparams())
@@ -278,14 +278,14 @@ def test_constants_are_met_exactly_or_within_a_step(value: float, qscheme: torch
     assert abs((quantized - zero_point) * scale - value) <= scale / 2 * (1 + 1e-4)
 
 
-def test_a_range_away_from_zero_is_widened_to_hold_it() -> None:
+def test_a_range_away_from_zero_is_extended_to_include_it() -> None:
     observer = HistogramObserver(dtype=torch.uint8)
     x = np.linspace(1000, 1001, 50)
     observer(torch.from_numpy(x))
     scale, zero_point = (value.item() for value in observer.calculate_qparams())
     assert 0 <= zero_point <= 255
     quantized = np.clip(np.rint(x / scale) + zero_point, 0, 255)
-    # One quantized value serves them all, at their mean: whatever the step, that is the best.
+    # One quantized value at their mean is best for all of them, for every step.
     assert np.mean((x - (quantized - zero_point) * scale) ** 2) <= np.var(x) * 1.05
     assert observer.min_val.item() == 1000.0
 
@@ -299,7 +299,7 @@ def test_both_ends_of_float32_fit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_float8_takes_the_whole_range(dtype: torch.dtype) -> None:
+def test_float8_uses_the_whole_range(dtype: torch.dtype) -> None:
     observer = HistogramObserver(dtype=dtype)
     observer(torch.tensor([-2.0, 7.0]))
     scale, zero_point = observer.calculate_qparams()
@@ -307,7 +307,7 @@ def test_float8_takes_the_whole_range(dtype: torch.dtype) -> None:
     assert zero_point.item() == 0
 
 
-def test_fine_steps_take_the_whole_range() -> None:
+def test_fine_steps_use_the_whole_range() -> None:
     observer = HistogramObserver(dtype=torch.int16)
     observer(torch.from_numpy(sample("heavy")))
     reference = MinMaxObserver(dtype=torch.int16)
@@ -317,13 +317,15 @@ def test_fine_steps_take_the_whole_range() -> None:
 
 @pytest.mark.parametrize(("count", "is_searched"), [(256, False), (257, True)])
 @pytest.mark.parametrize("away", [0.0, 100.0])
-def test_no_more_values_than_quantized_ones_take_the_whole_range(count: int, away: float, *, is_searched: bool) -> None:
+def test_at_most_as_many_values_as_quantized_values_use_the_whole_range(
+    count: int, away: float, *, is_searched: bool
+) -> None:
     x = torch.cat([torch.zeros(1), torch.linspace(0.0, 1.0, count - 2), torch.tensor([1.5])]) + away
     observer, reference = HistogramObserver(dtype=torch.uint8), MinMaxObserver(dtype=torch.uint8)
     for part in torch.split(x, 100):
         assert observer(part) is part
         reference(part)
-    # Away from 0, most of the quantized values serve none of these values: there is something to choose.
+    # Away from 0, most quantized values are not used by any of these values, so a search can gain.
     is_whole = observer.calculate_qparams() == reference.calculate_qparams()
     assert is_whole == (not is_searched and not away)
 
@@ -348,5 +350,5 @@ def test_two_bins_are_enough() -> None:
     observer(torch.tensor([-1.0, 3.0]))
     assert observer.histogram.tolist() == [1, 1]
     assert observer.bin_layout.tolist() == [2, -1]
-    with pytest.raises(SpecError, match="two bins"):
+    with pytest.raises(SpecError, match="2 bins"):
         HistogramObserver(bins=1)

@@ -1,4 +1,4 @@
-"""Smallest and largest values, per tensor and per channel, against NumPy and loops."""
+"""Min-max observers, per tensor and per channel, against NumPy and loops."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ FLOATS = st.floats(-1e6, 1e6, width=32)
 
 
 @given(st.lists(st.lists(FLOATS, max_size=6), min_size=1, max_size=5), st.randoms())
-def test_order_of_batches_plays_no_part(batches: list[list[float]], random: "np.random.Generator") -> None:
+def test_order_of_batches_does_not_matter(batches: list[list[float]], random: "np.random.Generator") -> None:
     values = [value for batch in batches for value in batch]
     for _ in range(2):
         observer = MinMaxObserver()
@@ -61,7 +61,7 @@ def test_moving_average_follows_its_formula() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("qscheme", [torch.per_channel_affine, torch.per_channel_symmetric])
-def test_each_channel_is_its_own_tensor(axis: int, qscheme: torch.qscheme) -> None:
+def test_each_channel_equals_a_tensor_of_its_own(axis: int, qscheme: torch.qscheme) -> None:
     batches = [torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
     observer = PerChannelMinMaxObserver(ch_axis=axis, dtype=torch.int8, qscheme=qscheme)
     for batch in batches:
@@ -88,7 +88,7 @@ def test_moving_average_per_channel_follows_its_formula() -> None:
 
 @every_observer
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_values_not_finite_are_refused_and_leave_no_trace(
+def test_values_not_finite_are_refused_and_change_nothing(
     cls: type[UniformQuantizationObserverBase], bad: float
 ) -> None:
     observer = cls()
@@ -138,7 +138,7 @@ def test_an_observer_that_never_ran_warns_once(cls: type[UniformQuantizationObse
 
 
 @every_observer
-def test_state_goes_round(cls: type[UniformQuantizationObserverBase]) -> None:
+def test_state_round_trip(cls: type[UniformQuantizationObserverBase]) -> None:
     observer, other = cls(), cls()
     observer(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
     file = io.BytesIO()
@@ -154,7 +154,7 @@ def test_state_goes_round(cls: type[UniformQuantizationObserverBase]) -> None:
 
 
 @every_observer
-def test_copies_and_pickles_go_their_own_way(cls: type[UniformQuantizationObserverBase]) -> None:
+def test_copies_and_pickles_are_independent(cls: type[UniformQuantizationObserverBase]) -> None:
     observer = cls()
     weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     observer(weight)
@@ -178,7 +178,7 @@ def test_reset_forgets(cls: type[UniformQuantizationObserverBase]) -> None:
 
 
 @pytest.mark.parametrize("cls", [MinMaxObserver, PerChannelMinMaxObserver])
-def test_an_unchanged_constant_is_looked_at_once(
+def test_an_unchanged_constant_is_observed_once(
     cls: type[MinMaxObserver | PerChannelMinMaxObserver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -212,13 +212,13 @@ def test_an_unchanged_constant_is_looked_at_once(
     assert observer.max_val.max().item() == 60.0
 
 
-def test_a_channel_axis_that_is_not_there_is_named() -> None:
+def test_a_channel_axis_that_the_tensor_lacks_is_refused() -> None:
     with pytest.raises(CalibrationError) as error:
         PerChannelMinMaxObserver(ch_axis=2)(torch.ones(2, 2))
     assert error.value.found == "shape (2, 2), ch_axis=2"
 
 
-def test_another_number_of_channels_is_refused() -> None:
+def test_a_changed_number_of_channels_is_refused() -> None:
     observer = PerChannelMinMaxObserver()
     observer(torch.ones(2, 2))
     with pytest.raises(CalibrationError) as error:
@@ -240,36 +240,36 @@ def test_another_number_of_channels_is_refused() -> None:
         (HistogramObserver, {"bins": 1}),
     ],
 )
-def test_what_an_observer_cannot_do_is_refused(
-    cls: type[UniformQuantizationObserverBase], kwargs: dict[str, object]
-) -> None:
+def test_unsupported_options_are_refused(cls: type[UniformQuantizationObserverBase], kwargs: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         cls(**kwargs)  # type: ignore[arg-type]  # a table of keywords
 
 
-def test_dynamic_where_one_batch_counts() -> None:
+def test_dynamic_with_an_averaging_constant_of_1() -> None:
     assert MovingAverageMinMaxObserver(averaging_constant=1, is_dynamic=True).is_dynamic
     assert MinMaxObserver(is_dynamic=True).is_dynamic
 
 
 @every_observer
-def test_keywords_of_others_are_ignored_and_typing_errors_are_not(cls: type[UniformQuantizationObserverBase]) -> None:
+def test_keywords_of_other_observers_are_ignored_and_unknown_ones_refused(
+    cls: type[UniformQuantizationObserverBase],
+) -> None:
     assert cls(ch_axis=0).dtype == torch.quint8
     with pytest.raises(TypeError, match="quantmin"):
         cls(quantmin=0)
 
 
 @every_observer
-def test_buffers_have_the_names_that_users_know(cls: type[UniformQuantizationObserverBase]) -> None:
+def test_buffers_have_their_pytorch_names(cls: type[UniformQuantizationObserverBase]) -> None:
     names = set(cls().state_dict())
     assert {"eps", "min_val", "max_val"} <= names
     assert ("histogram" in names) == (cls is HistogramObserver)
     assert "min_val=" in repr(cls())
 
 
-def test_a_class_of_a_user_gets_the_whole_range_of_its_dtype() -> None:
+def test_a_users_class_gets_the_whole_range_of_its_dtype() -> None:
     class Plain(UniformQuantizationObserverBase):
-        """Adds what it must."""
+        """Implements only the abstract methods."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
@@ -278,7 +278,7 @@ def test_a_class_of_a_user_gets_the_whole_range_of_its_dtype() -> None:
     assert (observer.dtype, observer.quant_min, observer.quant_max) == (torch.quint8, 0, 255)
 
 
-def test_a_whole_batch_may_count_for_all() -> None:
+def test_an_averaging_constant_of_1_keeps_only_the_newest_batch() -> None:
     for cls in (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver):
         observer = cls(averaging_constant=1.0)
         for batch in ([[1.0, -3.0]], [[0.5, 2.0]]):
@@ -286,7 +286,7 @@ def test_a_whole_batch_may_count_for_all() -> None:
         assert (observer.min_val.item(), observer.max_val.item()) == (0.5, 2.0)
 
 
-def test_an_axis_may_be_counted_from_the_end() -> None:
+def test_a_negative_axis_counts_from_the_end() -> None:
     observer = PerChannelMinMaxObserver(ch_axis=-2)
     observer(torch.tensor([[1.0, -3.0], [0.5, 2.0]]))
     assert (observer.min_val.tolist(), observer.max_val.tolist()) == ([-3.0, 0.5], [1.0, 2.0])

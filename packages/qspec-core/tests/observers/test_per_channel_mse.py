@@ -1,4 +1,4 @@
-"""The range of least squared error, against a search written as loops over NumPy arrays."""
+"""The per-channel range of least squared error against a search in NumPy loops."""
 
 from typing import Any
 

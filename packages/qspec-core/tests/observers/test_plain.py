@@ -1,4 +1,4 @@
-"""Observers without a range of their own, the named constructors, and state helpers."""
+"""Observers that find no range, ready-made constructors, and state helpers."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from qspec_core.observers import (
 )
 
 
-def test_fixed_parameters_come_back() -> None:
+def test_fixed_parameters_are_returned() -> None:
     observer = FixedQParamsObserver(scale=1 / 256, zero_point=3)
     x = torch.randn(4)
     assert observer(x) is x
@@ -50,7 +50,7 @@ def test_impossible_fixed_parameters_are_refused(kwargs: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("cls", [PlaceholderObserver, NoopObserver, RecordingObserver, ReuseInputObserver])
-def test_observers_without_parameters_say_so(cls: Any) -> None:
+def test_observers_without_parameters_raise(cls: Any) -> None:
     observer = cls()
     x = torch.randn(3)
     assert observer(x) is x
@@ -63,7 +63,7 @@ def test_observers_without_parameters_say_so(cls: Any) -> None:
         cls(nonsense=1)
 
 
-def test_placeholder_carries_a_description() -> None:
+def test_placeholder_keeps_its_arguments() -> None:
     observer = PlaceholderObserver(torch.int8, quant_min=-8, quant_max=7, eps=2**-12, is_dynamic=True)
     assert (observer.dtype, observer.quant_min, observer.quant_max) == (torch.int8, -8, 7)
     assert (observer.eps, observer.is_dynamic, observer.qscheme) == (2**-12, True, torch.per_tensor_affine)
@@ -86,7 +86,7 @@ def product(sources: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return scale, torch.zeros(scale.shape, dtype=torch.int64)
 
 
-def test_derived_parameters_are_those_of_the_function() -> None:
+def test_derived_parameters_come_from_the_function() -> None:
     activation, weight = MinMaxObserver(), PerChannelMinMaxObserver(qscheme=torch.per_channel_symmetric)
     derived: Any = DerivedObserverOrFakeQuantize(
         torch.int32, [activation, weight], product, qscheme=torch.per_channel_symmetric, ch_axis=0
@@ -117,7 +117,7 @@ QPARAMS = {  # name: dtype, quant_min, quant_max, eps
 
 
 @pytest.mark.parametrize("name", QPARAMS)
-def test_named_constructors_have_the_ranges_that_users_know(name: str) -> None:
+def test_named_constructors_have_the_ranges_of_pytorch(name: str) -> None:
     observer = getattr(observers, name)()
     assert (observer.dtype, observer.quant_min, observer.quant_max, float(observer.eps)) == QPARAMS[name]
 
@@ -136,7 +136,7 @@ def test_named_fixed_parameters(name: str, scale: float, zero_point: int) -> Non
     assert [value.item() for value in found] == [scale, zero_point]
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert sorted(observers.__all__) == list(observers.__all__)
     assert all(hasattr(observers, name) for name in observers.__all__)
 
@@ -149,7 +149,7 @@ class Prepared(nn.Module):
         self.activation_post_process_1 = PerChannelMinMaxObserver()
 
 
-def test_state_of_observers_moves_apart_from_weights() -> None:
+def test_observer_state_is_saved_without_weights() -> None:
     source, target = Prepared(), Prepared()
     source.activation_post_process_0(torch.tensor([-1.0, 5.0]))
     source.activation_post_process_1(torch.ones(3, 2))

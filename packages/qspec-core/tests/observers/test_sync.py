@@ -1,4 +1,4 @@
-"""Observers of four processes against those of one process that saw the data of all. Other processes, gloo."""
+"""Observers of four processes (gloo) against those of one process that saw all of the data."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ DATA = RANKS - 1  # the last process has none
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process left; started once, from a process that has imported torch and holds no threads."""
+    """The results of each process. They are started once, from a process that has imported torch and has no threads."""
     folder = tmp_path_factory.mktemp("sync")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sync_worker"])
@@ -40,7 +40,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone() -> nn.ModuleDict:
-    """The observers of one process that sees the data of all."""
+    """The observers of one process that sees all of the data."""
     return observe(observers(), [batch for data in batches(RANKS) for batch in data])
 
 
@@ -84,14 +84,14 @@ def test_moving_averages_are_the_mean_of_the_processes_that_saw_data(results: li
         assert state["average.max_val"] == mean[15]
 
 
-def test_what_is_learned_or_given_stays(results: list[dict[str, Any]]) -> None:
+def test_learned_and_fixed_parameters_stay(results: list[dict[str, Any]]) -> None:
     expected = observers().state_dict()
     for result in results:
         for name in ("learning.scale", "learning.zero_point", "fixed.scale", "fixed.zero_point"):
             assert torch.equal(result["state"][name], expected[name])
 
 
-def test_observers_that_saw_nothing_anywhere_still_have_not(results: list[dict[str, Any]]) -> None:
+def test_observers_without_data_on_every_process_stay_empty(results: list[dict[str, Any]]) -> None:
     assert all(result["unseen"] == [False, False, False] for result in results)
 
 
@@ -106,7 +106,7 @@ def test_observers_that_saw_nothing_anywhere_still_have_not(results: list[dict[s
         ("foreign", "Foreign"),
     ],
 )
-def test_unlike_observers_raise_on_every_process_and_change_nothing(
+def test_different_observers_raise_on_every_process_and_change_nothing(
     results: list[dict[str, Any]], case: str, found: str
 ) -> None:
     for result in results:
@@ -115,11 +115,11 @@ def test_unlike_observers_raise_on_every_process_and_change_nothing(
         assert untouched
 
 
-def test_only_the_group_takes_part(results: list[dict[str, Any]]) -> None:
+def test_processes_outside_the_group_are_not_changed(results: list[dict[str, Any]]) -> None:
     assert [result["pair"] for result in results] == [(0.0, 2.0), (1.0, 1.0), (0.0, 2.0), (3.0, 3.0)]
 
 
-def test_one_process_alone_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_single_process_keeps_its_state(tmp_path: Path) -> None:
     distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         mine = observe(observers(), batches(2)[0])
@@ -134,14 +134,14 @@ def test_one_process_alone_keeps_what_it_has(tmp_path: Path) -> None:
         distributed.destroy_process_group()
 
 
-def test_no_process_group() -> None:
+def test_without_a_process_group_it_raises() -> None:
     with pytest.raises(CalibrationError, match="torchrun") as caught:
         sync_observers(MinMaxObserver())
     assert "init_process_group" in caught.value.remedy
 
 
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the sdist holds no examples")
-def test_the_example_gives_what_one_process_gives() -> None:
+def test_the_example_equals_one_process() -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", str(EXAMPLE)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=300, env=environment, check=False)

@@ -115,7 +115,7 @@ def no_annotation(model: GraphModule) -> None:
 CASES: dict[Callable[[GraphModule], None], tuple[type[QSpecError], str, str, str]] = {
     integer_input: (AnnotationError, "input 'steps' of 'add' has a spec, but", "torch.int64", "leave this point out"),
     tuple_output: (AnnotationError, "the output of 'max_1' has a spec, but", "tuple", "one item of a tuple"),
-    not_an_edge: (AnnotationError, "which is no edge", "linear", "by the nodes that are arguments"),
+    not_an_edge: (AnnotationError, "which is not an edge", "linear", "arguments of the annotated node as keys"),
     node_of_another_graph: (AnnotationError, "belongs to another graph", "linear", "after the last change"),
     stale: (AnnotationError, "'relu' was erased from the graph", "relu", "after the last change"),
     shared_with_another_graph: (SharingError, "carries no spec", "belongs to another graph", "refer to a point"),

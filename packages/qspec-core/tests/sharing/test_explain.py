@@ -1,4 +1,4 @@
-"""What `explain` says, both ways."""
+"""Texts of `explain`, for points that share and points that do not."""
 
 import itertools
 
@@ -55,7 +55,7 @@ def test_chain_of_references_and_agreement() -> None:
     assert "is referred to by output of 'cat'" in resolve_sharing(graph).explain((n["x"], n["relu"]), n["cat"])
 
 
-def test_long_chain_is_told_by_its_ends_and_without_recursion() -> None:
+def test_long_chain_shows_its_ends_and_needs_no_recursion() -> None:
     graph = Graph()
     nodes = [graph.placeholder(f"p{at}") for at in range(5_000)]
     put(nodes[-1], UINT8)

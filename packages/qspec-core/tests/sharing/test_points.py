@@ -30,7 +30,7 @@ def derive(observers: object) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def graph() -> Graph:
-    """x -> a -> b -> c, each operator in a module of its own name."""
+    """x -> a -> b -> c, each operator in a module of the same name."""
     graph = Graph()
     last = graph.placeholder("x")
     for name in "abc":
@@ -49,7 +49,7 @@ def annotate(node: Node, inputs: dict[Node, QuantizationSpecBase | None], output
 
 
 def assert_refused(graph: Graph, kind: type[AnnotationError], at: str, *parts: str) -> AnnotationError:
-    """Resolve, and check what every one of these errors must say."""
+    """Resolve, and check the parts that all of these errors have in common."""
     with pytest.raises(AnnotationError) as caught:
         resolve_sharing(graph)
     error = caught.value
@@ -63,14 +63,14 @@ def assert_refused(graph: Graph, kind: type[AnnotationError], at: str, *parts: s
     return error
 
 
-def test_edge_that_is_no_edge(graph: Graph) -> None:
+def test_edge_that_is_not_in_the_graph(graph: Graph) -> None:
     nodes = named(graph)
     annotate(nodes["c"], {nodes["a"]: SPEC})
     error = assert_refused(graph, AnnotationError, "c", "edge 'a' -> 'c' (in module 'layers.c')", "is not an argument")
     assert (error.found, error.expected) == ("a", "one of b")
 
 
-def test_edge_that_went_stale_when_the_argument_was_replaced(graph: Graph) -> None:
+def test_edge_whose_argument_was_replaced(graph: Graph) -> None:
     nodes = named(graph)
     annotate(nodes["c"], {nodes["b"]: SPEC})
     nodes["c"].replace_input_with(nodes["b"], nodes["a"])
@@ -98,9 +98,9 @@ def test_argument_that_belongs_to_another_graph(graph: Graph) -> None:
     assert_refused(graph, AnnotationError, "c", "'stranger' belongs to another graph")
 
 
-def test_edge_of_something_that_is_no_node(graph: Graph) -> None:
+def test_edge_from_something_that_is_not_a_node(graph: Graph) -> None:
     annotate(named(graph)["c"], {"b": SPEC})  # type: ignore[dict-item]
-    assert assert_refused(graph, AnnotationError, "c", "which is no edge").found == "'b'"
+    assert assert_refused(graph, AnnotationError, "c", "which is not an edge").found == "'b'"
 
 
 def test_edge_into_a_node_without_arguments(graph: Graph) -> None:
@@ -111,7 +111,7 @@ def test_edge_into_a_node_without_arguments(graph: Graph) -> None:
     assert caught.value.expected == "no input spec: the node has no arguments"
 
 
-def test_places_without_a_spec_are_no_points_wherever_they_are(graph: Graph) -> None:
+def test_nodes_without_a_spec_are_not_points(graph: Graph) -> None:
     nodes = named(graph)
     annotate(nodes["c"], {nodes["a"]: None})
     nodes["b"].meta[KEY] = QuantizationAnnotation(_annotated=True)
@@ -119,7 +119,7 @@ def test_places_without_a_spec_are_no_points_wherever_they_are(graph: Graph) -> 
 
 
 @pytest.mark.parametrize("place", ["input", "output"])
-def test_spec_that_is_none(graph: Graph, place: str) -> None:
+def test_something_that_is_not_a_spec(graph: Graph, place: str) -> None:
     nodes = named(graph)
     bad = torch.uint8
     annotate(nodes["c"], {nodes["b"]: bad} if place == "input" else {}, bad if place == "output" else None)  # type: ignore[dict-item]
@@ -132,7 +132,7 @@ def test_spec_that_is_none(graph: Graph, place: str) -> None:
 @pytest.mark.parametrize(
     "annotation", [{"output_qspec": SPEC}, SimpleNamespace(output_qspec=SPEC), SimpleNamespace(input_qspec_map={})]
 )
-def test_annotation_of_another_shape(graph: Graph, annotation: object) -> None:
+def test_annotation_without_the_attributes(graph: Graph, annotation: object) -> None:
     named(graph)["c"].meta[KEY] = annotation
     assert_refused(graph, AnnotationError, "c", "annotation of 'c' is not a QuantizationAnnotation")
 
@@ -225,7 +225,7 @@ def test_cycle_of_derivations_names_the_references_between(graph: Graph) -> None
     assert "does not depend on it" in error.remedy
 
 
-def test_a_long_cycle_is_told_by_its_ends() -> None:
+def test_a_long_cycle_shows_its_ends() -> None:
     graph = Graph()
     nodes = [graph.placeholder(f"p{at}") for at in range(100)]
     for at, node in enumerate(nodes):
@@ -253,7 +253,7 @@ def test_a_method_of_one_object_is_one_function(graph: Graph) -> None:
         assert len(resolve_sharing(graph).groups) == expected
 
 
-def test_annotations_are_read_by_shape(graph: Graph) -> None:
+def test_annotations_are_read_by_their_attributes(graph: Graph) -> None:
     @dataclass
     class Foreign:
         input_qspec_map: dict[Node, QuantizationSpecBase | None] | None

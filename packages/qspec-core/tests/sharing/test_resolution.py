@@ -1,4 +1,4 @@
-"""Groups found by `resolve` against a reference that joins pairs until nothing changes, on random graphs."""
+"""Groups of `resolve_sharing` against a reference that joins pairs until nothing changes, on random graphs."""
 
 import itertools
 import random
@@ -29,7 +29,7 @@ Name = tuple[int, int]
 """A point of a plan: (producer, consumer), or (node, node) for the output of a node."""
 
 Kind = tuple[str, int, tuple[Name, ...]]
-"""What a point carries: plain, shared or derived; which of the specs below; the points it refers to."""
+"""Spec of a point: plain, shared or derived; which of the specs below; the points that it refers to."""
 
 Maker = Callable[[Name], QuantizationSpecBase]
 
@@ -166,7 +166,7 @@ def make_spec(plan: Plan, built: Built, name: Name) -> QuantizationSpecBase:
 
 
 def root_of(plan: Plan, name: Name) -> Name | None:
-    """Where references from a point end; None where they do not."""
+    """The end of the references from a point; None if they form a cycle."""
     for _ in range(len(plan.kinds) + 1):
         if plan.kinds[name][0] != "shared":
             return name
@@ -175,7 +175,7 @@ def root_of(plan: Plan, name: Name) -> Name | None:
 
 
 def reference(plan: Plan) -> set[frozenset[Name]] | str:
-    """Groups by trying every pair until nothing changes; or what is wrong with the plan."""
+    """Groups found by trying every pair until nothing changes; or the text of the error in the plan."""
     if any(target not in plan.kinds for _, _, targets in plan.kinds.values() for target in targets):
         return "no spec"
     if any(root_of(plan, name) is None for name in plan.kinds):
@@ -214,7 +214,7 @@ def derives_from_itself(plan: Plan, label: dict[Name, int]) -> bool:
 
 
 def constructor_choices(plan: Plan, group: frozenset[Name]) -> set[Name]:
-    """Points whose constructor the rules permit; more than one where only graph order decides."""
+    """Points whose constructor the rules permit; more than one if graph order decides."""
     ends = {root_of(plan, name) for name in group if plan.kinds[name][0] == "shared"}
     candidates = {end for end in ends if end is not None} or set(group)
     return {name for name in candidates if name[0] == name[1]} or candidates
@@ -290,7 +290,7 @@ def test_explain_agrees_with_the_groups_and_its_steps_connect(plan: Plan, seed: 
 
 
 def check_steps(plan: Plan, built: Built, steps: Sequence[str], at: Name, end: Name) -> None:
-    """Each line leads from the point before it to another one, by a constraint that the plan really has."""
+    """Each line leads from the previous point to another one by a constraint of the plan."""
     words = {words_of(name): name for name in plan.kinds}
     for step in steps:
         named = sorted((step.index(text), name) for text, name in words.items() if text in step)
@@ -352,11 +352,11 @@ def test_a_reference_joins_where_implicit_sharing_is_off() -> None:
 @pytest.mark.parametrize(
     ("kinds", "owner"),
     [
-        # References end in (0, 1): it goes before the output of the producer, whose spec agrees.
+        # References end in (0, 1), which comes before the output of the producer with an equal spec.
         ({X: ("plain", UINT8, ()), (0, 1): ("plain", UINT8, ()), Y: ("shared", 0, ((0, 1),))}, (0, 1)),
         ({X: ("plain", UINT8, ()), (0, 1): ("plain", UINT8, ()), (0, 2): ("plain", UINT8, ())}, X),
         ({(0, 2): ("plain", UINT8, ()), (0, 1): ("plain", UINT8, ())}, (0, 1)),
-        # Two ends, both edges: the first in graph order.
+        # Two ends, both edges: the first in graph order is used.
         ({(0, 2): ("plain", UINT8, ()), (2, 2): ("shared", 0, ((0, 2),)), (0, 1): ("plain", UINT8, ()),
           Y: ("shared", 0, ((0, 1),))}, (0, 1)),
     ],
@@ -368,7 +368,7 @@ def test_constructor_of_a_group(kinds: dict[Name, Kind], owner: Name) -> None:
     assert group.spec.observer_or_fake_quant_ctr.point == owner
 
 
-def test_the_range_counts_as_it_was_given() -> None:
+def test_a_range_of_none_and_the_same_range_given_are_different() -> None:
     kinds: dict[Name, Kind] = {X: ("plain", UINT8, ()), (0, 1): ("plain", 1, ())}
     built = build(Plan(((), (0,)), kinds, (True, True)))
     assert len(resolve_sharing(built.graph).groups) == 2

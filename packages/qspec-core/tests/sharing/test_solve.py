@@ -46,13 +46,13 @@ def test_a_cycle_excludes_the_references_that_lead_into_it() -> None:
     assert caught.value.points == (1, 2)
 
 
-def test_a_cycle_is_told_from_its_first_point_wherever_it_was_entered() -> None:
+def test_a_cycle_starts_at_its_first_point_wherever_it_was_entered() -> None:
     with pytest.raises(CycleError) as caught:
         solve([Point(0, reference=3), Point(1, reference=2), Point(2, reference=3), Point(3, reference=1)])
     assert caught.value.points == (1, 2, 3)
 
 
-def test_derived_specs_wait_for_the_groups_under_them_whatever_their_place() -> None:
+def test_derived_specs_wait_for_their_sources_in_any_order() -> None:
     # Points 0 and 1 derive from 2 and 3, which join as both derive from 4.
     upper = [Point(0, 1, derived_from=(2,)), Point(0, 1, derived_from=(3,))]
     lower = [Point(1, 2, derived_from=(4,)), Point(1, 2, derived_from=(4,))]
@@ -67,7 +67,7 @@ def test_derived_specs_agree_where_their_sources_share() -> None:
     assert solution.derived_from[1] == (0,)
 
 
-def test_a_cycle_of_derivations_holds_the_references_between_them() -> None:
+def test_a_cycle_of_derivations_includes_the_references_between_them() -> None:
     plain = Point(0, 0)
     points = [Point(0, 1, derived_from=(3,)), plain, Point(1, 1, derived_from=(1, 4)), Point(1, reference=2)]
     points += [Point(2, reference=5), Point(2, 1, derived_from=(3,))]
@@ -88,7 +88,7 @@ def test_no_points_give_no_groups() -> None:
     assert list(solve([]).group_of) == []
 
 
-def test_where_references_end_in_several_points_an_output_goes_before_an_earlier_edge() -> None:
+def test_among_several_ends_of_references_an_output_comes_before_an_earlier_edge() -> None:
     points = [Point(0, 0), Point(1, is_output=True, reference=0), Point(1, reference=3), Point(2, 0, is_output=True)]
     solution = solve(points)
     assert list(solution.group_of) == [0, 0, 0, 0]

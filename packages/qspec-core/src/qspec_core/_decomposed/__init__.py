@@ -1,6 +1,6 @@
 """The `quantized_decomposed` operators in plain torch, for versions of torch that do not define them.
 
-Schemas and arithmetic are those of torch 2.13, so that a saved program means the same wherever it is loaded.
+Schemas and arithmetic are those of torch 2.13, so a saved program gives the same results wherever it is loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,13 +15,13 @@ from qspec_core._decomposed import _kernels as kernels
 __all__ = ["OPERATORS", "define_quantized_decomposed"]
 
 _NAMESPACE = "quantized_decomposed"
-_libraries: list[Library] = []  # an operator lives as long as the library that defined it
+_libraries: list[Library] = []  # operators are removed when their library object is freed
 
 
 def _fake_of(position: int) -> Callable[..., Tensor]:
-    """Fake of an operator whose output is shaped as its input, with the dtype given at this place after it."""
+    """Fake kernel whose output has the shape of the input, and the dtype of the argument at `position` after it."""
 
-    def fake(input: Tensor, *arguments: Any) -> Tensor:  # Any: whatever the operator takes
+    def fake(input: Tensor, *arguments: Any) -> Tensor:  # Any: the operator's own arguments
         return torch.empty_like(input, dtype=arguments[position])
 
     return fake
@@ -35,22 +35,22 @@ def _fake_unchanged(input: Tensor, *arguments: object) -> Tensor:
     return torch.empty_like(input)
 
 
-def _choice(input: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _empty_qparams(input: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return input.new_empty(shape, dtype=torch.float64), input.new_empty(shape, dtype=torch.int64)
 
 
-def _fake_choice(input: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
-    return _choice(input, (1,))
+def _fake_qparams(input: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    return _empty_qparams(input, (1,))
 
 
-def _fake_choice_per_token(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _fake_qparams_per_token(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     kind = torch.float32 if input.dtype == torch.float16 else input.dtype
     shape = (*input.shape[:-1], 1)
     return input.new_empty(shape, dtype=kind), input.new_empty(shape, dtype=kind)
 
 
-def _fake_choice_per_token_asymmetric(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return _choice(input, (*input.shape[:-1], 1))
+def _fake_qparams_per_token_asymmetric(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return _empty_qparams(input, (*input.shape[:-1], 1))
 
 
 class _Operator(NamedTuple):
@@ -58,8 +58,8 @@ class _Operator(NamedTuple):
 
     Args:
         schema: arguments and returns.
-        kernel: what it computes.
-        fake: shape and dtype of what it computes.
+        kernel: the function that computes it.
+        fake: the function that gives shape and dtype of its outputs.
     """
 
     schema: str
@@ -101,8 +101,8 @@ OPERATORS: Mapping[str, _Operator] = {
         kernels.dequantize_per_tensor_tensor,
         _fake_dequantized,
     ),
-    "choose_qparams.tensor": _Operator(_CHOICE, kernels.choose_qparams, _fake_choice),
-    "choose_qparams_symmetric.tensor": _Operator(_CHOICE, kernels.choose_qparams_symmetric, _fake_choice),
+    "choose_qparams.tensor": _Operator(_CHOICE, kernels.choose_qparams, _fake_qparams),
+    "choose_qparams_symmetric.tensor": _Operator(_CHOICE, kernels.choose_qparams_symmetric, _fake_qparams),
     "quantize_per_channel": _Operator(
         f"({_CHANNELS}, int axis, {_RANGE}) -> Tensor", kernels.quantize_per_channel, _fake_of(5)
     ),
@@ -110,12 +110,14 @@ OPERATORS: Mapping[str, _Operator] = {
         f"({_NO_ZEROS}, int axis, {_RANGE}, {_OUT}) -> Tensor", kernels.dequantize_per_channel, _fake_dequantized
     ),
     "choose_qparams_per_token": _Operator(
-        "(Tensor input, ScalarType dtype) -> (Tensor, Tensor)", kernels.choose_qparams_per_token, _fake_choice_per_token
+        "(Tensor input, ScalarType dtype) -> (Tensor, Tensor)",
+        kernels.choose_qparams_per_token,
+        _fake_qparams_per_token,
     ),
     "choose_qparams_per_token_asymmetric": _Operator(
         "(Tensor input, ScalarType dtype) -> (Tensor, Tensor)",
         kernels.choose_qparams_per_token_asymmetric,
-        _fake_choice_per_token_asymmetric,
+        _fake_qparams_per_token_asymmetric,
     ),
     "quantize_per_token": _Operator(f"({_CHANNELS}, {_RANGE}) -> Tensor", kernels.quantize_per_token, _fake_of(4)),
     "dequantize_per_token": _Operator(
@@ -138,11 +140,11 @@ OPERATORS: Mapping[str, _Operator] = {
         "(Tensor input, ScalarType dtype) -> Tensor", kernels.convert_element_type, _fake_of(0)
     ),
 }
-"""By name and overload."""
+"""Operators by name and overload."""
 
 
 def define_quantized_decomposed() -> None:
-    """Define the operators that nobody has defined yet: another package may have come first."""
+    """Define the operators that are not defined yet; another package may have defined some."""
     make: Any = Library  # torch leaves it untyped
     library = make(_NAMESPACE, "FRAGMENT")
     _libraries.append(library)

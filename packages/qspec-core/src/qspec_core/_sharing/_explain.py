@@ -1,46 +1,54 @@
-"""Why two quantization points share, or do not: worked out when asked, from the constraints alone."""
+"""Explain why two quantization points share an observer, or do not."""
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 
-from qspec_core._sharing._points import KEY_FIELDS, Points, absence, consumer_of, describe, function_key, producer_of
+from qspec_core._sharing._points import (
+    KEY_FIELDS,
+    Points,
+    consumer_of,
+    describe,
+    function_key,
+    producer_of,
+    why_no_spec,
+)
 from qspec_core._sharing._solve import Point, Solution
 from qspec_core._spec import DerivedQuantizationSpec, EdgeOrNode
 
 __all__ = ["chain_text", "explain"]
 
 _SHOWN = 6
-"""Steps of a long chain that are written out at either end."""
+"""Number of steps shown at each end of a long chain."""
 
 
 def chain_text(steps: Sequence[str]) -> str:
-    """Steps, one a line; of a long chain the two ends."""
+    """Steps, one on each line; for a long chain, only both ends."""
     if len(steps) > 2 * _SHOWN:
         steps = [*steps[:_SHOWN], f"... {len(steps) - 2 * _SHOWN} more ...", *steps[-_SHOWN:]]
     return "\n".join(f"  {step}" for step in steps)
 
 
 def explain(points: Points, links: Sequence[Point], solution: Solution, a: EdgeOrNode, b: EdgeOrNode) -> str:
-    """Say why two points share one observer, or why not.
+    """Text that says why two points share one observer, or why they do not.
 
-    Cost: O(members of their groups).
+    Cost: O(points).
     """
     for point in (a, b):
         if point not in points.index:
-            return f"{describe(point)} carries no spec and shares with nothing: {absence(points, point)}"
+            return f"{describe(point)} carries no spec and shares with nothing: {why_no_spec(points, point)}"
     one, other = points.index[a], points.index[b]
     if one == other:
         return f"{describe(a)} is one point"
     group, other_group = solution.group_of[one], solution.group_of[other]
     if group != other_group:
-        return f"{describe(a)} and {describe(b)} do not share: {_obstacle(points, links, solution, one, other)}"
+        return f"{describe(a)} and {describe(b)} do not share: {_why_separate(points, links, solution, one, other)}"
     members = [at for at, number in enumerate(solution.group_of) if number == group]
     steps = [_step(points, links, here, there) for here, there in _chain(links, members, one, other)]
     return f"{describe(a)} and {describe(b)} share, as members of group {group}:\n{chain_text(steps)}"
 
 
 def _step(points: Points, links: Sequence[Point], here: int, there: int) -> str:
-    """One constraint in words."""
+    """Describe the constraint between two points."""
     start, end = points.points[here], points.points[there]
     if links[here].reference == there:
         return f"{describe(start)} refers to {describe(end)}"
@@ -51,7 +59,7 @@ def _step(points: Points, links: Sequence[Point], here: int, there: int) -> str:
 
 
 def _chain(links: Sequence[Point], members: Iterable[int], start: int, end: int) -> list[tuple[int, int]]:
-    """Shortest chain of constraints between two points of one group, whose specs all agree."""
+    """Shortest chain of constraints between two points of one group."""
     referring: defaultdict[int, list[int]] = defaultdict(list)
     on_tensor: defaultdict[int, list[int]] = defaultdict(list)
     for at in members:
@@ -67,7 +75,7 @@ def _chain(links: Sequence[Point], members: Iterable[int], start: int, end: int)
         reference = links[at].reference
         neighbours = referring[at] if reference is None else [*referring[at], reference]
         if links[at].allows:
-            # All of them see each other, so that the first to arrive reaches the rest: each tensor is left once.
+            # Points on one tensor are all connected: the first one visited reaches the rest. Use each tensor once.
             neighbours = [*neighbours, *on_tensor.pop(links[at].tensor, [])]
         for neighbour in neighbours:
             if neighbour not in came_from:
@@ -80,13 +88,13 @@ def _chain(links: Sequence[Point], members: Iterable[int], start: int, end: int)
     return steps[::-1]
 
 
-def _obstacle(points: Points, links: Sequence[Point], solution: Solution, one: int, other: int) -> str:
-    """What keeps two groups apart: at the two points, or at the first tensor where the groups meet."""
+def _why_separate(points: Points, links: Sequence[Point], solution: Solution, one: int, other: int) -> str:
+    """Say why two groups are separate, at the two points or at the first tensor that has points of both groups."""
     prefix = ""
     if links[one].tensor != links[other].tensor:
         names = " and ".join(f"'{producer_of(points.points[at]).name}'" for at in (one, other))
         prefix = f"they are on different tensors ({names}), and no chain of references connects them"
-        meeting = _meeting(links, solution, one, other)
+        meeting = _common_tensor(links, solution, one, other)
         if meeting is None:
             return prefix
         one, other = meeting
@@ -100,7 +108,7 @@ def _obstacle(points: Points, links: Sequence[Point], solution: Solution, one: i
     return f"{prefix}their specs agree, but the annotation of {owners} has allow_implicit_sharing=False"
 
 
-def _meeting(links: Sequence[Point], solution: Solution, one: int, other: int) -> tuple[int, int] | None:
+def _common_tensor(links: Sequence[Point], solution: Solution, one: int, other: int) -> tuple[int, int] | None:
     """The first two points, one of each group, that are on the same tensor."""
     group, other_group = solution.group_of[one], solution.group_of[other]
     on_tensor: dict[int, int] = {}
@@ -114,7 +122,7 @@ def _meeting(links: Sequence[Point], solution: Solution, one: int, other: int) -
 
 
 def _difference(points: Points, solution: Solution, group: int, other: int) -> str | None:
-    """The first difference between the specs of two groups; None where they agree."""
+    """The first difference between the specs of two groups; None if they agree."""
     spec, other_spec = (points.specs[solution.constructors[number]] for number in (group, other))
     derives = [isinstance(each, DerivedQuantizationSpec) for each in (spec, other_spec)]
     if derives[0] != derives[1]:

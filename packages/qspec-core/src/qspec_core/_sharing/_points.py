@@ -1,4 +1,4 @@
-"""The quantization points of a graph, read from its annotations and checked."""
+"""Read the quantization points of a graph from its annotations, and check them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,32 +22,33 @@ from qspec_core._spec import (
 __all__ = [
     "KEY_FIELDS",
     "Points",
-    "absence",
     "collect",
     "consumer_of",
     "describe",
     "function_key",
     "link",
     "producer_of",
+    "why_no_spec",
 ]
 
 KEY_FIELDS = ("dtype", "is_dynamic", "quant_min", "quant_max", "qscheme", "ch_axis", "scale", "zero_point")
-"""Fields that must agree for points on one tensor to share. Not the constructor: two factories never compare equal."""
+"""Fields that must be equal for points on one tensor to share. The constructor is not compared: two lambdas, for
+example, are never equal."""
 
 _KINDS = (QuantizationSpec, FixedQParamsQuantizationSpec, SharedQuantizationSpec, DerivedQuantizationSpec)
 
 
 @dataclass(frozen=True)
 class Points:
-    """The points that carry a spec, in graph order: of each node the input edges in argument order, then the output.
+    """The points that carry a spec, in graph order: for each node its input edges, in argument order, then its output.
 
     Args:
-        graph: the graph they lie in.
+        graph: the graph of the points.
         points: the points.
-        specs: the spec of each.
-        allows: for each, whether its annotation allows implicit sharing.
-        index: place of each point in `points`.
-        tensors: number of each node of the graph, which names the tensor that it produces.
+        specs: the spec of each point.
+        allows: for each point, whether its annotation allows implicit sharing.
+        index: position of each point in `points`.
+        tensors: number of each node of the graph; it identifies the tensor that the node produces.
     """
 
     graph: Graph
@@ -59,17 +60,17 @@ class Points:
 
 
 def producer_of(point: EdgeOrNode) -> Node:
-    """The node whose output is the tensor that the point sits on."""
+    """The node that produces the tensor of a point."""
     return point if isinstance(point, Node) else point[0]
 
 
 def consumer_of(point: EdgeOrNode) -> Node:
-    """The node whose annotation holds the point's spec: the consumer of an edge, the node of an output."""
+    """The node whose annotation holds the spec of a point: the consumer of an edge, or the node of an output."""
     return point if isinstance(point, Node) else point[1]
 
 
 def describe(point: object) -> str:
-    """The point in words, with the module it was traced in."""
+    """Describe a point, with the module it was traced in."""
     if not _is_point(point):
         return repr(point)
     path = module_path(consumer_of(point))
@@ -85,14 +86,14 @@ def _is_point(value: object) -> TypeGuard[EdgeOrNode]:
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(node, Node) for node in value)
 
 
-def absence(points: Points, point: object) -> str:
-    """Why the graph has no spec at a place: there is no such place, or its annotation leaves it in float."""
+def why_no_spec(points: Points, point: object) -> str:
+    """Say why a point has no spec: the graph does not have the point, or its annotation leaves it in float."""
     if not _is_point(point):
         return "it is neither a node nor a pair (producer, consumer) of nodes"
     producer, consumer = producer_of(point), consumer_of(point)
     for node in (producer, consumer):
         if node not in points.tensors:
-            return f"'{node.name}' {_lost(points.graph, node)}"
+            return f"'{node.name}' {_why_not_in_graph(points.graph, node)}"
     if not isinstance(point, Node) and producer not in consumer.all_input_nodes:
         return f"'{producer.name}' is not an argument of '{consumer.name}'"
     if consumer.meta.get(Q_ANNOTATION_KEY) is None:
@@ -101,7 +102,7 @@ def absence(points: Points, point: object) -> str:
     return f"the annotation of '{consumer.name}' has no {part}"
 
 
-def _lost(graph: Graph, node: Node) -> str:
+def _why_not_in_graph(graph: Graph, node: Node) -> str:
     return "was erased from the graph" if node.graph is graph else "belongs to another graph"
 
 
@@ -109,10 +110,10 @@ def collect(graph: Graph) -> Points:
     """Read every point that carries a spec.
 
     Args:
-        graph: only read; annotations are read by their attributes, whatever their class.
+        graph: not changed. Annotations may be of any class with the attributes of a QuantizationAnnotation.
     Returns: the points in graph order.
-    Raises: AnnotationError: an annotation names an edge that is none, a node that is not in the graph, or holds
-        something that is not a spec.
+    Raises: AnnotationError: an annotation names an edge or a node that is not in the graph, or holds something that is
+        not a spec.
     Cost: O(nodes + edges).
     """
     tensors = {node: number for number, node in enumerate(graph.nodes)}
@@ -133,10 +134,10 @@ def collect(graph: Graph) -> Points:
 
 def _points_at(
     node: Node,
-    annotation: Any,  # of a class of torchao's, or of the user's own: its attributes are what counts
+    annotation: Any,  # a class of torchao's or of the user's own with the same attributes
     tensors: Mapping[Node, int],
 ) -> list[tuple[EdgeOrNode, QuantizationSpecBase]]:
-    """The points that one annotation gives a spec, inputs in the order of the node's arguments."""
+    """Points and specs of one annotation; inputs in the order of the node's arguments."""
     if not (hasattr(annotation, "input_qspec_map") and hasattr(annotation, "output_qspec")):
         raise AnnotationError(
             f"the annotation of '{node.name}' is not a QuantizationAnnotation",
@@ -158,13 +159,15 @@ def _points_at(
 
 
 def _refuse_edge(consumer: Node, producer: object, tensors: Mapping[Node, int]) -> None:
-    """Raise: the annotation of `consumer` has a spec for an edge that the graph does not have."""
-    problem = f"the annotation of '{consumer.name}' has a spec for {describe((producer, consumer))}, which is no edge"
+    """Raise the error for an annotation with a spec for an edge that the graph does not have."""
+    problem = (
+        f"the annotation of '{consumer.name}' has a spec for {describe((producer, consumer))}, which is not an edge"
+    )
     arguments = ", ".join(argument.name for argument in consumer.all_input_nodes)
-    remedy = "key input_qspec_map by the nodes that are arguments of the annotated node"
+    remedy = "use the arguments of the annotated node as keys of input_qspec_map"
     if isinstance(producer, Node):
         problem += f": '{producer.name}' "
-        problem += "is not an argument of it" if producer in tensors else _lost(consumer.graph, producer)
+        problem += "is not an argument of it" if producer in tensors else _why_not_in_graph(consumer.graph, producer)
         remedy += "; annotate after the last change to the graph, or annotate again"
     raise AnnotationError(
         problem,
@@ -188,9 +191,9 @@ def _checked(point: EdgeOrNode, spec: object) -> QuantizationSpecBase:
 
 
 def link(points: Points) -> list[Point]:
-    """Translate points and specs into what the solver reads.
+    """Translate points and specs into the solver's points.
 
-    Raises: SharingError: a reference or a derivation leads to a point without a spec.
+    Raises: SharingError: a reference or a derivation names a point without a spec.
     Cost: O(points + references + derivations).
     """
     classes: dict[tuple[object, ...], int] = {}
@@ -205,7 +208,7 @@ def link(points: Points) -> list[Point]:
         sources: tuple[int, ...] = ()
         if isinstance(spec, DerivedQuantizationSpec):
             sources = tuple(_target(points, point, "derives from", source) for source in spec.derived_from)
-        # One spec object usually stands at many points, and a quantizer's specs are few: key each object once.
+        # A quantizer uses few spec objects at many points: compute the key of each object once.
         if id(spec) not in class_of:
             class_of[id(spec)] = classes.setdefault(_key(spec), len(classes))
         links.append(Point(tensor, class_of[id(spec)], is_output, allows, None, sources))
@@ -213,20 +216,20 @@ def link(points: Points) -> list[Point]:
 
 
 def _key(spec: QuantizationSpecBase) -> tuple[object, ...]:
-    """What must agree, as a value. The points that a derived spec names are compared by the solver, as groups."""
+    """The fields that must be equal, as a tuple. The solver compares the points that a derived spec names, by group."""
     function = function_key(spec) if isinstance(spec, DerivedQuantizationSpec) else ()
     return (function, *(getattr(spec, name, None) for name in KEY_FIELDS))
 
 
 def function_key(spec: DerivedQuantizationSpec) -> tuple[int, ...]:
-    """Identity of the function that a spec derives by."""
+    """Identity of the function of a derived spec."""
     derive = spec.derive_qparams_fn
-    # A bound method is a new object each time it is looked up; its parts are not.
+    # Each access of a bound method makes a new object; the function and the instance stay the same.
     return (id(derive.__self__), id(derive.__func__)) if isinstance(derive, MethodType) else (id(derive),)
 
 
 def _target(points: Points, point: EdgeOrNode, verb: str, target: object) -> int:
-    """Place of the point that `point` refers to."""
+    """Position of the point that `point` refers to."""
     at = points.index.get(target) if _is_point(target) else None
     if at is not None:
         return at
@@ -235,7 +238,7 @@ def _target(points: Points, point: EdgeOrNode, verb: str, target: object) -> int
     raise SharingError(
         f"{describe(point)} {verb} {describe(target)}, which carries no spec",
         where=consumer_of(point),
-        found=absence(points, target),
+        found=why_no_spec(points, target),
         expected=f"a point with a spec; on the same tensor: {'; '.join(near[:5]) or 'none'}",
-        remedy="give that point a spec of its own, or refer to a point that has one",
+        remedy="give that point a spec, or refer to a point that has one",
     )

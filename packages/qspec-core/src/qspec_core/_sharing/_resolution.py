@@ -1,4 +1,4 @@
-"""From a graph's annotations to the groups of points that share one observer."""
+"""Resolve a graph's annotations into groups of points that share one observer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ class SharingGroup:
     """Points that share one observer or fake-quantize.
 
     Args:
-        index: its place in `Resolution.groups`.
+        index: its position in `SharingResolution.groups`.
         points: its points, in graph order.
         spec: the spec whose constructor builds the observer; never a SharedQuantizationSpec.
-        derived_from: for a DerivedQuantizationSpec, the groups that hold the points it names, in its order.
+        derived_from: for a DerivedQuantizationSpec, the groups of the points that it names, in the same order.
     """
 
     index: int
@@ -34,11 +34,11 @@ class SharingGroup:
 
 @dataclass(frozen=True, eq=False)
 class SharingResolution:
-    """Who shares with whom. Made by `resolve`.
+    """Groups of points that share one observer. Made by `resolve_sharing`.
 
     Args:
         groups: the groups, numbered in the order of their first point in the graph.
-        order: group indices such that a derived group comes after those it derives from.
+        order: group indices, each derived group after the groups that it derives from.
     """
 
     groups: tuple[SharingGroup, ...]
@@ -48,14 +48,14 @@ class SharingResolution:
     _solution: Solution = field(repr=False)
 
     def group_of(self, point: EdgeOrNode) -> SharingGroup | None:
-        """The group of a point; None where the point carries no spec."""
+        """The group of a point; None if the point has no spec."""
         at = self._points.index.get(point)
         return None if at is None else self.groups[self._solution.group_of[at]]
 
     def explain(self, a: EdgeOrNode, b: EdgeOrNode) -> str:
-        """Why two points share (the shortest chain of constraints between them), or why not.
+        """Say why two points share (the shortest chain of constraints between them), or why they do not.
 
-        Cost: O(points), paid only when asked.
+        Cost: O(points).
         """
         return explain(self._points, self._links, self._solution, a, b)
 
@@ -63,17 +63,17 @@ class SharingResolution:
 def resolve_sharing(graph: Graph) -> SharingResolution:
     """Find the groups of quantization points that share one observer.
 
-    Points join where one refers to the other, and where they sit on one tensor, their specs agree and both annotations
-    allow implicit sharing. The order of annotations never matters. The order of nodes numbers the groups and chooses
-    between constructors of agreeing specs where references and the producer's output leave a choice; nothing else.
+    Two points share if one refers to the other; or if they are on one tensor, their specs agree, and both annotations
+    allow implicit sharing. The order of annotations does not matter. The order of nodes only numbers the groups and, if
+    several specs of a group could build the observer, chooses one.
 
     Args:
-        graph: only read. Annotations stand in the `meta` of its nodes.
+        graph: not changed. Annotations are in the `meta` of its nodes.
     Returns: the groups.
     Raises:
-        AnnotationError: an annotation names an edge that is none or a node that is not in the graph, or holds
-            something that is not a spec.
-        SharingError: a reference or derivation leads to a point without a spec, or back to where it started.
+        AnnotationError: an annotation names an edge or a node that is not in the graph, or holds something that is not
+            a spec.
+        SharingError: a reference or derivation names a point without a spec, or forms a cycle.
     Cost: O(nodes + edges) and a near-linear solver; one pass over the graph, no recursion.
     """
     points = collect(graph)
@@ -94,7 +94,7 @@ def resolve_sharing(graph: Graph) -> SharingResolution:
 
 
 def _refuse_cycle(points: Points, links: Sequence[Point], cycle: CycleError) -> Never:
-    """Raise the error that names the points of a cycle, their modules and what leads from each to the next."""
+    """Raise the error for a cycle, with its points, their modules and the constraint from each point to the next."""
     following = (*cycle.points[1:], cycle.points[0])
     steps = []
     for here, there in zip(cycle.points, following, strict=True):
@@ -104,11 +104,11 @@ def _refuse_cycle(points: Points, links: Sequence[Point], cycle: CycleError) -> 
         kind, needed = "derivations", "from a point whose scale does not depend on it"
         remedy = f"let one of these points derive {needed}, or give it a QuantizationSpec"
     else:
-        kind, remedy = "references", "give one of these points a spec of its own in place of its SharedQuantizationSpec"
+        kind, remedy = "references", "give one of these points a spec of its own instead of its SharedQuantizationSpec"
     raise SharingError(
         f"a cycle of {kind} between quantization points:\n{chain_text(steps)}",
         where=consumer_of(points.points[cycle.points[0]]),
-        found=f"{len(steps)} point(s), none of which leads to a spec outside the cycle",
+        found=f"{len(steps)} point(s), none of which refers to a spec outside the cycle",
         expected="references that end in a point with a spec of its own",
         remedy=remedy,
     ) from None

@@ -1,4 +1,4 @@
-"""The solver: groups of points from references and agreement, over integers alone."""
+"""Solver: group points by references and agreement. It works on integers only."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ __all__ = ["CycleError", "Point", "Solution", "solve"]
 
 
 class Point(NamedTuple):
-    """A quantization point, reduced to what decides sharing. Other points are named by their place in the sequence.
+    """The facts about a quantization point that decide sharing. Other points are given by their position.
 
     Args:
-        tensor: the tensor it sits on.
-        key: number of its class of agreeing specs; not read where the point refers to another one.
-        is_output: it is the output of the tensor's producer, not an edge to a consumer.
-        allows: its annotation allows implicit sharing.
-        reference: the point that it shares with; None where its spec is its own.
+        tensor: number of the tensor that it is on.
+        key: number of its class of agreeing specs; not used if the point refers to another one.
+        is_output: whether it is the output of the tensor's producer, not an edge to a consumer.
+        allows: whether its annotation allows implicit sharing.
+        reference: the point that it shares with; None if it has its own spec.
         derived_from: the points that its scale and zero point are computed from.
     """
 
@@ -35,8 +35,8 @@ class Solution:
     Args:
         group_of: group of each point.
         constructors: for each group, the point whose spec builds the observer; never one that refers to another.
-        derived_from: for each group, the groups it derives from, in the order of its spec.
-        levels: for each group, 0, or one more than the highest level among those it derives from.
+        derived_from: for each group, the groups that it derives from, in the order of its spec.
+        levels: for each group, 0, or one more than the highest level among the groups that it derives from.
     """
 
     group_of: Sequence[int]
@@ -46,11 +46,11 @@ class Solution:
 
 
 class CycleError(Exception):
-    """Points lead back to themselves; `resolve` translates this into an error that names them.
+    """References or derivations form a cycle. `resolve_sharing` turns it into an error that names the points.
 
     Args:
-        points: the chain, each point leading to the next and the last to the first.
-        derivation: some step of the chain derives; otherwise every step is a reference.
+        points: the cycle; each point refers to or derives from the next, the last from the first.
+        derivation: whether some step of the cycle is a derivation; otherwise all are references.
     """
 
     def __init__(self, points: tuple[int, ...], *, derivation: bool) -> None:
@@ -60,7 +60,7 @@ class CycleError(Exception):
 
 
 class _Partition:
-    """Disjoint sets with path halving. The smallest member represents its set."""
+    """Union-find with path halving. The smallest member represents its set."""
 
     def __init__(self, size: int) -> None:
         self._parent = list(range(size))
@@ -80,9 +80,9 @@ def solve(points: Sequence[Point]) -> Solution:
     """Divide points into the groups that share one observer.
 
     Args:
-        points: in graph order; the order numbers the groups and settles ties between constructors, nothing else.
+        points: in graph order. The order only numbers the groups and settles ties between constructors.
     Returns: the groups.
-    Raises: CycleError: references, or derivations between groups, lead back to where they started.
+    Raises: CycleError: references, or derivations between groups, form a cycle.
     Cost: O(n log n) in the worst case, linear in practice; no recursion. n counts points, references and derivations.
     """
     roots = _follow_references(points)
@@ -100,7 +100,7 @@ def solve(points: Sequence[Point]) -> Solution:
 
 
 def _follow_references(points: Sequence[Point]) -> list[int]:
-    """For each point, the one that its references end in; itself where it refers to none."""
+    """For each point, the point at the end of its chain of references; a point without a reference is its own end."""
     roots = [-1] * len(points)
     visited_from = [-1] * len(points)
     for start in range(len(points)):
@@ -122,10 +122,10 @@ def _follow_references(points: Sequence[Point]) -> list[int]:
 
 
 def _derivation_levels(points: Sequence[Point], roots: Sequence[int]) -> dict[int, int]:
-    """Level of every point that derives: 1 where it derives from plain points only.
+    """Level of every point that derives: 1 if it derives from plain points only.
 
-    Derived specs that agree derive from the same groups and so stand on one level. A level can therefore be joined at
-    once, when all levels under it are.
+    Derived specs that agree derive from the same groups, so they are on the same level. A level can be joined once all
+    lower levels are.
     """
     needed_by: defaultdict[int, list[int]] = defaultdict(list)
     missing: dict[int, int] = {}
@@ -154,7 +154,7 @@ def _derivation_levels(points: Sequence[Point], roots: Sequence[int]) -> dict[in
 
 
 def _derivation_cycle(points: Sequence[Point], roots: Sequence[int], stuck: set[int]) -> tuple[int, ...]:
-    """A closed chain of derivations and the references between them. Every stuck point derives from a stuck one."""
+    """A cycle of derivations and the references between them. Every stuck point derives from a stuck one."""
     steps: dict[int, list[int]] = {}
     at = min(stuck)
     while at not in steps:
@@ -170,13 +170,13 @@ def _derivation_cycle(points: Sequence[Point], roots: Sequence[int], stuck: set[
 
 
 def _smallest_first(cycle: list[int]) -> tuple[int, ...]:
-    """The same cycle, told from its first point in graph order, wherever the search came upon it."""
+    """The same cycle, starting at its first point in graph order."""
     start = cycle.index(min(cycle))
     return (*cycle[start:], *cycle[:start])
 
 
 def _join_agreeing(points: Sequence[Point], roots: Sequence[int], heights: dict[int, int]) -> _Partition:
-    """Join the points on one tensor that agree and allow it, plain specs first, then derived ones level by level."""
+    """Join points on one tensor that agree and allow it: plain specs first, then derived ones level by level."""
     partition = _Partition(len(points))
     levels = [heights.get(root, 0) for root in roots]
     in_order = sorted(range(len(points)), key=levels.__getitem__) if heights else range(len(points))
@@ -187,7 +187,7 @@ def _join_agreeing(points: Sequence[Point], roots: Sequence[int], heights: dict[
         if not points[at].allows:
             continue
         if root not in sources:
-            # Groups under this level are complete, so that the member found represents its group for good.
+            # Groups of lower levels are complete, so the representative of each one is final.
             sources[root] = tuple([partition.find(roots[source]) for source in points[root].derived_from])
         first = first_of.setdefault((points[at].tensor, points[root].key, sources[root]), root)
         if first != root:
@@ -196,9 +196,10 @@ def _join_agreeing(points: Sequence[Point], roots: Sequence[int], heights: dict[
 
 
 def _constructors(points: Sequence[Point], roots: Sequence[int], group_of: Sequence[int], count: int) -> list[int]:
-    """For each group: the point its references end in, else the producer's output, else the first edge.
+    """For each group, the point whose spec builds the observer.
 
-    Where references end in several points of one group, outputs go before edges, and then the first one counts.
+    This is the end of its references, else the producer's output, else the first edge. If references end in several
+    points of one group, outputs come before edges, then the first point is used.
     """
     best: list[tuple[bool, bool, int] | None] = [None] * count
     for at, point in enumerate(points):

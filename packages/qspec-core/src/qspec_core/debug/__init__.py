@@ -1,7 +1,7 @@
-"""Numeric debugging: where a quantized program departs from its float model, operator by operator.
+"""Numeric debugging: compare a quantized program with its float model, operator by operator.
 
-`compare` does it in one call. Who wants the values themselves lets `prepare_for_propagation_comparison` log the
-operators of both programs, and reads the logs.
+`compare` does it in one call. To get the values themselves, log the operators of both programs with
+`prepare_for_propagation_comparison` and read the logs with `extract_results_from_loggers`.
 """
 
 from qspec_core.canonical import NUMERIC_DEBUG_HANDLE_KEY
@@ -37,6 +37,6 @@ __all__ = [
 ]
 
 CUSTOM_KEY = "custom"
-"""Key in a node's `meta` under which users and tools keep notes of their own; `torch.export` preserves it."""
+"""Key in a node's `meta` for notes of users and tools; `torch.export` preserves it."""
 FROM_NODE_KEY = "from_node"
-"""Key in a node's `meta` of the nodes that it came from, the latest last."""
+"""Key in a node's `meta` for the nodes that it was made from, the latest last."""

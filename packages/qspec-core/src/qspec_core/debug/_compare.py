@@ -1,4 +1,4 @@
-"""A quantized program beside its float model, in one call."""
+"""Compare a quantized program with its float model in one call."""
 
 import math
 from collections.abc import Iterable
@@ -25,12 +25,12 @@ class NodeComparison:
 
     Args:
         node: name of the node in the quantized program; in a body of control flow, `submod_1.linear`.
-        float_node: name of the node in the float model whose value it stands for.
+        float_node: name of the float model's node that computes the same value.
         operator: the operator called.
         module: path of the module it was traced in.
-        sqnr: signal to quantization noise ratio in dB; infinite where both agree bit for bit.
+        sqnr: signal to quantization noise ratio in dB; infinite if both outputs are bitwise equal.
         max_error: largest absolute difference.
-        cosine: cosine similarity of the two outputs; 1.0 where both are zero.
+        cosine: cosine similarity of the two outputs; 1.0 if both are zero.
     """
 
     node: str
@@ -44,7 +44,7 @@ class NodeComparison:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every operator that both programs compute, in the order of the quantized one."""
+    """Results for every operator that both programs have, in the order of the quantized program."""
 
     nodes: tuple[NodeComparison, ...]
 
@@ -62,7 +62,7 @@ class Comparison:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
     def plot(self, path: str | Path) -> Path:
-        """Draw SQNR over the operators in graph order and write the picture; needs `pip install qspec-core[plot]`."""
+        """Write a bar chart of the SQNR of each operator, in graph order. Needs `pip install qspec-core[plot]`."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(max(6.0, 0.12 * len(self.nodes)), 4.0), layout="constrained")
@@ -87,17 +87,17 @@ def compare(
 ) -> Comparison:  # a model's arguments may be of any type
     """Run a float model and the program quantized from it on the same batches, and compare every operator's output.
 
-    Operators are paired by debug handle where both programs have them, else by name. A batch norm that was folded is
-    compared with the output of the layer it was folded into.
+    Operators are paired by debug handle if both programs have handles, else by name. A folded batch norm is compared
+    with the output of the layer that it was folded into.
 
     Args:
         float_model: the exported model that was prepared.
-        quantized: what `prepare_pt2e` or `convert_pt2e` made of it.
+        quantized: the result of `prepare_pt2e` or `convert_pt2e`.
         batches: positional arguments of each call.
     Raises:
         GraphError: the two have no operator in common.
-        CalibrationError: no batch came.
-    Cost: one run of each model per batch; the outputs of one batch are held at a time.
+        CalibrationError: there is no batch.
+    Cost: one run of each model per batch; memory for the outputs of one batch.
     """
     pairs = _pairs(float_model, quantized)
     reference, references = logged_copy(float_model, pairs.values())
@@ -115,7 +115,7 @@ def compare(
             count += 1
     if count == 0:
         raise CalibrationError(
-            "there is nothing to compare: no batch came",
+            "there is nothing to compare: got 0 batches",
             found="an iterable without batches",
             expected="one batch of inputs or more",
             remedy="pass batches=[(x,), ...]",
@@ -132,12 +132,12 @@ def compare(
 
 
 def _pairs(float_model: GraphModule, quantized: GraphModule) -> dict[str, str]:
-    """For each operator of the quantized program, the float operator whose value it stands for."""
+    """For each operator of the quantized program, the float operator that computes the same value."""
     marks, floats = _handles(quantized), _handles(float_model)
     by_handle = {handle: name for name, handle in floats.items()}
     pairs = {name: by_handle[handle] for name, handle in marks.items() if handle in by_handle}
     if not pairs:
-        latest = _latest(float_model, quantized)
+        latest = _last_float_operators(float_model, quantized)
         pairs = {name: latest[name] for name in operators(quantized) if name in latest}
     if not pairs:
         raise nothing_shared(len(operators(float_model)), len(operators(quantized)))
@@ -152,8 +152,8 @@ def _handles(module: GraphModule) -> dict[str, int]:
     return {name: handle for name, handle in marked if handle is not None}
 
 
-def _latest(float_model: GraphModule, quantized: GraphModule) -> dict[str, str]:
-    """By the name of each operator that is left, the last float operator whose value it has now."""
+def _last_float_operators(float_model: GraphModule, quantized: GraphModule) -> dict[str, str]:
+    """For each operator name in the quantized program, the last float operator whose value it computes."""
     stands_for = {
         f"{prefix}{old}": f"{prefix}{new}"
         for prefix, body in graph_modules(quantized)

@@ -1,4 +1,4 @@
-"""Marks on operators, and loggers that keep what the operators gave."""
+"""Debug handles of operators, and loggers that record the outputs of operators."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -24,11 +24,11 @@ __all__ = [
 
 
 class NodeSourceDebugInfo(NamedTuple):
-    """The operator of the exported graph whose value a node has.
+    """The operator of the exported graph that a node was made from.
 
     Args:
-        name: the operator's name there.
-        graph_id: tells that graph from others.
+        name: the operator's name in that graph.
+        graph_id: identifies that graph.
     """
 
     name: str
@@ -36,21 +36,21 @@ class NodeSourceDebugInfo(NamedTuple):
 
 
 DebugKey = int | NodeSourceDebugInfo
-"""What an operator is known by in two programs: its debug handle, or where it came from."""
+"""Identifies an operator in two programs: its debug handle, or the operator that it was made from."""
 
 
 class OutputLogger(nn.Module):
-    """Keeps a copy of every value that passes: a tensor, or tensors in lists, tuples or dictionaries.
+    """Records a copy of every value that passes: a tensor, or tensors in lists, tuples or dictionaries.
 
     Args:
-        debug_info: what the operator is known by; None where only `compare` asks.
+        debug_info: key of the operator; None for loggers that only `compare` uses.
         node_name: name of the node; in a body of control flow, `submod_1.linear`.
-        nn_module_stack: the modules that it was traced in, as `torch.export` notes them.
+        nn_module_stack: the modules that it was traced in, as recorded by `torch.export`.
         operator: the operator called.
         module: path of the module that it was traced in.
     """
 
-    _is_impure = True  # torch.fx keeps it where dead code goes
+    _is_impure = True  # torch.fx does not remove it as dead code
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class OutputLogger(nn.Module):
         self.stats: list[object] = []
 
     def forward(self, x: object) -> object:
-        """Keep a copy: what reads the tensor may write to it."""
+        """Record a copy, since later operators may write to the tensor."""
         self.stats.append(_copied(x))
         return x
 
     def extra_repr(self) -> str:
-        """What it logs and how often it was called."""
+        """The operator and the number of calls."""
         return f"debug_info={self.debug_info}, node_name={self.node_name}, num_stats={len(self.stats)}"
 
 
@@ -85,10 +85,10 @@ def _copied(value: Any) -> Any:  # of the same type
 
 
 def generate_numeric_debug_handle(ep: "torch.export.ExportedProgram | GraphModule") -> None:
-    """Number every operator of an exported model, bodies of control flow included. Only metadata is written, in place.
+    """Give every operator of an exported model a number, in bodies of control flow too. Writes metadata in place.
 
-    The numbers survive prepare and convert. What is folded hands its number on: a layer that a batch norm was folded
-    into has the batch norm's, since it now computes its value.
+    The numbers survive prepare and convert. A layer that a batch norm was folded into takes the number of the batch
+    norm, since it now computes that value.
 
     Args:
         ep: the exported program, or its graph module.
@@ -103,13 +103,13 @@ def generate_numeric_debug_handle(ep: "torch.export.ExportedProgram | GraphModul
 def prepare_for_propagation_comparison(model: GraphModule) -> GraphModule:
     """Copy a model and log the output of every operator.
 
-    Operators are known by their debug handles, where the model was marked by `generate_numeric_debug_handle`, else by
-    the operator of the exported graph that they came from.
+    Operators are identified by their debug handles, if `generate_numeric_debug_handle` was called on the model, else by
+    the operator of the exported graph that they were made from.
 
     Args:
         model: the exported float model, or a prepared or converted one made from it.
     Returns: a copy that shares parameters; run it, then `extract_results_from_loggers`.
-    Raises: GraphError: no operator has a handle, or says where it came from.
+    Raises: GraphError: no operator has a handle, or a record of the operator that it was made from.
     """
     nodes = [
         (f"{prefix}{node.name}", node)
@@ -121,8 +121,8 @@ def prepare_for_propagation_comparison(model: GraphModule) -> GraphModule:
     keys = handles or {name: NodeSourceDebugInfo(*source) for name, node in nodes if (source := _source(node))}
     if not keys:
         raise GraphError(
-            "no operator of the model has a debug handle or says where it came from",
-            found="a graph without marks",
+            f"none of the model's {len(nodes)} operators has a debug handle or a record of where it came from",
+            found="a graph without debug handles and from_node",
             expected=f"node.meta['from_node'] or node.meta['custom'][{NUMERIC_DEBUG_HANDLE_KEY!r}]",
             remedy="call generate_numeric_debug_handle on the exported model before prepare",
         )
@@ -133,19 +133,19 @@ def prepare_for_propagation_comparison(model: GraphModule) -> GraphModule:
 
 
 def _source(node: Node) -> tuple[str, int] | None:
-    """Where an operator that computes tensors came from."""
+    """The operator that a node was made from; None for a node that computes no tensor."""
     value = node.meta.get("val")
     found = isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value))
     return value_source(node) if found else None
 
 
 class Logged(NamedTuple):
-    """What a logger kept.
+    """The record of a logger.
 
     Args:
         node_name: name of the node.
-        nn_module_stack: the modules that it was traced in, as `torch.export` notes them.
-        stats: its output at each call.
+        nn_module_stack: the modules that it was traced in, as recorded by `torch.export`.
+        stats: the operator's output at each call.
         module: path of the module that it was traced in.
     """
 
@@ -156,7 +156,7 @@ class Logged(NamedTuple):
 
 
 def extract_results_from_loggers(model: GraphModule) -> dict[DebugKey, Logged]:
-    """What every logger of a model kept, by what its operator is known by; operators that never ran are left out."""
+    """The records of all loggers of a model, by the key of the operator. Operators that never ran are left out."""
     loggers = [part for part in model.modules() if isinstance(part, OutputLogger)]
     return {
         logger.debug_info: Logged(logger.node_name or "", logger.nn_module_stack, logger.stats, logger.module)
@@ -166,7 +166,7 @@ def extract_results_from_loggers(model: GraphModule) -> dict[DebugKey, Logged]:
 
 
 def logged_copy(module: GraphModule, names: Iterable[str]) -> tuple[GraphModule, dict[str, OutputLogger]]:
-    """A copy of a module with a logger behind each node of these names, and the loggers."""
+    """A copy of a module with a logger after each node of these names, and the loggers by name."""
     wanted = frozenset(names)
     copied = copy_graph_module(module)
     loggers: dict[str, OutputLogger] = {}

@@ -1,4 +1,4 @@
-"""What two logs have in common, compared value by value."""
+"""Compare two logs value by value."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ def tensors(value: object) -> Iterator[Tensor]:
 
 @dataclass
 class Sums:
-    """Running sums over batches, in float64."""
+    """Sums over batches, in float64, from which the error measures are computed."""
 
     signal: float = 0.0
     noise: float = 0.0
@@ -46,7 +46,7 @@ class Sums:
     compared: bool = False
 
     def add(self, references: Sequence[object], actuals: Sequence[object]) -> None:
-        """Take in what two loggers saw; other numbers of calls or other shapes have nothing to compare."""
+        """Add the records of two loggers. Does nothing if the numbers of calls or the shapes differ."""
         expected, found = list(tensors(references)), list(tensors(actuals))
         if len(references) != len(actuals) or [t.shape for t in expected] != [t.shape for t in found]:
             return
@@ -79,12 +79,12 @@ class Sums:
 
 @dataclass(frozen=True, repr=False)
 class QuantizationComparisonResult:
-    """What one operator gave in one call of both programs: a tensor, or tensors in lists, tuples or dictionaries.
+    """Outputs of one operator in one call of both programs: a tensor, or tensors in lists, tuples or dictionaries.
 
     Args:
-        actual: in the quantized program.
-        ref: in the float model.
-    Raises: GraphError: the two have other shapes, or hold no tensor.
+        actual: output in the quantized program.
+        ref: output in the float model.
+    Raises: GraphError: the shapes differ, or there is no tensor.
     """
 
     actual: Any  # a tensor, or tensors in lists, tuples or dictionaries
@@ -94,14 +94,14 @@ class QuantizationComparisonResult:
         shapes = [[tuple(tensor.shape) for tensor in tensors(value)] for value in (self.actual, self.ref)]
         if shapes[0] != shapes[1] or not shapes[0]:
             raise GraphError(
-                "two values cannot be compared",
+                f"two outputs with {len(shapes[0])} and {len(shapes[1])} tensors cannot be compared",
                 found=f"{shapes[0]} in the quantized program, {shapes[1]} in the float model",
                 expected="tensors of the same shapes",
-                remedy="compare outputs of the same operator in two programs that were called alike",
+                remedy="compare outputs of the same operator in two programs that were called with the same inputs",
             )
 
-    def loss(self, loss_function: Callable[[Tensor, Tensor], Any]) -> Any:  # shaped as `actual` is
-        """`loss_function(actual, ref)` in float32, for each tensor where there are several."""
+    def loss(self, loss_function: Callable[[Tensor, Tensor], Any]) -> Any:  # of the structure of `actual`
+        """`loss_function(actual, ref)` in float32, for each tensor if there are several."""
         return _loss(loss_function, self.actual, self.ref)
 
     @property
@@ -122,7 +122,9 @@ def _sqnr(actual: Tensor, reference: Tensor) -> Tensor:
     return 20.0 * torch.log10(torch.linalg.vector_norm(reference) / torch.linalg.vector_norm(reference - actual))
 
 
-def _loss(function: Callable[[Tensor, Tensor], Tensor], actual: Any, reference: Any) -> Any:  # as `actual` is
+def _loss(
+    function: Callable[[Tensor, Tensor], Tensor], actual: Any, reference: Any
+) -> Any:  # of the structure of `actual`
     if isinstance(actual, Tensor):
         return function(actual.float(), reference.float())
     if isinstance(actual, Mapping):
@@ -134,15 +136,15 @@ def _loss(function: Callable[[Tensor, Tensor], Tensor], actual: Any, reference: 
 
 @dataclass(frozen=True)
 class NodeAccuracySummary:
-    """One operator in both programs: each call in `results`, and numbers over all calls.
+    """Comparison of one operator in both programs: each call in `results`, and measures over all calls.
 
     Args:
-        debug_info: what the two logs were paired by.
+        debug_info: key of the operator in both logs.
         actual_node_name: name of the node in the quantized program.
         actual_module_stack: path of the module it was traced in.
         ref_node_name: name of the node in the float model.
         ref_module_stack: path of the module it was traced in.
-        results: one for each call.
+        results: one result for each call.
     """
 
     debug_info: DebugKey
@@ -160,7 +162,7 @@ class NodeAccuracySummary:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantization noise over all calls, in dB; infinite where both agree bit for bit."""
+        """Signal to quantization noise over all calls, in dB; infinite if both are bitwise equal."""
         return self._sums().sqnr
 
     @property
@@ -177,12 +179,12 @@ class NodeAccuracySummary:
 def compare_results(
     ref_results: Mapping[DebugKey, Logged], actual_results: Mapping[DebugKey, Logged]
 ) -> dict[DebugKey, NodeAccuracySummary]:
-    """Compare two logs. Operators that were called another number of times, or with other shapes, are left out.
+    """Compare two logs. Operators whose numbers of calls or shapes differ are left out.
 
     Args:
-        ref_results: of the float model, from `extract_results_from_loggers`.
-        actual_results: of the quantized program.
-    Raises: GraphError: they have no operator in common.
+        ref_results: log of the float model, from `extract_results_from_loggers`.
+        actual_results: log of the quantized program.
+    Raises: GraphError: the logs have no operator in common.
     """
     shared = [key for key in actual_results if key in ref_results]
     if not shared:
@@ -200,10 +202,10 @@ def compare_results(
 
 
 def nothing_shared(reference: int, actual: int) -> GraphError:
-    """The error for two programs of which no operator is the same."""
+    """The error for two programs that have no operator in common."""
     return GraphError(
         "the two programs have no operator in common",
-        found=f"{reference} and {actual} operators, of which none is the same",
+        found=f"{reference} operators in the float model, {actual} in the quantized program, 0 in common",
         expected="a program that was quantized from this float model",
-        remedy="pass the exported model that prepare_pt2e was given, and what convert_pt2e returned",
+        remedy="pass the exported model that was given to prepare_pt2e, and the result of convert_pt2e",
     )

@@ -1,4 +1,4 @@
-"""Fake-quantizes: modules that observe and round to quantized values, for quantization-aware training."""
+"""Fake-quantizes: modules for quantization-aware training that observe and round to quantized values."""
 
 from qspec_core.fake_quantize._affine import (
     AffineFakeQuantize,

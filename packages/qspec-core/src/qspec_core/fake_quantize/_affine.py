@@ -1,4 +1,4 @@
-"""Fake-quantize of one range a block."""
+"""Affine fake-quantize: one range for each block of a tensor."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qspec_core._errors import SourceLocation, SpecError
-from qspec_core.fake_quantize._base import KeepsParameters
+from qspec_core.fake_quantize._base import FakeQuantizeWithQParams
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
     AffineQuantizedObserverBase,
@@ -19,7 +19,7 @@ from qspec_core.observers import (
     PerTensor,
     get_block_size,
 )
-from qspec_core.observers._blocks import is_rounded_last, join_blocks, split_blocks
+from qspec_core.observers._blocks import adds_zero_point_before_rounding, join_blocks, split_blocks
 from qspec_core.observers._constructor import construct
 
 __all__ = [
@@ -31,22 +31,23 @@ __all__ = [
 
 
 def _round_through(x: Tensor) -> Tensor:
-    """Round; the gradient passes as if nothing had happened."""
+    """Round, with the gradient of the identity (straight-through estimator)."""
     return x + (torch.round(x) - x).detach()
 
 
-class AffineFakeQuantize(KeepsParameters):
-    """Observes, and rounds each block to the values that its observed range gives, as the converted model will. The
-    gradient passes where the value lies within the range.
+class AffineFakeQuantize(FakeQuantizeWithQParams):
+    """Observes, and rounds each block to its quantized values, as the converted model does.
 
-    Buffers: `scale` and `zero_point`, one a block, of the observer's dtypes. `block_size` is the size of the blocks of
-    the last tensor that was given, None before the first.
+    The gradient passes where the value lies within the range.
+
+    Buffers: `scale` and `zero_point`, one value for each block, of the observer's dtypes. `block_size` is the size of
+    the blocks of the last input, None before the first.
 
     Args:
-        observer: constructor of an affine observer that observes.
+        observer: constructor of an affine observer; not of a placeholder.
         is_dynamic: scale and zero point are those of each input; the observer must be a moving average of constant 1.
         observer_kwargs: further keywords of the observer.
-    Raises: SpecError: the observer is another one, or refuses its arguments.
+    Raises: SpecError: the observer is of another kind, or refuses its arguments.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class AffineFakeQuantize(KeepsParameters):
         inner = construct(observer, {**observer_kwargs, "is_dynamic": is_dynamic or None})
         if not isinstance(inner, AffineQuantizedObserverBase) or isinstance(inner, AffineQuantizedPlaceholderObserver):
             raise SpecError(
-                "AffineFakeQuantize needs an affine observer that observes",
+                "AffineFakeQuantize needs an affine observer that is not a placeholder",
                 found=type(inner).__name__,
                 expected="AffineQuantizedMinMaxObserver or AffineQuantizedMovingAverageMinMaxObserver",
                 remedy="use FakeQuantize for another observer",
@@ -75,7 +76,7 @@ class AffineFakeQuantize(KeepsParameters):
 
     @property
     def where(self) -> SourceLocation | None:
-        """Place in the model; the observer's, which names it in errors."""
+        """Place in the model, stored in the observer, which names it in errors."""
         return self.activation_post_process.where
 
     @where.setter
@@ -88,11 +89,11 @@ class AffineFakeQuantize(KeepsParameters):
         return self.activation_post_process.has_observed
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """The observer's scale and zero point, one a block."""
+        """The observer's scale and zero point of each block."""
         return self.activation_post_process.calculate_qparams()
 
     def converted_form(self, shape: Sequence[int | torch.SymInt]) -> ConvertedForm:
-        """As the observer is converted."""
+        """The converted form of the observer."""
         return self.activation_post_process.converted_form(shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,17 +105,18 @@ class AffineFakeQuantize(KeepsParameters):
         self.block_size = tuple(int(size) for size in block)
         if self.observer_enabled.item():
             inner(x)
-            self.take_observed()
+            self.update_qparams()
         if not self.fake_quant_enabled.item() or not inner.has_observed:
             return x
         form = inner.converted_form(shape)
         blocks = x.to(torch.float32)
         for step in split_blocks(shape, block):
             blocks = step(blocks)
-        # Copies: the gradient needs those of this forward when the next has set others.
+        # (blocks,) -> (blocks along each dimension..., 1). Copied: backward needs the values of this forward, and the
+        # next forward writes to the buffers.
         scale, zero_point = (value.clone().reshape((*blocks.shape[:-1], 1)) for value in (self.scale, self.zero_point))
         quantized = blocks * (1.0 / scale)
-        if is_rounded_last(form):
+        if adds_zero_point_before_rounding(form):
             quantized = _round_through(quantized + zero_point)
         else:
             quantized = _round_through(quantized) + zero_point
@@ -124,7 +126,7 @@ class AffineFakeQuantize(KeepsParameters):
         return rounded.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """What it rounds to, and its switches."""
+        """Range, dtype, parameters and switches."""
         return (
             f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}, "
             f"quant_min={self.quant_min}, quant_max={self.quant_max}, target_dtype={self.target_dtype}, "

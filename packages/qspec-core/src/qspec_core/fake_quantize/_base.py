@@ -1,4 +1,4 @@
-"""Base of the fake-quantizes, their switches, and the operator they share."""
+"""Base classes of the fake-quantizes, their switches, and the rounding they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from qspec_core.observers._constructor import Configurable, PartialWrapper
 
 __all__ = [
     "FakeQuantizeBase",
-    "KeepsParameters",
+    "FakeQuantizeWithQParams",
     "ObserverOrFakeQuantize",
     "ObserverOrFakeQuantizeConstructor",
     "disable_fake_quant",
@@ -24,9 +24,9 @@ __all__ = [
 
 
 class FakeQuantizeBase(Configurable, nn.Module, ABC):
-    """A module that observes its input and rounds it to quantized values, both switched by buffers.
+    """A module that observes its input and rounds it to quantized values. Two buffers switch these on and off.
 
-    Buffers: `fake_quant_enabled`, `observer_enabled`, uint8, (1,), 1 at first.
+    Buffers: `fake_quant_enabled`, `observer_enabled`, uint8, (1,), initially 1.
     """
 
     fake_quant_enabled: Tensor
@@ -46,42 +46,42 @@ class FakeQuantizeBase(Configurable, nn.Module, ABC):
         """Scale, float32, and zero point, int64."""
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
-        """Round in `forward`, or, with False, hand the input on."""
+        """Switch rounding in `forward` on, or off with False."""
         self.fake_quant_enabled.fill_(int(enabled))
 
     def disable_fake_quant(self) -> None:
-        """Hand the input on unrounded."""
+        """Switch rounding off: `forward` returns its input."""
         self.enable_fake_quant(False)
 
     def enable_observer(self, enabled: bool = True) -> None:
-        """Observe in `forward`, or, with False, keep scale and zero point as they are."""
+        """Switch observing in `forward` on, or off with False."""
         self.observer_enabled.fill_(int(enabled))
 
     def disable_observer(self) -> None:
-        """Keep scale and zero point as they are."""
+        """Switch observing off: scale and zero point stay as they are."""
         self.enable_observer(False)
 
 
-class KeepsParameters(FakeQuantizeBase):
-    """Holds scale and zero point as buffers between forwards: what it last observed, or loaded.
+class FakeQuantizeWithQParams(FakeQuantizeBase):
+    """Base class of fake-quantizes that keep scale and zero point as buffers: the last observed, or loaded, ones.
 
-    Buffers: `scale`, `zero_point`, of one shape, (1,) at first.
+    Buffers: `scale`, `zero_point`, of the same shape, initially (1,).
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def take_observed(self) -> None:
-        """Set scale and zero point from what the observer holds, which changed without a forward."""
-        self._keep(*self.calculate_qparams())
+    def update_qparams(self) -> None:
+        """Compute scale and zero point again after the observer changed outside `forward`."""
+        self._store_qparams(*self.calculate_qparams())
 
-    def _keep(self, scale: Tensor, zero_point: Tensor) -> None:
+    def _store_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
         self.scale.resize_(scale.shape).copy_(scale)
         self.zero_point.resize_(zero_point.shape).copy_(zero_point)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # Any: torch's hook, handed on
+    ) -> None:  # Any: arguments of torch's hook
         for name in ("scale", "zero_point"):
             saved = state_dict.get(prefix + name)
             if saved is not None:
@@ -92,8 +92,9 @@ class KeepsParameters(FakeQuantizeBase):
 def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, ch_axis: int | None
 ) -> Tensor:
-    """Round to quantized values, `(clamp(round(x / scale) + zero_point) - zero_point) * scale`; the gradient passes
-    where the value lies within the range.
+    """Round to quantized values: `(clamp(round(x / scale) + zero_point) - zero_point) * scale`.
+
+    The gradient passes where the value lies within the range.
 
     Args:
         x: floating point, any shape. Types other than float32 are computed in float32.
@@ -113,30 +114,30 @@ def fake_quantize(
 
 
 def enable_fake_quant(mod: nn.Module) -> None:
-    """Switch rounding on; for `model.apply(enable_fake_quant)`. Other modules are left alone."""
+    """Switch rounding on; for `model.apply(enable_fake_quant)`. Does nothing to other modules."""
     if isinstance(mod, FakeQuantizeBase):
         mod.enable_fake_quant()
 
 
 def disable_fake_quant(mod: nn.Module) -> None:
-    """Switch rounding off; for `model.apply(disable_fake_quant)`. Other modules are left alone."""
+    """Switch rounding off; for `model.apply(disable_fake_quant)`. Does nothing to other modules."""
     if isinstance(mod, FakeQuantizeBase):
         mod.disable_fake_quant()
 
 
 def enable_observer(mod: nn.Module) -> None:
-    """Switch observation on; for `model.apply(enable_observer)`. Other modules are left alone."""
+    """Switch observation on; for `model.apply(enable_observer)`. Does nothing to other modules."""
     if isinstance(mod, FakeQuantizeBase):
         mod.enable_observer()
 
 
 def disable_observer(mod: nn.Module) -> None:
-    """Switch observation off; for `model.apply(disable_observer)`. Other modules are left alone."""
+    """Switch observation off; for `model.apply(disable_observer)`. Does nothing to other modules."""
     if isinstance(mod, FakeQuantizeBase):
         mod.disable_observer()
 
 
 ObserverOrFakeQuantize = ObserverBase | FakeQuantizeBase
-"""What a quantization point is observed by."""
+"""Type of the module that observes a quantization point."""
 ObserverOrFakeQuantizeConstructor = PartialWrapper | type[ObserverBase] | type[FakeQuantizeBase]
-"""What builds it."""
+"""Type of its constructor."""

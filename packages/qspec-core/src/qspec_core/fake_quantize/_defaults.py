@@ -1,4 +1,4 @@
-"""Fake-quantizes with arguments filled in, under the names and with the ranges that users know."""
+"""Ready-made fake-quantize constructors, with the names and ranges of PyTorch."""
 
 import torch
 

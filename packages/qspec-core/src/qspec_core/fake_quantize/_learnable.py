@@ -1,4 +1,4 @@
-"""Fake-quantize whose scale and zero point are trained."""
+"""Fake-quantize with trainable scale and zero point."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,23 +15,24 @@ __all__ = ["LearnableFakeQuantize", "disable_range_learning", "enable_range_lear
 
 
 def _round_through(x: Tensor) -> Tensor:
-    """Round; the gradient passes as if nothing had happened."""
+    """Round, with the gradient of the identity (straight-through estimator)."""
     return x + (torch.round(x) - x).detach()
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """The same value, with its gradient multiplied."""
+    """The same value, with its gradient multiplied by `factor`."""
     return x * factor + (x - x * factor).detach()
 
 
 class LearnableFakeQuantize(FakeQuantizeBase):
-    """Starts with what an observer finds, then learns scale and zero point with the weights.
+    """Initializes scale and zero point from an observer, then trains them with the weights.
 
-    `scale` and `zero_point` are None until the first forward, then parameters, float32, (1,) or (channels,); give them
-    to the optimizer after it. They need gradients while they are learned; the zero point of a symmetric scheme never.
+    `scale` and `zero_point` are None until the first forward, then parameters, float32, (1,) or (channels,); pass them
+    to the optimizer after it. They require gradients only while learning is enabled; the zero point of a symmetric
+    scheme never does.
 
     Args:
-        observer: constructor of the observer that finds the start.
+        observer: constructor of the observer that finds the initial values.
         quant_min: smallest quantized value; None for the observer's.
         quant_max: largest quantized value; None for the observer's.
         use_grad_scaling: divide the gradient of scale and zero point by sqrt(elements per scale * quant_max).
@@ -71,7 +72,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
 
     @property
     def where(self) -> SourceLocation | None:
-        """Place in the model; the observer's, which names it in errors."""
+        """Place in the model, stored in the observer, which names it in errors."""
         place: SourceLocation | None = self.activation_post_process.where
         return place
 
@@ -81,17 +82,17 @@ class LearnableFakeQuantize(FakeQuantizeBase):
 
     @property
     def has_observed(self) -> bool:
-        """Whether there is a scale: found by the observer, or loaded."""
+        """Whether there is a scale, observed or loaded."""
         return self.scale is not None or bool(self.activation_post_process.has_observed)
 
     def enable_range_learning(self) -> None:
-        """Train scale and zero point; round; stop observing."""
+        """Train scale and zero point. Switches rounding on and observing off."""
         self._learn(True)
         self.enable_fake_quant()
         self.disable_observer()
 
     def disable_range_learning(self) -> None:
-        """Keep scale and zero point as they are; the switches of rounding and observing stay."""
+        """Stop training scale and zero point. The switches for rounding and observing stay as they are."""
         self._learn(False)
 
     def _learn(self, enabled: bool) -> None:
@@ -101,7 +102,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
             self.zero_point.requires_grad_(enabled and self.qscheme not in SYMMETRIC)
 
     def enable_observer(self, enabled: bool = True) -> None:
-        """Observe in `forward` and set scale and zero point from it; this ends learning."""
+        """Switch observing in `forward` on, which ends learning, or off with False."""
         if enabled:
             self._learn(False)
         super().enable_observer(enabled)
@@ -135,21 +136,20 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         shape = [1] * x.dim()
         if self.is_per_channel:
             shape[self.ch_axis] = -1
-        # The floor passes its gradient, so that a scale that has reached it can grow again.
+        # The lower bound eps passes the gradient, so that a scale that has reached it can grow again.
+        # (1,) or (channels,) -> (1, ..., channels, ..., 1)
         step = (scale + (torch.maximum(scale, self.eps) - scale).detach()).reshape(shape)
         offset = _round_through(zero_point.clamp(self.quant_min, self.quant_max)).reshape(shape)
         quantized = (_round_through(x / step) + offset).clamp(self.quant_min, self.quant_max)
         return ((quantized - offset) * step).to(x.dtype)
 
-    def take_observed(self) -> None:
-        """Set scale and zero point from what the observer holds, which changed without a forward; not while they are
-        learned.
-        """
+    def update_qparams(self) -> None:
+        """Compute scale and zero point again after the observer changed outside `forward`, unless they are trained."""
         if not self.learning_enabled.item():
             self._set(*self.activation_post_process.calculate_qparams())
 
     def _set(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Give scale and zero point new values; the parameters stay the same objects once they exist."""
+        """Set scale and zero point. Parameters that exist stay the same objects."""
         if self.scale is None or self.zero_point is None or self.scale.shape != scale.shape:
             self.scale = nn.Parameter(scale.detach().clone())
             self.zero_point = nn.Parameter(zero_point.detach().to(torch.float32))
@@ -160,7 +160,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
             self.zero_point.copy_(zero_point)
 
     def extra_repr(self) -> str:
-        """What it rounds to, and its switches."""
+        """Range, dtype, parameters and switches."""
         return (
             f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}, "
             f"learning_enabled={self.learning_enabled}, quant_min={self.quant_min}, quant_max={self.quant_max}, "
@@ -169,7 +169,7 @@ class LearnableFakeQuantize(FakeQuantizeBase):
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # Any: torch's hook, handed on
+    ) -> None:  # Any: arguments of torch's hook
         scale, zero_point = state_dict.get(prefix + "scale"), state_dict.get(prefix + "zero_point")
         if scale is not None and zero_point is not None:
             self._set(scale, zero_point)
@@ -177,12 +177,12 @@ class LearnableFakeQuantize(FakeQuantizeBase):
 
 
 def enable_range_learning(mod: nn.Module) -> None:
-    """Train scale and zero point; for `model.apply(enable_range_learning)`. Other modules are left alone."""
+    """Train scale and zero point; for `model.apply(enable_range_learning)`. Does nothing to other modules."""
     if isinstance(mod, LearnableFakeQuantize):
         mod.enable_range_learning()
 
 
 def disable_range_learning(mod: nn.Module) -> None:
-    """Stop training scale and zero point; for `model.apply(...)`. Other modules are left alone."""
+    """Stop training scale and zero point; for `model.apply(...)`. Does nothing to other modules."""
     if isinstance(mod, LearnableFakeQuantize):
         mod.disable_range_learning()

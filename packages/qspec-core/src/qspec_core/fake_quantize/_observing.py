@@ -1,4 +1,4 @@
-"""Fake-quantizes whose scale and zero point an observer finds."""
+"""Fake-quantizes that take scale and zero point from an observer."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qspec_core._errors import SourceLocation, SpecError
 from qspec_core._spec import dtype_range
-from qspec_core.fake_quantize._base import KeepsParameters, fake_quantize
+from qspec_core.fake_quantize._base import FakeQuantizeWithQParams, fake_quantize
 from qspec_core.observers import (
     FixedQParamsObserver,
     MovingAverageMinMaxObserver,
@@ -24,9 +24,9 @@ __all__ = ["FakeQuantize", "FixedQParamsFakeQuantize", "FusedMovingAvgObsFakeQua
 def build_inner(
     owner: type, observer: Callable[..., object], fields: Mapping[str, object]
 ) -> Any:  # Any: a third party's observer has its own type
-    """The observer of a fake-quantize, from its constructor.
+    """Build the observer of a fake-quantize.
 
-    Raises: SpecError: it has no integer range, which fake-quantizing needs.
+    Raises: SpecError: the observer has no integer range.
     """
     inner = construct(observer, fields)
     limits = [getattr(inner, name, None) for name in ("quant_min", "quant_max")]
@@ -40,8 +40,8 @@ def build_inner(
     return inner
 
 
-class FakeQuantize(KeepsParameters):
-    """Observes, and rounds to the values that the observed range gives.
+class FakeQuantize(FakeQuantizeWithQParams):
+    """Observes, and rounds to the quantized values of the observed range.
 
     Buffers: `scale`, float32, and `zero_point`, int32 (float32 for float zero points), (1,) or (channels,); the state
     of the observer under `activation_post_process`.
@@ -51,7 +51,7 @@ class FakeQuantize(KeepsParameters):
         quant_min: smallest quantized value; None for the observer's.
         quant_max: largest quantized value; None for the observer's.
         is_dynamic: scale and zero point are those of each input.
-        observer_kwargs: further keywords of the observer; those that it has no use for are left out.
+        observer_kwargs: further keywords of the observer; those that it does not take are ignored.
     Raises: SpecError: the observer has no integer range, or refuses its arguments.
     """
 
@@ -80,7 +80,7 @@ class FakeQuantize(KeepsParameters):
 
     @property
     def where(self) -> SourceLocation | None:
-        """Place in the model; the observer's, which names it in errors."""
+        """Place in the model, stored in the observer, which names it in errors."""
         place: SourceLocation | None = self.activation_post_process.where
         return place
 
@@ -104,14 +104,14 @@ class FakeQuantize(KeepsParameters):
             return x
         if self.observer_enabled.item():
             self.activation_post_process(x)
-            self._keep(*self.calculate_qparams())
+            self._store_qparams(*self.calculate_qparams())
         if not self.fake_quant_enabled.item():
             return x
         axis = self.ch_axis if self.is_per_channel else None
         return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, axis)
 
     def extra_repr(self) -> str:
-        """What it rounds to, and its switches."""
+        """Range, dtype, parameters and switches."""
         return (
             f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}, "
             f"quant_min={self.quant_min}, quant_max={self.quant_max}, dtype={self.dtype}, qscheme={self.qscheme}, "
@@ -120,11 +120,11 @@ class FakeQuantize(KeepsParameters):
 
 
 class FixedQParamsFakeQuantize(FakeQuantize):
-    """Rounds with scale and zero point given beforehand.
+    """Rounds with a fixed scale and zero point.
 
     Args:
         observer: constructor of a `FixedQParamsObserver`.
-    Raises: SpecError: it builds something else.
+    Raises: SpecError: the constructor builds another observer.
     """
 
     def __init__(self, observer: Callable[..., object]) -> None:
@@ -132,12 +132,12 @@ class FixedQParamsFakeQuantize(FakeQuantize):
         inner = self.activation_post_process
         if not isinstance(inner, FixedQParamsObserver):
             raise SpecError(
-                "FixedQParamsFakeQuantize needs parameters that are known beforehand",
+                "FixedQParamsFakeQuantize needs an observer with fixed parameters",
                 found=type(inner).__name__,
                 expected="FixedQParamsObserver",
                 remedy="give FixedQParamsObserver.with_args(scale=..., zero_point=...), or use FakeQuantize",
             )
-        self._keep(*inner.calculate_qparams())
+        self._store_qparams(*inner.calculate_qparams())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, of any shape, rounded to quantized values."""
@@ -147,18 +147,18 @@ class FixedQParamsFakeQuantize(FakeQuantize):
 
 
 class FusedMovingAvgObsFakeQuantize(FakeQuantize):
-    """`FakeQuantize` over a moving average, in one operator where torch has one with this arithmetic.
+    """`FakeQuantize` over a moving average, in one operator for the per-tensor affine scheme.
 
-    That is the per-tensor affine scheme. torch's operator computes the scale of symmetric schemes otherwise than
-    observers do, so that training and the converted model would differ, and takes channels on axis 0 only; other
-    schemes take the steps of `FakeQuantize`. The flags are int64, as the operator wants.
+    Other schemes run as in `FakeQuantize`. torch's operator computes the scale of symmetric schemes differently from
+    the observers, so training and the converted model would differ; and it takes channels on axis 0 only. The flags
+    are int64, as the operator requires.
 
     Args:
         observer: constructor of a moving-average observer.
         quant_min: smallest quantized value; None for the dtype's.
         quant_max: largest quantized value; None for the dtype's.
         observer_kwargs: further keywords of the observer.
-    Raises: SpecError: the observer is no moving average of minima and maxima.
+    Raises: SpecError: the observer is not a moving average of minima and maxima.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
         inner = self.activation_post_process
         if not isinstance(inner, MovingAverageMinMaxObserver | MovingAveragePerChannelMinMaxObserver):
             raise SpecError(
-                "FusedMovingAvgObsFakeQuantize needs a moving average",
+                "FusedMovingAvgObsFakeQuantize needs a moving-average observer",
                 found=type(inner).__name__,
                 expected="MovingAverageMinMaxObserver or MovingAveragePerChannelMinMaxObserver",
                 remedy="use FakeQuantize for another observer",

@@ -1,4 +1,4 @@
-"""Observers: modules that learn from the values passing through them how to quantize them."""
+"""Observers: modules that look at the values passing through them and find how to quantize them."""
 
 from qspec_core.observers._affine import (
     AffineQuantizedMinMaxObserver,

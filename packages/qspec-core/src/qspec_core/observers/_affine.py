@@ -1,5 +1,6 @@
-"""Observers of one range a block: per tensor, axis, group, row, token or block."""
+"""Affine observers: one range for each block of a tensor (per tensor, axis, group, row, token or block)."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,34 +38,35 @@ __all__ = [
     "AffineQuantizedPlaceholderObserver",
 ]
 
-_NARROW: Mapping[object, tuple[torch.dtype, int, int]] = {
+_SUB_BYTE_DTYPES: Mapping[object, tuple[torch.dtype, int, int]] = {
     **{getattr(torch, f"int{bits}"): (torch.int8, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in range(1, 8)},
     **{getattr(torch, f"uint{bits}"): (torch.uint8, 0, 2**bits - 1) for bits in range(1, 8)},
     **{kind: (torch.int8, -(2 ** (kind.value - 1)), 2 ** (kind.value - 1) - 1) for kind in TorchAODType},
 }
-"""Dtypes of fewer than 8 bits: where their values are kept, and their range."""
+"""Dtypes of fewer than 8 bits: the dtype that stores their values, and their range."""
 
 
 class AffineQuantizedObserverBase(ObserverBase):
-    """Base of the observers of blocks. They convert by `converted_form`.
+    """Base class of the affine observers. `converted_form` tells convert how to write them.
 
-    Buffers `min_val` and `max_val` start empty; then one value a block, dimensions that a block spans left out.
+    Buffers `min_val` and `max_val` start empty, then hold one value for each block. Dimensions that one block spans are
+    left out of their shape.
 
     Args:
         mapping_type: symmetric or not.
-        target_dtype: integer dtype; one of fewer than 8 bits is kept in 8.
+        target_dtype: integer dtype; values of fewer than 8 bits are stored in 8.
         granularity: which elements have one scale.
         quant_min: smallest quantized value; None for the dtype's.
         quant_max: largest quantized value; None for the dtype's.
         eps: smallest scale allowed; None for that of float32.
         scale_dtype: dtype of the scale; None for float32.
         zero_point_dtype: dtype of the zero point; None for int32.
-        preserve_zero: 0 is exact. False is not served.
-        zero_point_domain: INT, or NONE for symmetric signed schemes. FLOAT is not served: the operators that converted
-            graphs are written in have zero points among the quantized values.
+        preserve_zero: 0 is exact. False is not supported.
+        zero_point_domain: INT, or NONE for symmetric signed schemes. FLOAT is not supported: the operators of
+            converted graphs have integer zero points.
         is_dynamic: scale and zero point are computed from each input when the model runs.
         unused: keywords of other observers, ignored.
-    Raises: SpecError: what is not served, or a range that is empty, outside the dtype, or without 0.
+    Raises: SpecError: an unsupported scheme, or a range that is empty, outside the dtype, or without 0.
     """
 
     min_val: Tensor
@@ -86,9 +88,9 @@ class AffineQuantizedObserverBase(ObserverBase):
         **unused: object,
     ) -> None:
         check_unused(type(self), unused)
-        dtype, low, high = _NARROW.get(target_dtype, (target_dtype, None, None))
+        dtype, low, high = _SUB_BYTE_DTYPES.get(target_dtype, (target_dtype, None, None))
         if not isinstance(dtype, torch.dtype) or dtype in FLOAT8:
-            raise _not_served(type(self), f"target_dtype={target_dtype}", "an integer dtype")
+            raise _unsupported(type(self), f"target_dtype={target_dtype}", "an integer dtype")
         super().__init__(dtype, is_dynamic)
         quant_min = low if quant_min is None else quant_min
         quant_max = high if quant_max is None else quant_max
@@ -96,12 +98,12 @@ class AffineQuantizedObserverBase(ObserverBase):
         self.quant_min, self.quant_max = int(limits[0]), int(limits[1])
         if zero_point_domain is ZeroPointDomain.FLOAT or not preserve_zero:
             found = f"zero_point_domain={zero_point_domain}, preserve_zero={preserve_zero}"
-            raise _not_served(type(self), found, "ZeroPointDomain.INT and preserve_zero=True")
+            raise _unsupported(type(self), found, "ZeroPointDomain.INT and preserve_zero=True")
         if zero_point_domain is not ZeroPointDomain.INT and (
             mapping_type is MappingType.ASYMMETRIC or self.quant_min == 0
         ):
             found = f"no zero point, {mapping_type}, range {self.quant_min}..{self.quant_max}"
-            raise _not_served(type(self), found, "a symmetric mapping to signed values")
+            raise _unsupported(type(self), found, "a symmetric mapping to signed values")
         self.mapping_type, self.target_dtype, self.granularity = mapping_type, target_dtype, granularity
         self.eps = FLOAT32_EPS if eps is None else eps
         self.scale_dtype = torch.float32 if scale_dtype is None else scale_dtype
@@ -112,15 +114,15 @@ class AffineQuantizedObserverBase(ObserverBase):
 
     @property
     def has_observed(self) -> bool:
-        """Whether any data came."""
+        """Whether the observer has seen data."""
         return self.min_val.numel() > 0 and not bool((self.min_val > self.max_val).any())
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of each block, shaped as `min_val`; 1.0 and 0 after a warning if there was no data."""
+        """Scale and zero point of each block, in the shape of `min_val`; 1.0 and 0, with a warning, without data."""
         if not self.has_observed:
             warnings.warn(
-                f"{type(self).__name__} has seen no data; scale 1.0 and zero point 0 stand in. Run the prepared model "
-                "on calibration data before converting it.",
+                f"{type(self).__name__} has seen no data; it returns scale 1.0 and zero point 0. Run the prepared "
+                "model on calibration data before converting it.",
                 ObserverNeverRanWarning,
                 stacklevel=2,
             )
@@ -144,13 +146,13 @@ class AffineQuantizedObserverBase(ObserverBase):
         return scale.reshape(shape).to(self.scale_dtype), zero_point.reshape(shape).to(self.zero_point_dtype)
 
     def converted_form(self, shape: Sequence[Size]) -> ConvertedForm:
-        """How a tensor of this shape is quantized in the converted model.
+        """How the converted model quantizes a tensor of this shape.
 
         Args:
-            shape: its sizes may be symbolic.
+            shape: shape of the tensor; sizes may be symbolic.
         Raises:
-            SpecError: the granularity does not fit the shape, or has no operator that finds parameters at run time.
-            CalibrationError: tensors with another number of blocks were observed, or that number is symbolic.
+            SpecError: the granularity does not fit the shape, or no operator finds its parameters at run time.
+            CalibrationError: the tensors observed had a different number of blocks, or that number is symbolic.
         """
         block, is_token = self._block_size(shape), isinstance(self.granularity, PerToken)
         limits = self.quant_min, self.quant_max, self.dtype
@@ -165,34 +167,37 @@ class AffineQuantizedObserverBase(ObserverBase):
         return block_form(shape, block, limits, (scale, zero_point), None, is_token=is_token)
 
     def _choose(self, is_tensor_wide: bool) -> Step:
-        """What finds scale and zero point of each input."""
+        """The step that finds scale and zero point of each input at run time."""
         is_symmetric = self.mapping_type is not MappingType.ASYMMETRIC
         if is_tensor_wide:
             chooser = ops.CHOOSE_QPARAMS_SYMMETRIC if is_symmetric else ops.CHOOSE_QPARAMS
             return Step(chooser, (self.quant_min, self.quant_max, self.eps, self.dtype))
         lowest = (-128, -127) if is_symmetric else (-128,)
         if self.dtype != torch.int8 or self.quant_min not in lowest or self.quant_max != 127:
-            raise _not_served(
+            raise _unsupported(
                 type(self),
                 f"dynamic, {self.mapping_type}, {self.dtype} {self.quant_min}..{self.quant_max}",
-                "int8 with its whole range, which is what the operators that find parameters per token know",
+                "int8 with its whole range, the only one that the choose_qparams_per_token operators support",
             )
         chooser = ops.CHOOSE_QPARAMS_PER_TOKEN if is_symmetric else ops.CHOOSE_QPARAMS_PER_TOKEN_ASYMMETRIC
         return Step(chooser, (self.dtype,))
 
     def _limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of each block, as the buffers are.
+        """Smallest and largest value of each block, with the dtype and device of the buffers.
 
-        Raises: SpecError: see `get_block_size`. CalibrationError: other blocks than before, or values not finite.
+        Raises:
+            SpecError: see `get_block_size`.
+            CalibrationError: the blocks differ from those of earlier tensors, or values are not finite.
         """
         data, block = x.detach(), self._block_size(x.shape)
         blocks = data
         for step in split_blocks(tuple(x.shape), block):
             blocks = step(blocks)
+        # blocks: (blocks along each dimension..., elements of a block)
         low, high = torch.aminmax(blocks, dim=-1)
         if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
             reject_not_finite(data, self.where)
-        # A tensor has one block whatever its shape, also where a dimension is of size 1 in this batch alone.
+        # PerTensor is one block for every shape; block_grid would add an axis for a dimension of size 1.
         grid = () if isinstance(self.granularity, PerTensor) else block_grid(x.shape, block)
         self._check_grid(grid, x.shape)
         return low.reshape(grid).to(self.min_val), high.reshape(grid).to(self.max_val)
@@ -209,7 +214,7 @@ class AffineQuantizedObserverBase(ObserverBase):
             return
         if not is_known or tuple(self.min_val.shape) != tuple(grid):
             raise CalibrationError(
-                "the observed tensor has other blocks than before",
+                f"the observed tensor has {_count_text(grid)} blocks, earlier ones had {self.min_val.numel()}",
                 where=self.where,
                 found=f"shape {tuple(map(str, shape))}, {self.granularity}: blocks {tuple(map(str, grid))}",
                 expected=f"blocks {tuple(self.min_val.shape)}",
@@ -227,7 +232,7 @@ class AffineQuantizedObserverBase(ObserverBase):
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # Any: torch's hook, handed on
+    ) -> None:  # Any: arguments of torch's hook
         for name in ("min_val", "max_val"):
             saved = state_dict.get(prefix + name)
             if saved is not None:
@@ -235,18 +240,26 @@ class AffineQuantizedObserverBase(ObserverBase):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        """What it rounds to."""
+        """Scheme, dtype, granularity and range."""
         return f"{self.mapping_type.name}, {self.target_dtype}, {self.granularity}, {self.quant_min}..{self.quant_max}"
 
 
-def _not_served(owner: type, found: str, expected: str) -> SpecError:
+def _count_text(grid: Sequence[Size]) -> str:
+    """Number of blocks of a grid in words."""
+    return str(math.prod(grid)) if all(isinstance(size, int) for size in grid) else "an unknown number of"
+
+
+def _unsupported(owner: type, found: str, expected: str) -> SpecError:
     return SpecError(
-        f"{owner.__name__} does not serve this scheme", found=found, expected=expected, remedy="choose another scheme"
+        f"{owner.__name__} does not support this scheme", found=found, expected=expected, remedy="choose another scheme"
     )
 
 
 class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
-    """Range from the smallest to the largest value seen, in each block. Args: as `AffineQuantizedObserverBase`."""
+    """Range from the smallest to the largest value seen in each block.
+
+    Args: as `AffineQuantizedObserverBase`.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, of any shape that the granularity fits; return it."""
@@ -260,10 +273,10 @@ class AffineQuantizedMinMaxObserver(AffineQuantizedObserverBase):
 
 
 class AffineQuantizedMovingAverageMinMaxObserver(AffineQuantizedObserverBase):
-    """Range from exponential averages of each batch's smallest and largest value, in each block.
+    """Range from exponential averages of each batch's smallest and largest value in each block.
 
     Args:
-        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch counts whole.
+        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch sets the average.
         others: as `AffineQuantizedObserverBase`; dynamic only with `averaging_constant=1`.
     """
 
@@ -304,7 +317,7 @@ class AffineQuantizedMovingAverageMinMaxObserver(AffineQuantizedObserverBase):
         """Observe `x`, of any shape that the granularity fits; return it."""
         if x.numel() == 0:
             return x
-        if self.is_dynamic:  # the newest input alone counts, whatever its shape
+        if self.is_dynamic:  # only the newest input counts, and its shape may be new
             self.reset_min_max_vals()
         low, high = self._limits(x)
         if self.has_observed:
@@ -315,8 +328,9 @@ class AffineQuantizedMovingAverageMinMaxObserver(AffineQuantizedObserverBase):
 
 
 class AffineQuantizedPlaceholderObserver(AffineQuantizedObserverBase):
-    """Carries the description of a dynamic scheme to convert: per tensor, token or block. Args: as
-    `AffineQuantizedObserverBase`, in the field's order.
+    """Describes a dynamic scheme (per tensor, token or block) to convert; observes nothing.
+
+    Args: as `AffineQuantizedObserverBase`, in the order that PT2E users pass them.
     """
 
     def __init__(

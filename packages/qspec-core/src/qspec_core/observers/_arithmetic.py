@@ -1,4 +1,4 @@
-"""From an observed range to scale and zero point."""
+"""Compute scale and zero point from an observed range."""
 
 import ctypes
 import math
@@ -17,8 +17,8 @@ __all__ = [
     "choose_qparams",
     "choose_qparams_of_range",
     "float32",
-    "middle",
     "quantized_range",
+    "symmetric_zero_point",
 ]
 
 PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
@@ -36,20 +36,20 @@ _REDUCED = {
 def quantized_range(
     dtype: torch.dtype, quant_min: float | None, quant_max: float | None, *, reduce_range: bool = False
 ) -> tuple[float, float]:
-    """The quantized range in force.
+    """Smallest and largest quantized value, from the dtype and the limits asked for.
 
     Args:
         dtype: quantized dtype.
         quant_min: smallest value asked for; None for the dtype's.
         quant_max: largest value asked for; None for the dtype's.
-        reduce_range: give up one bit: a range asked for is halved, int8 becomes -64..63 and uint8 0..127; other dtypes
+        reduce_range: use one bit less: limits asked for are halved, int8 becomes -64..63 and uint8 0..127; other dtypes
             keep their range.
     Raises: SpecError: the dtype is reached by a cast, or the range is empty, outside the dtype, or without 0.
     """
     natural = dtype_range(dtype)
     if natural is None:
         raise SpecError(
-            "an observer of ranges cannot serve a dtype that is reached by a cast",
+            "an observer of ranges does not support a dtype that is reached by a cast",
             found=dtype,
             remedy="use PlaceholderObserver for float16, bfloat16 and float32",
         )
@@ -69,9 +69,10 @@ def quantized_range(
     return low // 2, high // 2
 
 
-def middle(quant_min: float, quant_max: float, dtype: torch.dtype, *, has_custom_range: bool) -> int:
-    """Zero point of a symmetric scheme: 0 for signed dtypes; the middle of the range for unsigned ones, rounded up for
-    the dtype's own range (128 of 0..255) and down for a range asked for, as users of PyTorch know it.
+def symmetric_zero_point(quant_min: float, quant_max: float, dtype: torch.dtype, *, has_custom_range: bool) -> int:
+    """Zero point of a symmetric scheme: 0 for signed dtypes, the middle of the range for unsigned ones.
+
+    As in PyTorch, the middle is rounded up for the dtype's own range (128 for 0..255) and down for limits asked for.
     """
     natural = dtype_range(dtype)
     if natural is None or natural[0] < 0:
@@ -103,7 +104,7 @@ def choose_qparams(
         has_custom_range: the range was asked for; see `middle`.
     Returns: scale, float32, and zero point, int64 (float32 for float zero points), both (1,) or (channels,).
     Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018, section 2; the
-        range is widened to hold 0, so that 0 is exact.
+        range is extended to include 0, so that 0 is exact.
     """
     low, high = min_val.reshape(-1).float(), max_val.reshape(-1).float()
     if qscheme == torch.per_channel_affine_float_qparams:
@@ -115,10 +116,10 @@ def choose_qparams(
         return torch.maximum(torch.maximum(-low, high) / quant_max, eps), torch.zeros_like(low, dtype=torch.int64)
     if qscheme in SYMMETRIC:
         scale = torch.maximum(torch.maximum(-low, high) / (float(quant_max - quant_min) / 2), eps)
-        zero_point = middle(quant_min, quant_max, dtype, has_custom_range=has_custom_range)
+        zero_point = symmetric_zero_point(quant_min, quant_max, dtype, has_custom_range=has_custom_range)
         return scale, torch.full_like(low, zero_point, dtype=torch.int64)
     span = float(quant_max - quant_min)
-    # The difference of two huge limits overflows; that of their shares does not.
+    # The difference of two huge limits may overflow; dividing each limit first does not.
     scale = torch.where((high - low).isinf(), high / span - low / span, (high - low) / span)
     scale = torch.maximum(scale, eps)
     return scale, (int(quant_min) - torch.round(low / scale).to(torch.int64)).clamp(int(quant_min), int(quant_max))
@@ -140,11 +141,13 @@ def choose_qparams_of_range(
     eps: float,
     has_custom_range: bool = False,
 ) -> tuple[float, int]:
-    """Scale and zero point of one range: `choose_qparams`, bit by bit, in plain numbers, which cost a twentieth of what
-    tensors of one element do. Affine and symmetric schemes; `low`, `high` and `eps` are float32.
+    """Scale and zero point of one range, bit for bit as `choose_qparams`, in Python numbers.
 
-    A sum, product or quotient of two float32 in double precision, rounded to float32, is that in float32 (Figueroa,
-    "When is double rounding innocuous?", 1995).
+    Python numbers take a twentieth of the time of tensors of one element. For affine and symmetric schemes; `low`,
+    `high` and `eps` are float32.
+
+    A sum, product or quotient of two float32 numbers computed in double precision and rounded to float32 equals the
+    one computed in float32 (Figueroa, "When is double rounding innocuous?", 1995).
     """
     low, high = min(low, 0.0), max(high, 0.0)
     largest = max(-low, high)
@@ -152,7 +155,7 @@ def choose_qparams_of_range(
         return max(float32(largest / quant_max), eps), 0
     if qscheme in SYMMETRIC:
         scale = float32(largest / float32(float(quant_max - quant_min) / 2))
-        return max(scale, eps), middle(quant_min, quant_max, dtype, has_custom_range=has_custom_range)
+        return max(scale, eps), symmetric_zero_point(quant_min, quant_max, dtype, has_custom_range=has_custom_range)
     span = float32(float(quant_max - quant_min))
     scale = float32(float32(high - low) / span)
     if math.isinf(scale):

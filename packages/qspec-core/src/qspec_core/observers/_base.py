@@ -1,4 +1,4 @@
-"""Bases of the observers: what each must offer, and the arithmetic most of them share."""
+"""Base classes of the observers: the methods each must have, and the arithmetic most of them share."""
 
 import math
 import warnings
@@ -21,20 +21,20 @@ from qspec_core.observers._constructor import SPEC_FIELDS, Configurable
 
 __all__ = ["ObserverBase", "ObserverNeverRanWarning", "UniformQuantizationObserverBase"]
 
-_NO_USE = frozenset({*SPEC_FIELDS, "eps", "reduce_range", "factory_kwargs", "averaging_constant"})
+_IGNORED_KEYWORDS = frozenset({*SPEC_FIELDS, "eps", "reduce_range", "factory_kwargs", "averaging_constant"})
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
 class ObserverNeverRanWarning(UserWarning):
-    """Scale and zero point were asked of an observer that has seen no data."""
+    """`calculate_qparams` was called on an observer that has seen no data."""
 
 
 def check_unused(owner: type, unused: Mapping[str, object]) -> None:
-    """Accept the keywords that every observer is given and some have no use for; refuse any other.
+    """Ignore keywords that some other observer takes; refuse keywords that no observer takes.
 
-    Raises: TypeError: a keyword that no observer knows, as Python raises for it.
+    Raises: TypeError: a keyword that no observer takes, with the message that Python gives.
     """
-    unknown = [name for name in unused if name not in _NO_USE]
+    unknown = [name for name in unused if name not in _IGNORED_KEYWORDS]
     if unknown:
         raise TypeError(f"{owner.__name__}() got an unexpected keyword argument {unknown[0]!r}")
 
@@ -48,7 +48,7 @@ class ObserverBase(Configurable, nn.Module, ABC):
     """
 
     where: SourceLocation | None = None
-    """Place in the model that is observed; set when observers are inserted, named in errors."""
+    """Place of the observed tensor in the model. Prepare sets it when it inserts the observer; errors name it."""
     dtype: torch.dtype
     is_dynamic: bool
 
@@ -57,13 +57,15 @@ class ObserverBase(Configurable, nn.Module, ABC):
         self._set_plain(dtype=dtype, is_dynamic=is_dynamic)
 
     def _set_plain(self, **attributes: object) -> None:
-        """Set attributes that are neither tensors nor modules, without asking of each whether it is one, as
-        `nn.Module.__setattr__` does: a tenth of the time of preparing a model."""
+        """Set attributes that are neither tensors nor modules.
+
+        `nn.Module.__setattr__` checks every value for being one; that takes a tenth of the time of preparing a model.
+        """
         vars(self).update(attributes)
 
     @property
     def has_observed(self) -> bool:
-        """Whether `calculate_qparams` rests on data. True for observers that need none."""
+        """Whether the observer has seen data. Always True for observers that need none."""
         return True
 
     @abstractmethod
@@ -76,7 +78,7 @@ class ObserverBase(Configurable, nn.Module, ABC):
 
 
 class UniformQuantizationObserverBase(ObserverBase):
-    """Base of observers that find a range and cut it into equal steps.
+    """Base class of observers that find a range and divide it into equal steps.
 
     Args:
         dtype: quantized dtype.
@@ -88,7 +90,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         eps: smallest scale allowed; kept in the buffer `eps`, float32, (1,).
         is_dynamic: scale and zero point are computed from each input when the model runs.
         unused: keywords of other observers, ignored.
-    Raises: SpecError: the range is empty, outside the dtype, or without 0, or the scheme does not fit the observer.
+    Raises: SpecError: the range is empty, outside the dtype, or without 0; or the observer does not support the scheme.
     """
 
     eps: Tensor
@@ -119,7 +121,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         super().__init__(dtype, is_dynamic)
         if self._schemes and qscheme not in self._schemes:
             raise SpecError(
-                f"{type(self).__name__} does not serve this scheme",
+                f"{type(self).__name__} does not support this scheme",
                 found=f"qscheme={qscheme}",
                 expected=", ".join(map(str, self._schemes)),
                 remedy="choose another scheme, or a per-channel observer for a per-channel scheme",
@@ -138,7 +140,7 @@ class UniformQuantizationObserverBase(ObserverBase):
 
     @property
     def has_observed(self) -> bool:
-        """Whether any data came."""
+        """Whether the observer has seen data."""
         low, high = self.min_val, self.max_val
         if low.numel() == 1:
             return not low.item() > high.item()
@@ -153,11 +155,11 @@ class UniformQuantizationObserverBase(ObserverBase):
         return self._calculate_qparams(self.min_val, self.max_val)
 
     def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of a range. The name is the field's: quantizers call it when they derive parameters."""
+        """Scale and zero point of a range. PT2E quantizers call this method by name when they derive parameters."""
         if not self.has_observed:
-            return self._never_ran()
+            return self._qparams_without_data()
         if self.qscheme in PER_TENSOR and min_val.is_cpu and min_val.dtype == torch.float32:
-            return self._of_range(min_val.item(), max_val.item())
+            return self._qparams_of_range(min_val.item(), max_val.item())
         return choose_qparams(
             min_val,
             max_val,
@@ -169,7 +171,7 @@ class UniformQuantizationObserverBase(ObserverBase):
             has_custom_range=self.has_customized_qrange,
         )
 
-    def _of_range(self, low: float, high: float) -> tuple[Tensor, Tensor]:
+    def _qparams_of_range(self, low: float, high: float) -> tuple[Tensor, Tensor]:
         """Scale and zero point of one range in float32."""
         scale, zero_point = choose_qparams_of_range(
             low,
@@ -184,13 +186,13 @@ class UniformQuantizationObserverBase(ObserverBase):
         device = self.eps.device
         return torch.full((1,), scale, device=device), torch.full((1,), zero_point, dtype=torch.int64, device=device)
 
-    def _never_ran(self) -> tuple[Tensor, Tensor]:
+    def _qparams_without_data(self) -> tuple[Tensor, Tensor]:
         if not self._warned:
             self._warned = True
             place = "" if self.where is None else f" at node {self.where.node}, module {self.where.module_path}"
             warnings.warn(
-                f"{type(self).__name__}{place} has seen no data; scale 1.0 and zero point 0 stand in. Run the prepared "
-                "model on calibration data before converting it.",
+                f"{type(self).__name__}{place} has seen no data; it returns scale 1.0 and zero point 0. Run the "
+                "prepared model on calibration data before converting it.",
                 ObserverNeverRanWarning,
                 stacklevel=4,
             )
@@ -201,7 +203,7 @@ class UniformQuantizationObserverBase(ObserverBase):
     def _check_static(self) -> None:
         if self.is_dynamic:
             raise SpecError(
-                f"{type(self).__name__} does not serve dynamic quantization",
+                f"{type(self).__name__} does not support dynamic quantization",
                 found="is_dynamic=True",
                 remedy="use PlaceholderObserver for a dynamic spec",
             )
@@ -217,10 +219,10 @@ class UniformQuantizationObserverBase(ObserverBase):
 
 
 class SeenTensor:
-    """The last tensor observed, to tell whether the next one is the same and unchanged: a weight, on every forward.
+    """Remembers the last tensor observed, so that an unchanged weight is not observed again on every forward.
 
-    It holds no reference that keeps the tensor alive. A change made behind autograd's version counter, through
-    `tensor.data`, goes unnoticed.
+    It holds only a weak reference. A change through `tensor.data` does not raise autograd's version counter and is
+    not noticed.
     """
 
     def __init__(self) -> None:
@@ -245,7 +247,7 @@ class SeenTensor:
         self._seen = None
 
     def __reduce__(self) -> tuple[type["SeenTensor"], tuple[()]]:
-        return SeenTensor, ()  # a copy, possibly in another process, has seen nothing
+        return SeenTensor, ()  # a copy, possibly in another process, starts empty
 
 
 def reject_not_finite(x: Tensor, where: SourceLocation | None) -> None:
@@ -255,7 +257,7 @@ def reject_not_finite(x: Tensor, where: SourceLocation | None) -> None:
     """
     wrong = int((~torch.isfinite(x)).sum())
     raise CalibrationError(
-        f"an observer was given values that are not finite: {wrong} of {x.numel()}",
+        f"an observer got values that are not finite: {wrong} of {x.numel()}",
         where=where,
         found=f"{int(torch.isnan(x).sum())} NaN, {int(torch.isinf(x).sum())} infinite, shape {tuple(x.shape)}",
         expected="finite values",
@@ -264,7 +266,7 @@ def reject_not_finite(x: Tensor, where: SourceLocation | None) -> None:
 
 
 def finite_limits(x: Tensor, where: SourceLocation | None) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of a tensor that is not empty. NaN and infinity show in them: no pass of its own.
+    """Smallest and largest value of a tensor that is not empty. NaN and infinity show in these two values.
 
     Raises: CalibrationError: they are not finite.
     """

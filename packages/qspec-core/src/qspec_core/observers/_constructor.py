@@ -1,4 +1,4 @@
-"""Constructors with arguments filled in, and how a spec calls one: ours or a third party's."""
+"""Observer constructors with arguments filled in, and the calls that build an observer from a spec."""
 
 import functools
 import inspect
@@ -13,17 +13,17 @@ from qspec_core._spec import QuantizationSpec
 __all__ = ["Configurable", "PartialWrapper", "accepted_keywords", "build_observer", "construct", "converts_itself"]
 
 SPEC_FIELDS = ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis", "is_dynamic")
-"""Fields of a spec that are handed to its constructor, where they are not None and the constructor takes them."""
+"""Fields of a spec that are passed to its constructor, if they are not None and the constructor takes them."""
 
 _KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class PartialWrapper:
-    """A constructor with some arguments filled in. Two of them are equal where class and arguments are.
+    """A constructor with some arguments filled in. Two are equal if class and arguments are equal.
 
     Args:
         p: the constructor and its arguments.
-        callable_args: functions of no argument, by argument name; each is called anew at every construction.
+        callable_args: functions without arguments, by argument name; each is called again at every construction.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class PartialWrapper:
         return self.p(*args, **{**late, **kwargs})
 
     def with_args(self, **kwargs: object) -> Self:
-        """The same constructor with more arguments filled in; later ones win."""
+        """The same constructor with more arguments filled in; they replace earlier ones."""
         return type(self)(functools.partial(self.p, **kwargs), self.callable_args)
 
     def with_callable_args(self, **kwargs: Callable[[], object]) -> Self:
-        """The same constructor with arguments that are computed at each construction, for instance a device."""
+        """The same constructor with arguments computed at each construction, for example a device."""
         return type(self)(self.p, {**self.callable_args, **kwargs})
 
     def _state(self) -> tuple[object, ...]:
@@ -51,7 +51,7 @@ class PartialWrapper:
         return isinstance(other, PartialWrapper) and self._state() == other._state()
 
     def __hash__(self) -> int:
-        # Values may be unhashable (a block size given as a list), so that only the names of keywords count.
+        # Values may be unhashable (a block size given as a list): hash only the names of the keywords.
         return hash((self.p.func, frozenset(self.p.keywords), frozenset(self.callable_args)))
 
     def __repr__(self) -> str:
@@ -71,12 +71,12 @@ class Configurable:
 
     @classmethod
     def with_args(cls, **kwargs: object) -> PartialWrapper:
-        """This class with arguments filled in: what a spec takes as its constructor."""
+        """This class with arguments filled in, for use as the constructor in a spec."""
         return PartialWrapper(functools.partial(_as_constructor(cls), **kwargs))
 
     @classmethod
     def with_callable_args(cls, **kwargs: Callable[[], object]) -> PartialWrapper:
-        """This class with arguments that are computed at each construction."""
+        """This class with arguments computed at each construction."""
         return PartialWrapper(functools.partial(_as_constructor(cls)), kwargs)
 
 
@@ -86,7 +86,7 @@ def _as_constructor(cls: type) -> Callable[..., nn.Module]:
 
 
 def _unwrap(constructor: object) -> tuple[object, dict[str, object]]:
-    """The innermost callable and the keywords filled in, read by shape: `functools.partial`, or `.p` that is one."""
+    """The innermost callable and all keywords filled in, of a `functools.partial` or an object whose `.p` is one."""
     keywords: dict[str, object] = {}
     while True:
         inner = constructor if isinstance(constructor, functools.partial) else getattr(constructor, "p", None)
@@ -97,15 +97,15 @@ def _unwrap(constructor: object) -> tuple[object, dict[str, object]]:
 
 
 def converts_itself(constructor: object) -> bool:
-    """Whether what a constructor builds writes its own converted form, by a method `convert`."""
+    """Whether the observer that a constructor builds has a method `convert`, which writes its own converted form."""
     return callable(getattr(_unwrap(constructor)[0], "convert", None))
 
 
 def accepted_keywords(constructor: object) -> frozenset[str] | None:
-    """Keyword arguments that a constructor takes, read from its signature; None where it takes any.
+    """Keyword arguments that a constructor takes, read from its signature; None if it takes any.
 
-    `**kwargs` stand for what they are handed on to: in a constructor with a parameter `observer`, to that observer; in
-    a class, to the constructor of its next base. Then the answer is its own parameters and those.
+    A constructor with `**kwargs` passes them on: to the observer, if it has a parameter `observer`; otherwise, in a
+    class, to the constructor of the next base. The result then includes the parameters of that constructor.
     """
     target, filled = _unwrap(constructor)
     if isinstance(target, type) and "observer" not in filled:
@@ -115,7 +115,7 @@ def accepted_keywords(constructor: object) -> frozenset[str] | None:
 
 @functools.lru_cache(maxsize=256)
 def _accepted_by_class(target: type) -> frozenset[str] | None:
-    """Kept, since every tensor of a model asks for one of the same few."""
+    """Cached: the tensors of a model use the same few classes."""
     return _accepted(target, None)
 
 
@@ -136,7 +136,7 @@ def _accepted(target: Callable[..., object], observer: object) -> frozenset[str]
 
 
 def _signatures(target: Callable[..., object]) -> Iterator[Mapping[str, inspect.Parameter]]:
-    """Parameters of a callable; of a class, those of its constructor, then of each constructor among its bases."""
+    """Parameters of a callable. For a class: of its constructor, then of the constructor of each base."""
     yield inspect.signature(target).parameters
     if not isinstance(target, type):
         return
@@ -146,7 +146,7 @@ def _signatures(target: Callable[..., object]) -> Iterator[Mapping[str, inspect.
 
 
 def construct(constructor: Callable[..., object], fields: Mapping[str, object]) -> object:
-    """Call a constructor with those of `fields` that it takes, leaving out None."""
+    """Call a constructor with the `fields` that it takes and that are not None."""
     accepted = accepted_keywords(constructor)
     given = {name: value for name, value in fields.items() if value is not None}
     return constructor(**{name: value for name, value in given.items() if accepted is None or name in accepted})
@@ -155,14 +155,14 @@ def construct(constructor: Callable[..., object], fields: Mapping[str, object]) 
 def build_observer(spec: QuantizationSpec, **overrides: object) -> nn.Module:
     """Build the observer or fake-quantize of a spec.
 
-    The constructor is called with the spec's fields that are not None and that its signature takes, so that one which
-    has no use for `ch_axis`, say, need not name it. What a class is called plays no part.
+    The constructor gets the spec's fields that are not None and that its signature takes; one that does not use
+    `ch_axis` need not name it. Class names do not matter.
 
     Args:
-        spec: the spec; only its constructor and `SPEC_FIELDS` are read, so that a third party's spec will do.
-        overrides: keywords in place of, or on top of, the spec's; given to the constructor whatever it takes.
+        spec: the spec; only its constructor and `SPEC_FIELDS` are read, so a third party's spec works too.
+        overrides: keywords that replace or extend those of the spec; always passed to the constructor.
     Returns: a new module.
-    Raises: SpecError: what the constructor returns is no module.
+    Raises: SpecError: the constructor does not return a module.
     """
     fields = {name: value for name in SPEC_FIELDS if (value := getattr(spec, name, None)) is not None}
     constructor = spec.observer_or_fake_quant_ctr
@@ -174,6 +174,6 @@ def build_observer(spec: QuantizationSpec, **overrides: object) -> nn.Module:
             "the constructor of a spec returned something that is not a module",
             found=repr(built),
             expected="an observer or a fake-quantize, both torch.nn.Module",
-            remedy="give observer_or_fake_quant_ctr a class, or what its with_args(...) returns",
+            remedy="set observer_or_fake_quant_ctr to a class or to the result of its with_args(...)",
         )
     return built

@@ -1,4 +1,4 @@
-"""Observers with arguments filled in, under the names and with the ranges that users know."""
+"""Ready-made observer constructors, with the names and ranges of PyTorch."""
 
 import torch
 
@@ -53,7 +53,7 @@ default_float_qparams_observer = PerChannelMinMaxObserver.with_args(
 )
 default_float_qparams_observer_4bit = default_float_qparams_observer.with_args(dtype=torch.quint4x2)
 
-# tanh gives -1..1, sigmoid and softmax 0..1.
+# The outputs of tanh lie in -1..1, those of sigmoid and softmax in 0..1.
 default_fixed_qparams_range_neg1to1_observer = FixedQParamsObserver.with_args(
     scale=2.0 / 256.0, zero_point=128, dtype=torch.quint8, quant_min=0, quant_max=255
 )

@@ -1,4 +1,4 @@
-"""What an observer stands for in a converted graph, as data that convert writes."""
+"""Quantize and dequantize calls that convert writes in place of an observer, as data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["ConvertedForm", "Step"]
 
 @dataclass(frozen=True)
 class Step:
-    """One call on a tensor.
+    """One operator call on a tensor.
 
     Args:
         target: the operator, whose first argument is the tensor.
@@ -26,30 +26,30 @@ class Step:
     arguments: tuple[Argument, ...] = ()
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """Run it."""
+        """Call the operator on a tensor."""
         result: Tensor = self.target(tensor, *self.arguments)
         return result
 
 
 @dataclass(frozen=True)
 class ConvertedForm:
-    """How the readers of an observed tensor read it after conversion.
+    """How the converted graph quantizes and dequantizes an observed tensor.
 
-    An observer with a method `converted_form(shape)` that returns this is converted by it; `shape` is that of the
-    observed tensor, in which sizes may be symbolic. quantize and dequantize are called on the tensor with scale, zero
-    point and `limits`; dequantize with `output_dtype` on top where that is given.
+    Convert calls the method `converted_form(shape)` of an observer that has one; `shape` is the shape of the observed
+    tensor and may have symbolic sizes. quantize and dequantize get the tensor, scale, zero point and `limits`;
+    dequantize also gets `output_dtype` if that is given.
 
     Args:
-        quantize: operator that gives the integers.
-        dequantize: operator that gives real numbers again.
+        quantize: operator from real numbers to integers.
+        dequantize: operator from integers to real numbers.
         dtype: dtype of the integers.
         limits: arguments after scale and zero point.
         scale: scale; None where `choose` finds it when the model runs. A tensor becomes a buffer of the model.
-        zero_point: zero point, likewise.
-        choose: finds scale and zero point, its two outputs, of each input.
-        output_dtype: last argument of dequantize, for operators that take it there.
-        before: what is done to the tensor before it is quantized, in order.
-        after: what is done to what dequantize returns, in order.
+        zero_point: zero point; None and tensors as for `scale`.
+        choose: step that returns scale and zero point of each input.
+        output_dtype: last argument of dequantize, for operators that have one.
+        before: steps on the tensor before it is quantized, in order.
+        after: steps on the result of dequantize, in order.
     """
 
     quantize: OpOverload
@@ -64,7 +64,7 @@ class ConvertedForm:
     after: tuple[Step, ...] = ()
 
     def integers(self, tensor: Tensor) -> Tensor:
-        """Quantize a constant; scale and zero point must be known."""
+        """Quantize a constant. Scale and zero point must be given."""
         for step in self.before:
             tensor = step(tensor)
         scale: Any = self.scale  # a tensor or a number
@@ -74,7 +74,8 @@ class ConvertedForm:
             and isinstance(zero_point, Tensor)
             and zero_point.is_floating_point()
         ):
-            # The operator rounds, adds the zero point and truncates: up to a step off where that is no integer.
+            # The operator rounds, adds the zero point and truncates: up to a step off for a fractional zero point.
+            # Add the zero point first. (channels,) -> (1, ..., channels, ..., 1)
             shape = [-1 if axis == self.limits[0] else 1 for axis in range(tensor.dim())]
             tensor = tensor + (zero_point * scale).reshape(shape)
             zero_point = torch.zeros_like(zero_point)

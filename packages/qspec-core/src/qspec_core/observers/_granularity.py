@@ -1,4 +1,4 @@
-"""Which elements of a tensor have a scale in common, and the words that affine observers are configured with."""
+"""Granularities (which elements of a tensor share a scale) and the other options of affine observers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,22 +27,22 @@ class MappingType(Enum):
     """How real numbers are mapped to quantized values."""
 
     SYMMETRIC = auto()
-    """The range is the same on both sides of 0, and the smallest quantized value stands for its lower end."""
+    """The range is as long below 0 as above it; its lower end maps to the smallest quantized value."""
     SYMMETRIC_NO_CLIPPING_ERR = auto()
-    """As symmetric, with the smallest scale at which neither end is clipped."""
+    """As SYMMETRIC, with the smallest scale that clips neither end."""
     ASYMMETRIC = auto()
-    """The range is that of the data, widened to hold 0."""
+    """The range of the data, extended to include 0."""
 
 
 class ZeroPointDomain(Enum):
-    """Among which numbers the zero point lies."""
+    """The kind of number that a zero point is."""
 
     INT = auto()
-    """Among the quantized values."""
+    """An integer, one of the quantized values."""
     FLOAT = auto()
-    """Among the real numbers."""
+    """A real number."""
     NONE = auto()
-    """There is none: 0 stands for 0."""
+    """No zero point: quantized 0 stands for 0.0."""
 
 
 class TorchAODType(Enum):
@@ -90,7 +90,7 @@ class PerRow(Granularity):
 
 @dataclass(frozen=True)
 class PerToken(Granularity):
-    """One scale for each vector along the last dimension: a token's features."""
+    """One scale for each vector along the last dimension, which holds the features of a token."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class PerBlock(Granularity):
 def get_block_size(
     input_shape: Sequence[int | torch.SymInt], granularity: Granularity
 ) -> tuple[int | torch.SymInt, ...]:
-    """Size of the block, in every dimension, whose elements have one scale.
+    """Size, in every dimension, of the blocks whose elements share a scale.
 
     Args:
         input_shape: shape of the tensor; sizes may be symbolic.
         granularity: the granularity.
-    Raises: SpecError: the granularity does not fit the shape: no such dimension, or blocks that do not divide it.
+    Raises: SpecError: the granularity names a dimension that the shape lacks, or its blocks do not divide the shape.
     """
     shape = tuple(input_shape)
     match granularity:

@@ -1,4 +1,4 @@
-"""Observer that keeps a histogram and quantizes the part of it that loses least."""
+"""Observer that keeps a histogram and finds the range with the smallest quantization error on it."""
 
 import math
 from collections.abc import Mapping
@@ -8,29 +8,30 @@ import torch
 from torch import Tensor
 
 from qspec_core._errors import SpecError
-from qspec_core.observers._arithmetic import FLOAT8, PER_TENSOR, SYMMETRIC, float32, middle
+from qspec_core.observers._arithmetic import FLOAT8, PER_TENSOR, SYMMETRIC, float32, symmetric_zero_point
 from qspec_core.observers._base import FLOAT32_EPS, UniformQuantizationObserverBase, finite_limits
 from qspec_core.observers._range_search import RangeSearch
 
 __all__ = ["HistogramObserver"]
 
 _SMALLEST_EXPONENT = -120
-"""Bins are no narrower than 2**-120, so that their inverse is a float32."""
+"""The narrowest bins are 2**-120 wide; the inverse of a narrower one would not be a float32."""
 
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
-_FINE = 8
-"""Steps per bin from which on the whole range is the best."""
+_FINE_STEPS_PER_BIN = 8
+"""With this many quantization steps in a bin, or more, the whole range is the best range."""
 
 _CHUNK = 1 << 20
-"""Elements counted at a time: the copy in memory stays small, and threads meet seldom enough to be worth it."""
+"""Elements counted at a time: the float32 copy stays small (4 MiB), and threads still get enough work each."""
 
 
 def _layout(low: float, high: float, bins: int) -> tuple[int, int]:
-    """Narrowest bins that cover a range: exponent of their width, a power of two, and number of the first.
+    """Layout of the narrowest bins that cover a range: exponent of their width, and number of the first bin.
 
-    Bin `i` holds the values from `i * width` to `(i + 1) * width`. The layout follows from the range alone, and a
-    coarser one joins whole bins of a finer one: hence the histogram does not depend on the order of the batches.
+    The width is a power of two. Bin `i` holds the values from `i * width` to `(i + 1) * width`. The layout depends
+    only on the range, and bins of a coarser layout are unions of bins of a finer one. So the histogram does not depend
+    on the order of the batches.
     """
     exponent = max(_SMALLEST_EXPONENT, math.frexp(high - low)[1] - math.frexp(bins)[1] - 1)
     while math.floor(math.ldexp(high, -exponent)) - math.floor(math.ldexp(low, -exponent)) >= bins:
@@ -39,8 +40,10 @@ def _layout(low: float, high: float, bins: int) -> tuple[int, int]:
 
 
 def _count(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
-    """Values in each bin, int64, (bins,). Scaling by a power of two and the floor of it are exact in float32, so that
-    no value lands in a bin that is not its own (save a value below 2**-149 bin widths, which may land beside 0).
+    """Count the values in each bin; int64, (bins,).
+
+    Scaling by a power of two and rounding down are exact in float32, so every value lands in its own bin. The
+    exception is a value smaller than 2**-149 bin widths, which may land in the bin on the other side of 0.
     """
     flat = x.reshape(-1)
     counts = torch.zeros(bins, dtype=torch.int64, device=x.device)
@@ -58,12 +61,12 @@ def _count(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
 
 
 def _count_equal(x: Tensor, value: float) -> int:
-    """How many values are exactly `value`, which is the smallest or the largest of them."""
+    """Count the values equal to `value`, which is the smallest or the largest of them."""
     flat = x.reshape(-1)
     away = torch.empty(min(_CHUNK, flat.numel()), dtype=torch.float32, device=x.device)
     different = 0.0
     for chunk in torch.split(flat, _CHUNK):
-        # Twice as fast as a comparison, and exact: a difference is 0 for equal values alone, a chunk below 2**24.
+        # Twice as fast as a comparison. Exact: only equal values differ by 0, and float32 counts up to 2**24 exactly.
         part = torch.sub(chunk, value, out=away[: chunk.numel()])
         different += abs(part.sign_().sum().item())
     return flat.numel() - int(different)
@@ -72,16 +75,16 @@ def _count_equal(x: Tensor, value: float) -> int:
 class HistogramObserver(UniformQuantizationObserverBase):
     """Range with the smallest squared quantization error on a histogram of all values seen; per tensor.
 
-    The width of the bins is a power of two and 0 lies on an edge; the range observed always holds 0. The histogram is
-    the same for every order and every cut of the data into batches. The whole range is taken for float8, and where the
-    values, about 0, are no more than the quantized ones.
+    The width of the bins is a power of two, 0 lies on a bin edge, and the range always includes 0. The histogram does
+    not depend on the order of the data or on how it is divided into batches. There is no search, and the whole range is
+    used, for float8 and for a range around 0 with at most as many values as quantized values.
 
     Buffers: `histogram`, int64, (bins,); `bin_layout`, int64, (2,): exponent of the width, number of the first bin;
-    `min_val`, `max_val`, scalars; `limit_counts`, int64, (2,): how many values are exactly `min_val` (where that is
-    negative) and `max_val` (where that is positive): many in the output of a hardtanh.
+    `min_val`, `max_val`, scalars; `limit_counts`, int64, (2,): number of values equal to `min_val` (if that is
+    negative) and to `max_val` (if that is positive). Outputs of a hardtanh, for example, have many.
 
     Args:
-        bins: bins of the histogram, 2 or more; at least half as many cover the range.
+        bins: number of bins, 2 or more; at least half of them lie in the range.
         others: as `UniformQuantizationObserverBase`; a per-tensor scheme, static.
     """
 
@@ -107,7 +110,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
         self._check_static()
         if bins < 2:
             raise SpecError(
-                "a histogram needs two bins or more, one on each side of 0",
+                "a histogram needs 2 bins or more, one on each side of 0",
                 found=f"bins={bins}",
                 remedy="leave bins at 2048",
             )
@@ -135,8 +138,9 @@ class HistogramObserver(UniformQuantizationObserverBase):
         return x
 
     def _count_limits(self, data: Tensor, low: float, high: float) -> None:
-        """Count the values on the limits, in batches that reach them. Whether values on 0 are told apart changes
-        nothing: 0 is exact in every range.
+        """Count the values equal to the limits, in batches that reach them.
+
+        A limit of 0 is not counted: 0 is exact in every range.
         """
         least, most = self.min_val.item(), self.max_val.item()
         if low < 0.0 and low <= least:
@@ -145,7 +149,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
             self.limit_counts[1] = _count_equal(data, high) + (self.limit_counts[1] if high == most else 0)
 
     def _grow(self, low: float, high: float) -> tuple[int, int]:
-        """Make the bins cover one more range; return their layout. Counts move by whole bins."""
+        """Make the bins cover one more range and return their layout. Old bins move as a whole into new ones."""
         exponent, first = self.bin_layout.tolist()
         width = math.ldexp(1.0, exponent)
         if first * width <= low and high < (first + self.bins) * width:
@@ -161,13 +165,15 @@ class HistogramObserver(UniformQuantizationObserverBase):
         self.bin_layout.copy_(torch.tensor(layout))
         return layout
 
-    def widened(self, low: float, high: float) -> tuple[Tensor, Tensor]:
-        """Take over the range of several observers' data; return histogram and counts on its limits, to be summed over
-        them in place. After that every one of them is as if it had seen all of the data.
+    def cover(self, low: float, high: float) -> tuple[Tensor, Tensor]:
+        """Extend the bins to the range of several observers, so that their counts can be summed.
+
+        Returns: `histogram` and `limit_counts`, to be summed over the observers in place. After that, each observer is
+            as if it had seen all of the data.
 
         Args:
-            low: smallest value that any of them saw, +inf where none saw data.
-            high: largest one, -inf where none did.
+            low: smallest value that any of the observers saw; +inf if none saw data.
+            high: largest value; -inf if none saw data.
         """
         for index, (limit, own) in enumerate(((low, self.min_val), (high, self.max_val))):
             if limit != own.item():
@@ -187,8 +193,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if not self.has_observed or self.dtype in FLOAT8:
             return super().calculate_qparams()
         low, high = self._best_range()
-        # A range may be a step wider than the data, hence than float32.
-        return self._of_range(float32(max(low, -_FLOAT32_MAX)), float32(min(high, _FLOAT32_MAX)))
+        # A range may be one step wider than the data, so it may overflow float32.
+        return self._qparams_of_range(float32(max(low, -_FLOAT32_MAX)), float32(min(high, _FLOAT32_MAX)))
 
     def _best_range(self) -> tuple[float, float]:
         low_limit, high_limit = self.min_val.item(), self.max_val.item()
@@ -197,13 +203,15 @@ class HistogramObserver(UniformQuantizationObserverBase):
         if self.qscheme in SYMMETRIC:
             high = max(-low, high)
             low = -high
-            zero_point = middle(self.quant_min, self.quant_max, self.dtype, has_custom_range=self.has_customized_qrange)
+            zero_point = symmetric_zero_point(
+                self.quant_min, self.quant_max, self.dtype, has_custom_range=self.has_customized_qrange
+            )
         exponent, first = self.bin_layout.tolist()
         levels = self.quant_max - self.quant_min
-        # All values are 0, or the steps are so small that only clipping would cost.
-        if low == high or levels >= _FINE * self.bins:
+        # All values are 0, or the steps are so small that only clipping costs.
+        if low == high or levels >= _FINE_STEPS_PER_BIN * self.bins:
             return low, high
-        # Less than a value to a step, about 0: a search would fit how single values round, and clip those to come.
+        # Fewer values than steps: a search would fit the rounding of single values, and clip values that come later.
         if low_limit <= 0.0 <= high_limit and int(self.histogram.sum()) <= levels + 1:
             return low, high
         limits = zip((low_limit, high_limit), self.limit_counts.tolist(), strict=True)

@@ -17,8 +17,8 @@ __all__ = ["MinMaxObserver", "MovingAverageMinMaxObserver", "check_averaging"]
 class MinMaxObserver(UniformQuantizationObserverBase):
     """Range from the smallest to the largest value seen; per tensor.
 
-    Buffers `min_val` and `max_val`, scalars, start at +inf and -inf. A constant that comes again unchanged costs
-    nothing. Args and Raises: as `UniformQuantizationObserverBase`.
+    Buffers `min_val` and `max_val`, scalars, start at +inf and -inf. An unchanged constant is observed only once. Args
+    and Raises: as `UniformQuantizationObserverBase`.
     """
 
     _seen: SeenTensor
@@ -56,15 +56,15 @@ class MinMaxObserver(UniformQuantizationObserverBase):
         super().reset_min_max_vals()
         self._seen.forget()
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # Any: torch's hook, handed on
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # Any: arguments of torch's hook
         self._seen.forget()
         super()._load_from_state_dict(*args, **kwargs)
 
 
 def check_averaging(owner: type, averaging_constant: float, is_dynamic: bool) -> None:
-    """Refuse a weight of the newest batch outside 0..1, and dynamic quantization that would average over batches.
+    """Check the weight that a moving average gives to the newest batch.
 
-    Raises: SpecError: either.
+    Raises: SpecError: it lies outside 0..1, or dynamic quantization would average over batches.
     """
     if not 0.0 < averaging_constant <= 1.0:
         raise SpecError(
@@ -74,7 +74,7 @@ def check_averaging(owner: type, averaging_constant: float, is_dynamic: bool) ->
         )
     if is_dynamic and averaging_constant != 1:
         raise SpecError(
-            f"{owner.__name__} averages over batches, where dynamic quantization looks at one",
+            f"{owner.__name__} averages over batches; dynamic quantization uses only one",
             found=f"is_dynamic=True, averaging_constant={averaging_constant}",
             expected="averaging_constant=1",
             remedy="give averaging_constant=1, or use PlaceholderObserver",
@@ -85,7 +85,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
     """Range from exponential averages of each batch's smallest and largest value; per tensor.
 
     Args:
-        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch counts whole.
+        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch sets the average.
         others: as `MinMaxObserver`; dynamic only with `averaging_constant=1`.
     """
 

@@ -22,8 +22,8 @@ __all__ = ["MovingAveragePerChannelMinMaxObserver", "PerChannelMinMaxObserver"]
 class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
     """Range from the smallest to the largest value seen in each channel.
 
-    Buffers `min_val` and `max_val` start empty and become (channels,) with the first batch. A constant that comes again
-    unchanged costs nothing.
+    Buffers `min_val` and `max_val` start empty and become (channels,) with the first batch. An unchanged constant is
+    observed only once.
 
     Args:
         ch_axis: dimension of the channels; None for 0.
@@ -65,24 +65,25 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
         return x
 
     def _limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value of each channel, (channels,), as the buffers are.
+        """Smallest and largest value of each channel, (channels,), with the dtype and device of the buffers.
 
-        Raises: CalibrationError: no such dimension, another number of channels than before, or values not finite.
+        Raises: CalibrationError: `ch_axis` is not a dimension of `x`, the number of channels changed, or values are
+            not finite.
         """
         if not -x.dim() <= self.ch_axis < x.dim():
             raise CalibrationError(
-                "the observed tensor has no such channel axis",
+                f"ch_axis is {self.ch_axis}, the observed tensor has {x.dim()} dimensions",
                 where=self.where,
                 found=f"shape {tuple(x.shape)}, ch_axis={self.ch_axis}",
                 remedy="correct ch_axis in the quantization spec",
             )
-        rows = x.detach().movedim(self.ch_axis, 0)
+        rows = x.detach().movedim(self.ch_axis, 0)  # (..., channels, ...) -> (channels, ...)
         low, high = torch.aminmax(rows.reshape(rows.shape[0], -1), dim=1)
         if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
             reject_not_finite(x.detach(), self.where)
         if self.min_val.numel() not in (0, low.numel()):
             raise CalibrationError(
-                "the observed tensor has another number of channels than before",
+                f"the observed tensor has {low.numel()} channels, earlier ones had {self.min_val.numel()}",
                 where=self.where,
                 found=f"{low.numel()} channels, shape {tuple(x.shape)}, ch_axis={self.ch_axis}",
                 expected=f"{self.min_val.numel()} channels",
@@ -102,7 +103,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:  # Any: torch's hook, handed on
+    ) -> None:  # Any: arguments of torch's hook
         self._seen.forget()
         for name in ("min_val", "max_val"):
             saved = state_dict.get(prefix + name)
@@ -115,7 +116,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
     """Range from exponential averages of each batch's smallest and largest value in each channel.
 
     Args:
-        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch counts whole.
+        averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch sets the average.
         others: as `PerChannelMinMaxObserver`.
     """
 

@@ -1,4 +1,4 @@
-"""Observers that need no range: fixed parameters, placeholders, recorders, and parameters derived from others."""
+"""Observers that find no range: fixed parameters, placeholders, recorders, parameters derived from others."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,12 +24,12 @@ def _no_qparams(observer: ObserverBase, reason: str) -> CalibrationError:
     return CalibrationError(
         f"{type(observer).__name__} has no scale and zero point: {reason}",
         where=observer.where,
-        remedy="ask an observer that finds a range, such as MinMaxObserver or HistogramObserver",
+        remedy="use an observer that finds a range, such as MinMaxObserver or HistogramObserver",
     )
 
 
 class FixedQParamsObserver(ObserverBase):
-    """Scale and zero point given beforehand.
+    """Returns the scale and zero point that it was built with.
 
     Args:
         scale: real value of one quantized step.
@@ -38,9 +38,10 @@ class FixedQParamsObserver(ObserverBase):
         qscheme: per-tensor scheme.
         quant_min: smallest quantized value; None for the dtype's.
         quant_max: largest quantized value; None for the dtype's.
-        is_dynamic: not served.
+        is_dynamic: not supported.
         unused: keywords of other observers, ignored.
-    Raises: SpecError: dynamic, per channel, scale not finite and positive, or zero point outside the range.
+    Raises: SpecError: the scheme is dynamic or per channel, the scale is not finite and positive, or the zero point is
+        outside the range.
     """
 
     scale: Tensor
@@ -78,17 +79,17 @@ class FixedQParamsObserver(ObserverBase):
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """The parameters given: scale, float32, and zero point, int64, both (1,)."""
+        """The fixed scale, float32, and zero point, int64, both (1,)."""
         return self.scale, self.zero_point
 
 
 class PlaceholderObserver(ObserverBase):
-    """Carries the description of a dtype and a range to convert: for casts, and for dynamic quantization.
+    """Tells convert a dtype and a range without observing: for casts and for dynamic quantization.
 
     Args:
         dtype: quantized dtype, or the float dtype to cast to.
-        custom_op_name: kept for the field's signature.
-        compute_dtype: kept for the field's signature.
+        custom_op_name: not used; part of PT2E's signature.
+        compute_dtype: not used; part of PT2E's signature.
         quant_min: smallest quantized value.
         quant_max: largest quantized value.
         qscheme: scheme; None for per-tensor affine.
@@ -132,7 +133,7 @@ class PlaceholderObserver(ObserverBase):
 
 
 class RecordingObserver(ObserverBase):
-    """Keeps a copy of every tensor seen, for debugging.
+    """Keeps a copy of every tensor that it sees, for debugging.
 
     Args:
         dtype: quantized dtype.
@@ -146,7 +147,7 @@ class RecordingObserver(ObserverBase):
 
     @property
     def has_observed(self) -> bool:
-        """Whether any tensor came."""
+        """Whether the observer has seen a tensor."""
         return bool(self.tensor_val)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class RecordingObserver(ObserverBase):
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Raises: CalibrationError: always; it keeps tensors, not a range."""
+        """Raises: CalibrationError: always; a recorder finds no range."""
         raise _no_qparams(self, "it records tensors")
 
     def get_tensor_value(self) -> list[Tensor]:
@@ -164,11 +165,11 @@ class RecordingObserver(ObserverBase):
 
 
 class NoopObserver(ObserverBase):
-    """Does nothing: marks a tensor that is cast to a float dtype.
+    """Marks a tensor that is cast to a float dtype; observes nothing.
 
     Args:
         dtype: dtype to cast to.
-        custom_op_name: kept for the field's signature.
+        custom_op_name: not used; part of PT2E's signature.
         unused: keywords of other observers, ignored.
     """
 
@@ -182,12 +183,12 @@ class NoopObserver(ObserverBase):
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Raises: CalibrationError: always; it observes nothing."""
+        """Raises: CalibrationError: always; this observer finds no range."""
         raise _no_qparams(self, "it observes nothing")
 
 
 class ReuseInputObserver(ObserverBase):
-    """Stands for the observer of the operator's input. Takes no arguments of its own; ignores those of others."""
+    """Placeholder for the observer of the operator's input. Ignores the keywords of other observers."""
 
     def __init__(self, **unused: object) -> None:
         check_unused(type(self), unused)
@@ -203,17 +204,17 @@ class ReuseInputObserver(ObserverBase):
 
 
 class DerivedObserverOrFakeQuantize(ObserverBase):
-    """Computes scale and zero point from other observers, a bias from those of activation and weight, say.
+    """Computes scale and zero point from other observers: those of a bias from activation and weight, for example.
 
     Args:
         dtype: quantized dtype.
-        obs_or_fqs: the observers or fake-quantizes to derive from. They stay modules of where they were inserted.
+        obs_or_fqs: the observers or fake-quantizes to derive from. They do not become submodules of this one.
         derive_qparams_fn: takes `obs_or_fqs`; returns scale and zero point.
         quant_min: smallest quantized value; None for the dtype's.
         quant_max: largest quantized value; None for the dtype's.
         qscheme: per tensor or per channel.
         ch_axis: dimension of the channels.
-        is_dynamic: kept for the field's signature.
+        is_dynamic: not used; part of PT2E's signature.
         unused: keywords of other observers, ignored.
     """
 
@@ -231,7 +232,7 @@ class DerivedObserverOrFakeQuantize(ObserverBase):
     ) -> None:
         check_unused(type(self), unused)
         super().__init__(dtype, is_dynamic)
-        # A tuple, not a ModuleList: the state of another observer must not appear a second time in the state dict.
+        # A tuple, not a ModuleList: their state must not appear a second time in the state dict.
         self.obs_or_fqs: tuple[Any, ...] = tuple(obs_or_fqs)  # Any: a third party's observers have their own types
         self.derive_qparams_fn = derive_qparams_fn
         self.quant_min, self.quant_max = quantized_range(dtype, quant_min, quant_max)
@@ -240,7 +241,7 @@ class DerivedObserverOrFakeQuantize(ObserverBase):
 
     @property
     def has_observed(self) -> bool:
-        """Whether all that it derives from have seen data."""
+        """Whether all of `obs_or_fqs` have seen data."""
         return all(getattr(source, "has_observed", True) for source in self.obs_or_fqs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -248,5 +249,5 @@ class DerivedObserverOrFakeQuantize(ObserverBase):
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """What `derive_qparams_fn` returns, as float32 scale and integer zero point."""
+        """The scale, float32, and zero point, integer, that `derive_qparams_fn` returns."""
         return self.derive_qparams_fn(list(self.obs_or_fqs))

@@ -1,4 +1,4 @@
-"""Observers of several processes made to agree: calibration on parts of the data, parameters as over the whole."""
+"""Merge the observers of several processes, each calibrated on a part of the data."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,9 +29,7 @@ _Ranged = UniformQuantizationObserverBase | AffineQuantizedObserverBase
 
 @dataclass(frozen=True)
 class _Entry:
-    """What the processes compare of one observer before any of them changes: all that must be equal, and the shape
-    of its range.
-    """
+    """Description of one observer that the processes compare before any observer changes."""
 
     name: str
     kind: str
@@ -41,19 +39,19 @@ class _Entry:
 
 
 def sync_observers(module: nn.Module, group: "distributed.ProcessGroup | None" = None) -> None:
-    """Make the observers of all processes of a group agree, in place. Every process of the group must call it.
+    """Merge the observers of all processes of a group, in place. Every process of the group must call it.
 
-    Observers of minima and maxima and histograms come out, bit for bit, as in one process that saw the data of all.
-    Moving averages depend on the order of the data, which the processes have none of: they come out as the mean of the
-    processes' averages, each with the same weight, those without data left out. Fake-quantizes take the scale and zero
-    point that follow, save while they learn them. Observers that need no data stay as they are.
+    Min-max observers and histograms become bit for bit those of one process that saw all of the data. Moving averages
+    depend on the order of the data, which is not defined across processes: they become the mean of the averages of
+    all processes that saw data, with equal weights. Fake-quantizes take the new scale and zero point, except while
+    they learn them. Observers that need no data stay as they are.
 
     Args:
-        module: prepared alike on every process.
+        module: the prepared model, prepared in the same way on every process.
         group: the process group; None for the default one.
-    Raises: CalibrationError, on every process of the group: the processes have different observers, one of them is
-        of a class that cannot be merged, or there is no process group.
-    Cost: one exchange of descriptions and at most four reductions, whatever the number of observers.
+    Raises: CalibrationError, on every process of the group: the observers of the processes differ, an observer is of a
+        class that cannot be merged, or there is no process group.
+    Cost: one exchange of descriptions and at most four reductions, for any number of observers.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         raise CalibrationError(
@@ -63,28 +61,30 @@ def sync_observers(module: nn.Module, group: "distributed.ProcessGroup | None" =
     named = _mergeable(module)
     observers = [observer for _, observer in named]
     descriptions = _exchange([_describe(*entry) for entry in named] + _refusals(module), group)
-    _require_alike(descriptions)
+    _require_equal(descriptions)
     for index, observer in enumerate(observers):
-        _widen(observer, max((description[index].shape for description in descriptions), key=math.prod))
+        _fill_with_empty_ranges(
+            observer, max((description[index].shape for description in descriptions), key=math.prod)
+        )
     with torch.no_grad():
         _merge([observer for observer in observers if not isinstance(observer, _AVERAGES)], group)
         _average([observer for observer in observers if isinstance(observer, _AVERAGES)], group)
     merged = {id(observer) for observer in observers if observer.has_observed}
     for part in module.modules():
-        refresh = getattr(part, "take_observed", None)
+        refresh = getattr(part, "update_qparams", None)
         if callable(refresh) and id(getattr(part, "activation_post_process", None)) in merged:
             refresh()
 
 
 def _mergeable(module: nn.Module) -> list[tuple[str, _Ranged]]:
-    """The observers that hold a range, by name, each once, in the order of the module's submodules."""
+    """The observers that hold a range and their names, each once, in the order of the module's submodules."""
     return [(name, part) for name, part in module.named_modules() if isinstance(part, _Ranged)]
 
 
 def _refusals(module: nn.Module) -> list[_Entry]:
-    """Observers of other stacks, whose state has an unknown meaning. One that holds another observer has none."""
+    """Entries for observers that are not of qspec and cannot be merged. One that wraps another observer is skipped."""
     return [
-        _Entry(name, type(part).__qualname__, (), (), "is not of qspec, so that its state cannot be merged")
+        _Entry(name, type(part).__qualname__, (), (), "is not of qspec, so its state cannot be merged")
         for name, part in module.named_modules()
         if callable(getattr(part, "calculate_qparams", None))
         and not isinstance(part, ObserverBase)
@@ -108,10 +108,10 @@ def _exchange(entries: list[_Entry], group: "distributed.ProcessGroup | None") -
     return gathered
 
 
-def _require_alike(descriptions: Sequence[Sequence[_Entry]]) -> None:
-    """All processes see the same descriptions, so that all raise or none does.
+def _require_equal(descriptions: Sequence[Sequence[_Entry]]) -> None:
+    """Check that all processes have the same observers. All processes see the same entries, so all raise or none does.
 
-    Raises: CalibrationError.
+    Raises: CalibrationError: they differ, or an observer cannot be merged.
     """
     for entry in (entry for description in descriptions for entry in description if entry.refusal is not None):
         raise CalibrationError(
@@ -125,7 +125,7 @@ def _require_alike(descriptions: Sequence[Sequence[_Entry]]) -> None:
             _reject(rank, f"{len(other)} observers", f"{len(first)}, as on rank 0")
         for mine, theirs in zip(first, other, strict=True):
             if (mine.name, mine.kind, mine.settings) != (theirs.name, theirs.kind, theirs.settings):
-                _reject(rank, _line(theirs), f"{_line(mine)}, as on rank 0")
+                _reject(rank, _entry_text(theirs), f"{_entry_text(mine)}, as on rank 0")
     for entries in zip(*descriptions, strict=True):
         known = next((entry for entry in entries if math.prod(entry.shape)), entries[0])
         for rank, entry in enumerate(entries):
@@ -133,7 +133,7 @@ def _require_alike(descriptions: Sequence[Sequence[_Entry]]) -> None:
                 _reject(rank, f"ranges of shape {entry.shape} at {entry.name}", f"{known.shape}, as on another rank")
 
 
-def _line(entry: _Entry) -> str:
+def _entry_text(entry: _Entry) -> str:
     return f"{entry.name}: {entry.kind.rpartition('.')[2]}({', '.join(entry.settings)})"
 
 
@@ -146,15 +146,15 @@ def _reject(rank: int, found: str, expected: str) -> None:
     )
 
 
-def _widen(observer: _Ranged, shape: tuple[int, ...]) -> None:
-    """Give an observer that saw nothing as many ranges as the others have, all empty."""
+def _fill_with_empty_ranges(observer: _Ranged, shape: tuple[int, ...]) -> None:
+    """Give an observer without data empty ranges, as many as on the other processes."""
     if observer.min_val.shape != shape:
         observer.min_val.resize_(shape).fill_(math.inf)
         observer.max_val.resize_(shape).fill_(-math.inf)
 
 
 def _device(group: "distributed.ProcessGroup | None") -> torch.device:
-    """Where the group's backend reduces tensors."""
+    """The device on which the group's backend reduces tensors."""
     accelerator = torch.accelerator.current_accelerator()
     is_on_cpu = any(name in str(distributed.get_backend(group)) for name in ("gloo", "mpi"))
     return torch.device("cpu") if is_on_cpu or accelerator is None else accelerator
@@ -163,7 +163,7 @@ def _device(group: "distributed.ProcessGroup | None") -> torch.device:
 def _reduce(
     tensors: Sequence[Tensor], operation: "distributed.ReduceOp.RedOpType", group: "distributed.ProcessGroup | None"
 ) -> None:
-    """Reduce tensors of one dtype in place, all in one exchange."""
+    """Reduce tensors of one dtype in place, in one exchange."""
     if not tensors:
         return
     joined = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(_device(group))
@@ -173,28 +173,28 @@ def _reduce(
         tensor.copy_(part.reshape(tensor.shape))
 
 
-def _wide(observers: Sequence[_Ranged], value: Callable[[_Ranged], Tensor]) -> list[Tensor]:
-    """One tensor of each observer on the CPU, in float64, which holds what every buffer may."""
+def _as_float64(observers: Sequence[_Ranged], value: Callable[[_Ranged], Tensor]) -> list[Tensor]:
+    """One tensor of each observer, copied to the CPU in float64, which represents every buffer exactly."""
     return [value(observer).to("cpu", torch.float64, copy=True) for observer in observers]
 
 
-def _least(observer: _Ranged) -> Tensor:
+def _min_val(observer: _Ranged) -> Tensor:
     return observer.min_val
 
 
-def _most(observer: _Ranged) -> Tensor:
+def _max_val(observer: _Ranged) -> Tensor:
     return observer.max_val
 
 
 def _merge(observers: Sequence[_Ranged], group: "distributed.ProcessGroup | None") -> None:
-    """Least minimum, greatest maximum, and the sum of the histograms over the bins that the union asks for."""
-    least, most = _wide(observers, _least), _wide(observers, _most)
+    """Take the smallest minimum and the largest maximum, and sum the histograms over bins that cover both."""
+    least, most = _as_float64(observers, _min_val), _as_float64(observers, _max_val)
     _reduce([*least, *(tensor.neg_() for tensor in most)], distributed.ReduceOp.MIN, group)
     counts: list[Tensor] = []
     for observer, low, high in zip(observers, least, most, strict=True):
         high.neg_()
         if isinstance(observer, HistogramObserver):
-            counts += observer.widened(low.item(), high.item())
+            counts += observer.cover(low.item(), high.item())
         observer.min_val.copy_(low)
         observer.max_val.copy_(high)
     summed = [tensor.cpu() for tensor in counts]
@@ -204,8 +204,8 @@ def _merge(observers: Sequence[_Ranged], group: "distributed.ProcessGroup | None
 
 
 def _average(observers: Sequence[_Ranged], group: "distributed.ProcessGroup | None") -> None:
-    """Mean of the processes that saw data. Which those are is told channel by channel: an empty range is one too."""
-    least, most = _wide(observers, _least), _wide(observers, _most)
+    """Average over the processes that saw data, channel by channel: a channel without data has an empty range."""
+    least, most = _as_float64(observers, _min_val), _as_float64(observers, _max_val)
     seen = [(low <= high).to(torch.float64) for low, high in zip(least, most, strict=True)]
     for limits in (least, most):
         for limit, has_data in zip(limits, seen, strict=True):
