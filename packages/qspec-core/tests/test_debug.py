@@ -116,7 +116,7 @@ def test_programs_without_common_operators_or_batches_are_refused(
     other = export(Net(lambda _, x: torch.tanh(x)), torch.randn(3))
     with pytest.raises(GraphError, match="no operator in common") as caught:
         compare(other, converted, [(X,)])
-    assert "1 and " in str(caught.value.found)
+    assert str(caught.value.found).startswith("1 operators in the float model, ")
     with pytest.raises(CalibrationError, match="got 0 batches"):
         compare(exported, converted, [])
 
