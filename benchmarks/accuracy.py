@@ -2,10 +2,11 @@
 
     python benchmarks/accuracy.py [--models NAME ...] [--weights N] [--draws N]
 
-One draw of a network with random weights says little: what is quantized a little otherwise, or summed in another order,
-comes out 1 to 2 dB apart. So each network is built with several weights, each of these calibrated on and compared over
-several inputs. A line is a network for one class of CPU; printed is the mean over all draws, and how much better than
-torchao's ours is, with the standard error of that difference. Torchao's models are converted, not lowered: so are ours.
+One draw of a network with random weights says little: a small difference in quantization or in the order of a sum moves
+the result by 1 to 2 dB. So each network is built with several sets of weights, and each set is calibrated and compared
+on several inputs. A line is a network for one class of CPU. It shows the mean over all draws, and by how much qspec is
+better than torchao, with the standard error of that difference. Torchao's models are converted, not lowered: so are
+qspec's.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from qspec_x86 import X86InductorQuantizer, get_default_x86_inductor_quantizatio
 __all__ = ["main"]
 
 NETWORKS = ("mobilenet_v2:settled", "resnet50")
-"""Those of the benchmarks that torchao quantizes: of EfficientNet-Lite0 it takes 1 layer of 50, on BERT it raises."""
+"""The benchmark models that torchao quantizes: it takes 1 of 50 layers of EfficientNet-Lite0, and raises on BERT."""
 
 CALIBRATION, EVALUATION = 8, 16
 CLASSES = ("vnni", "any")
@@ -39,7 +40,7 @@ CLASSES = ("vnni", "any")
 
 @dataclass(frozen=True)
 class Draw:
-    """A network and the inputs that it is calibrated on and compared over."""
+    """A network, the inputs to calibrate with, and the inputs to compare on."""
 
     network: nn.Module
     calibration: Sequence[Tensor]
@@ -104,13 +105,13 @@ def _cells(found: dict[str, list[float]]) -> Iterator[str]:
 
 
 def _default(draw: Draw, target: str) -> nn.Module:
-    """What `quantize` makes of a network for this class of CPU."""
+    """The network as `quantize` converts it for this class of CPU."""
     batches = [(x,) for x in draw.calibration]
     return qspec.quantize(draw.network, batches[0], calibration=batches, backend="x86", target=target).converted
 
 
 def _field(draw: Draw, target: str) -> nn.Module:
-    """The configuration that users know, through our flow: torchao's ranges and kinds of observers."""
+    """The PT2E configuration for x86 in qspec's flow: torchao's ranges and kinds of observers."""
     config = get_default_x86_inductor_quantization_config(reduce_range=target == "any")
     module = torch.export.export(draw.network, (draw.calibration[0],)).module()
     prepared = prepare_pt2e(module, X86InductorQuantizer().set_global(config))

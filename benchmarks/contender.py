@@ -1,4 +1,4 @@
-"""What a contender of `x86.py` is once it is built, and what all of them are built from."""
+"""A built contender of `x86.py`, and the inputs that all contenders are built from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ class Built:
         size: of the deployable file, in bytes; None where there is none.
         converted: the quantized program as plain torch computes it; None where there is none.
         outside: operators left outside the delegate; None where there is no delegate.
-        notes: what to print beside the table.
-        profile: measures its operators one by one; None where there is no way to.
+        notes: lines to print below the table.
+        profile: measures its operators one by one; None if the runtime cannot.
     """
 
     run: Model
@@ -42,11 +42,11 @@ class Built:
 
 @dataclass(frozen=True)
 class Setting:
-    """What every contender is given.
+    """Inputs and limits that every contender gets.
 
     Args:
-        folder: shared by all of them: the ONNX file is written once.
-        threads: how many each may use.
+        folder: shared by all contenders, so that the ONNX file is written once.
+        threads: number of threads that each may use.
         name: of the model, as `flow_models` knows it.
     """
 
@@ -67,7 +67,7 @@ class Setting:
 
     @cached_property
     def evaluation(self) -> list[Tensor]:
-        """Inputs that nothing was calibrated on: crops of pictures, or noise for a model with random weights."""
+        """Inputs not used to calibrate: crops of pictures, or noise for a model with random weights."""
         return evaluation_crops() if self.is_trained else self._noise(16, seed=2)
 
     @cached_property

@@ -23,7 +23,7 @@ def onnxruntime_f32(setting: Setting) -> Built:
 
 
 class _Reader:
-    """Hands out the calibration inputs, in the form that ONNX Runtime reads them."""
+    """Iterator of the calibration inputs, in the form that ONNX Runtime reads."""
 
     def __init__(self, crops: Sequence[Tensor]) -> None:
         self._crops = iter(crops)
@@ -35,7 +35,7 @@ class _Reader:
 
 
 def onnxruntime_int8(setting: Setting) -> Built:
-    """Static quantization, uint8 activations and int8 weights per channel, as its documentation advises here."""
+    """Static quantization as its documentation advises for CPUs: uint8 activations, int8 weights per channel."""
     import onnx
     from onnxruntime import quantization as q
 
@@ -81,7 +81,7 @@ def openvino_f32(setting: Setting) -> Built:
 
 
 def openvino_int8(setting: Setting) -> Built:
-    """NNCF's post-training quantization with its defaults for CPUs, and its remedy against overflow without VNNI."""
+    """NNCF's post-training quantization with its defaults for CPUs, and its fix for overflow on CPUs without VNNI."""
     import nncf
     import openvino
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
@@ -109,7 +109,7 @@ def openvino_int8(setting: Setting) -> Built:
 
 
 def _is_quantized(layer: Any) -> bool:
-    """Whether a layer reads what a FakeQuantize writes, perhaps reshaped."""
+    """Whether a layer reads the output of a FakeQuantize, directly or through a reshape."""
     node = layer.input_value(0).get_node()
     while node.get_type_name() in SHAPES:
         node = node.input_value(0).get_node()

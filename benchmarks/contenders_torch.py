@@ -55,7 +55,7 @@ def qspec_lowered(setting: Setting) -> Built:
         lowered = result.lowered
     notes = tuple(str(entry.message) for entry in caught if entry.category.__module__.startswith("qspec"))
     size = result.package(setting.folder / "qspec.pt2").stat().st_size
-    # Compiled code has no operators that a profiler sees: the same kernels in the eager form stand for it.
+    # A profiler sees no operators in compiled code, so the eager form, which has the same kernels, is profiled.
     profile = partial(of_module, lower_eager(result.converted, "native"))
     return Built(lowered, _layers(result), size, result.converted, notes=notes, profile=profile)
 
@@ -77,13 +77,13 @@ def qspec_compiled(setting: Setting) -> Built:
 
 
 def qspec_vnni(setting: Setting) -> Built:
-    """What a CPU with VNNI would compute, as plain torch computes it: for agreement, not for time."""
+    """The result of a CPU with VNNI, computed in plain torch: for accuracy, not for time."""
     result = _quantized(setting, "vnni")
     return Built(result.converted, _layers(result), converted=result.converted, notes=("plain torch: not for time",))
 
 
 def torchao_x86(setting: Setting) -> Built:
-    """torchao's quantizer, its lowering and torch.compile, with the range that this CPU needs."""
+    """torchao's quantizer, its lowering and torch.compile, with the weight range that this CPU needs."""
     from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
 
     converted, layers = _torchao(setting)
@@ -92,12 +92,12 @@ def torchao_x86(setting: Setting) -> Built:
 
 
 def torchao_inductor(setting: Setting) -> Built:
-    """torchao's quantizer, and the fusions of int8 that Inductor itself has up to torch 2.13."""
+    """torchao's quantizer, and the int8 fusions that are in Inductor up to torch 2.13."""
     return _frozen(*_torchao(setting))
 
 
 def _torchao(setting: Setting) -> tuple[nn.Module, str]:
-    """The model as torchao converts it, and how many of its layers it quantized."""
+    """The model as torchao converts it, and the number of layers that it quantized."""
     converted = torchao_converted(setting.model, setting.calibration, reduce_range=not setting.vnni)
     return converted, "{} of {}".format(*count_layers(converted))
 
@@ -120,5 +120,5 @@ def torchao_converted(model: nn.Module, calibration: Sequence[Tensor], *, reduce
 def _frozen(module: nn.Module, layers: str) -> Built:
     from torch._inductor import config as inductor
 
-    inductor.freezing = True  # for the process, as torchao's tutorial does: an option of torch.compile is not enough
+    inductor.freezing = True  # set for the process, as in torchao's tutorial: an option of torch.compile is not enough
     return Built(torch.compile(module), layers)

@@ -1,7 +1,7 @@
-"""The coordinator's side of a contest: one process per contender, each told in turn what to do.
+"""The coordinator of a contest: one process per contender, and one turn after the other.
 
-A contender runs alone in its process, so that no thread pool, allocator or patched library of another touches it. Turns
-are short and go round, so that what else the machine does falls on all contenders alike.
+Each contender has its own process, so that thread pools, allocators and patched libraries of the others cannot affect
+it. Turns are short and rotate, so that other load on the machine affects all contenders alike.
 """
 
 import json
@@ -22,16 +22,16 @@ from rich.status import Status
 __all__ = ["ROOT", "Contender", "Contest", "Failed", "Steps", "pin_to_cores", "write_json"]
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))  # so that scripts here import `examples`, whose model, pictures and measures they share
-SETTLE_S = 0.2  # between turns: the thread pool that just ran spins on for a while
+sys.path.append(str(ROOT))  # so that scripts here can import the model, the pictures and the measures from `examples`
+SETTLE_S = 0.2  # between turns: the thread pool of the last contender keeps spinning for a while
 
 
 class Failed(Exception):
-    """A contender could not do what it was told; the message is the last line of its traceback."""
+    """A contender failed at a step; the message is the last line of its traceback."""
 
 
 def pin_to_cores(count: int) -> list[int]:
-    """Let this process and those it starts run on the first `count` cores that it may use, where the system can."""
+    """Pin this process and its children to the first `count` cores that it may use, if the system can."""
     if not hasattr(os, "sched_setaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))[:count]
@@ -44,10 +44,10 @@ class Contender:
     """A process of this interpreter that serves one contender.
 
     Args:
-        name: what the table calls it.
+        name: its name in the table.
         command: script and arguments.
         environment: variables added to those of this process.
-        folder: where its log goes.
+        folder: folder of its log.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Contender:
     def ask(self, **message: Any) -> dict[str, Any]:  # JSON either way
         """Send a message and wait for the answer.
 
-        Raises: Failed: it raised, or its process ended.
+        Raises: Failed: the contender raised, or its process ended.
         """
         process = self._running()
         if process.stdin is None or process.stdout is None:
@@ -80,7 +80,7 @@ class Contender:
         return answer
 
     def attempt(self, **message: Any) -> dict[str, Any] | None:  # as `ask`
-        """`ask`, or None with the problem kept and the process ended; nothing more is asked of it then."""
+        """Call `ask`. On failure keep the problem, end the process and return None; later calls return None at once."""
         if self.problem:
             return None
         try:
@@ -92,7 +92,7 @@ class Contender:
 
     @property
     def log(self) -> Path:
-        """What the contender's libraries print."""
+        """Text that the contender's libraries printed."""
         return self.folder / f"{self.name.replace(' ', '-').replace('/', '-')}.log"
 
     def _running(self) -> subprocess.Popen[str]:
@@ -111,7 +111,7 @@ class Contender:
         return self._process
 
     def end(self) -> None:
-        """Close its input, which ends its loop; end the process if that does not."""
+        """Close its input, which ends its loop; kill the process if it does not end."""
         if self._process is None:
             return
         if self._process.stdin is not None:
@@ -124,13 +124,13 @@ class Contender:
 
 
 class Steps:
-    """Says what is being done: beside a spinner, or line by line where the output is no terminal."""
+    """Shows the current step: beside a spinner, or line by line if the output is not a terminal."""
 
     def __init__(self, console: Console, status: Status) -> None:
         self._console, self._status, self._start = console, status, time.perf_counter()
 
     def say(self, step: str) -> None:
-        """Show a step as it begins."""
+        """Show a step when it begins."""
         if self._console.is_terminal:
             self._status.update(step)
         else:
@@ -141,7 +141,7 @@ class Contest:
     """All contenders of one run, and the folder that they share.
 
     Args:
-        environment: variables that every contender gets.
+        environment: environment variables of every contender.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -151,17 +151,17 @@ class Contest:
 
     @property
     def folder(self) -> Path:
-        """Where logs and shared files lie while the contest lasts."""
+        """Folder of logs and shared files while the contest lasts."""
         return Path(self._folder.name)
 
     def add(self, name: str, *command: str) -> Contender:
-        """Enter a contender; its process starts when it is first asked something."""
+        """Add a contender; its process starts with the first message."""
         found = Contender(name, command, self.environment, self.folder)
         self.contenders.append(found)
         return found
 
     def turns(self, rounds: int, say: Callable[[str], None], **message: Any) -> None:  # as `Contender.ask`
-        """Ask every contender in turn, `rounds` times, and keep the times that each answers, by name."""
+        """Ask every contender in turn, `rounds` times, and collect the times of each, by name."""
         for index in range(rounds):
             for contender in self.contenders:
                 say(f"round {index + 1} of {rounds}: {contender.name}")
@@ -182,6 +182,6 @@ class Contest:
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:  # whatever the benchmark found
-    """Write what was found, if a path is given."""
+    """Write the results as JSON, if a path is given."""
     if path is not None:
         path.write_text(json.dumps(content, indent=2) + "\n")

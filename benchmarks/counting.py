@@ -1,4 +1,4 @@
-"""How many layers of a converted graph are quantized, read from its structure alone: the same for every library."""
+"""Number of quantized layers of a converted graph, read from its structure alone: one count for every library."""
 
 from torch.fx import GraphModule, Node
 
@@ -9,7 +9,7 @@ PASSING = ("aten.pad", "aten.constant_pad_nd", "aten.view", "aten.reshape", "ate
 
 
 def count_layers(converted: GraphModule) -> tuple[int, int]:
-    """Convolutions and linear layers whose input and weight are dequantized, perhaps padded or reshaped; and all."""
+    """Count convolutions and linear layers: those with dequantized input and weight, padded or reshaped or not; all."""
     layers = [node for node in converted.graph.nodes if _is_call(node, LAYERS)]
     quantized = [node for node in layers if all(map(_is_dequantized, node.args[:2]))]
     return len(quantized), len(layers)

@@ -2,7 +2,7 @@
 
     python benchmarks/flow.py [--quick] [--rounds N] [--json FILE]
 
-Seconds are CPU seconds on one thread; ratios within one run count. The minimum over the rounds decides.
+Seconds are CPU seconds on one thread; compare ratios within one run only. The minimum over the rounds counts.
 """
 
 import argparse
@@ -21,11 +21,11 @@ __all__ = ["main"]
 SIDES = ("qspec", "torchao")
 FULL, QUICK = (400, 1600), (50, 200)
 PASSES = ("prepare", "convert")
-GROWTH = 4.6  # allowed growth of a pass for 4 times the layers
-REQUIRED = {"chain": 20.0, "mobilenet_v2": 20.0, "lite0": 10.0}  # how many times faster than the other side
+GROWTH = 4.6  # allowed growth of the time of a pass for 4 times the layers
+REQUIRED = {"chain": 20.0, "mobilenet_v2": 20.0, "lite0": 10.0}  # required speed-up over the other side
 POINTS = 1_000_000
 SEARCHED = ("mobilenet_v2:created", "mobilenet_v2:settled", "resnet50", "bert", "lite0")
-SEARCH = 50.0  # how many times faster the search for ranges is to be, over all of these models
+SEARCH = 50.0  # required speed-up of the range search, over all of these models
 TITLES = {
     "mobilenet_v2:created": "MobileNetV2 as its constructor leaves it, x86",
     "mobilenet_v2:settled": "MobileNetV2 with settled batch norms, x86",
@@ -36,7 +36,7 @@ TITLES = {
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""For glibc: memory that is freed leaves the process, so that its size is what it uses, not what it once used."""
+"""For glibc: freed memory leaves the process, so that its size is the memory in use, not the memory once used."""
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def measure(models: tuple[str, ...], rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Prepare and convert some models, each side in its own process, all in turns."""
+    """Prepare and convert the models, each side in its own process, in turns."""
     worker = str(Path(__file__).parent / "flow_worker.py")
     with Contest(ONE_THREAD) as contest:
         pairs = {
@@ -104,7 +104,7 @@ def measure_calibration(say: Callable[[str], None]) -> dict[str, dict[str, Any]]
 
 
 def measure_searches(say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """The search for ranges in the histograms of some models' activations, both sides in one process for each model."""
+    """Time of the range search over the histograms of all activations, both sides in one process for each model."""
     worker = str(Path(__file__).parent / "range_search.py")
     found: dict[str, dict[str, Any]] = {}
     with Contest(ONE_THREAD) as contest:
@@ -117,7 +117,7 @@ def measure_searches(say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
 
 
 def sharing_seconds(points: int) -> float:
-    """CPU seconds of the solver on a chain in which every edge and output shares with the one before."""
+    """CPU seconds of the sharing solver on a chain in which every point shares with the point before it."""
     from sharing_chain import chain
 
     from qspec_core import resolve_sharing
@@ -142,7 +142,7 @@ def _total(entry: dict[str, Any]) -> float | None:
 
 
 def table_of(found: dict[str, Any]) -> Table:
-    """One line per model: both sides and how many times faster qspec is."""
+    """One line per model: both sides, and the ratio of their times."""
     table = Table(title="prepare + convert, CPU seconds on one thread, minimum")
     table.add_column("model")
     for side in SIDES:
@@ -159,7 +159,7 @@ def table_of(found: dict[str, Any]) -> Table:
 
 
 def growth_table(found: dict[str, Any], short: str, long: str) -> Table:
-    """How each pass grows with the length of the chain."""
+    """Growth of the time of each pass with the length of the chain."""
     table = Table(title=f"growth from {short.partition(':')[2]} to {long.partition(':')[2]} layers, 4 times as many")
     for column in ("pass", *SIDES, "allowed"):
         table.add_column(column, justify="left" if column == "pass" else "right")
@@ -173,7 +173,7 @@ def growth_table(found: dict[str, Any], short: str, long: str) -> Table:
 
 
 def calibration_table(found: dict[str, dict[str, Any]]) -> Table:
-    """ResNet-50: what calibration takes of a float forward's time, and what the flow adds to its memory."""
+    """ResNet-50: time of calibration in float forwards, and memory that the flow adds."""
     table = Table(title="ResNet-50, batch 8: calibration with histograms, 8 batches; peak memory of prepare + convert")
     for column in ("", *SIDES, "required"):
         table.add_column(column, justify="right" if column else "left")
@@ -185,7 +185,7 @@ def calibration_table(found: dict[str, dict[str, Any]]) -> Table:
 
 
 def search_table(found: dict[str, dict[str, Any]]) -> Table:
-    """What the search for ranges takes, model by model and over all."""
+    """Time of the range search, for each model and over all."""
     table = Table(title="search for the ranges of all activations, x86, ms of CPU time on one thread, minimum")
     for column in ("model", "histograms", *SIDES, "times faster", "required"):
         table.add_column(column, justify="left" if column == "model" else "right")

@@ -10,7 +10,7 @@ __all__ = ["BACKEND_OF", "SMALL", "TOKENS", "exported", "float_model"]
 BACKEND_OF = {"chain": "x86", "mobilenet_v2": "x86", "resnet50": "x86", "lite0": "xnnpack"}
 SMALL = "chain:3"
 WIDTH = 64
-TOKENS, SEQUENCE = 30_000, 128  # of the text model: tokens known, tokens in a call
+TOKENS, SEQUENCE = 30_000, 128  # of the text model: vocabulary size, tokens in a call
 
 
 def exported(name: str) -> tuple[torch.export.ExportedProgram, tuple[Tensor, ...]]:
@@ -54,7 +54,7 @@ def _chain(layers: int) -> list[nn.Module]:
 
 
 def _transformers(name: str, output: str = "logits") -> nn.Module:
-    """A model of `transformers` with the sizes of its configuration's defaults, which returns one of its outputs."""
+    """A model of `transformers` with the default sizes of its configuration; it returns one of its outputs."""
     import transformers
 
     model_class: Any = getattr(transformers, name)
@@ -73,7 +73,7 @@ class _Output(nn.Module):
 
 
 def settled(model: nn.Module) -> nn.Module:
-    """Let the batch norms of a random model see data first: with fresh statistics activations fade out with depth."""
+    """Run data through the batch norms of a random model: with initial statistics activations vanish with depth."""
     with torch.no_grad():
         for _ in range(8):
             model.train()(torch.randn(4, 3, 224, 224))

@@ -22,14 +22,14 @@ BATCH, BATCHES = 8, 8
 
 
 class Flow(Protocol):
-    """Prepare and convert of one library, for one backend."""
+    """The flow of one library for one backend: prepare and convert."""
 
     def prepare(self, module: GraphModule) -> Any:
-        """A module with observers. Each library has its own type."""
+        """Return a module with observers. Each library has its own type."""
         ...
 
     def prepare_with_histograms(self, module: GraphModule) -> Any:
-        """The same with the x86 configuration that users of both know, whose observers are histograms."""
+        """Prepare with the x86 configuration that both libraries have, whose observers are histograms."""
         ...
 
     def convert(self, prepared: Any) -> Any:
@@ -45,16 +45,16 @@ class QSpec:
 
         self._prepare, self.convert = prepare_pt2e, convert_pt2e
         self._backend, self._mode = get_backend(backend), Mode.STATIC
-        # torchao's default has the full range, which is right where products are summed in 32 bits: so has ours here.
+        # torchao's default has the full range, which is right where products are summed in 32 bits. So use it here too.
         self._target = "vnni" if "vnni" in self._backend.targets else self._backend.targets[0]
 
     def prepare(self, module: GraphModule) -> GraphModule:
-        """As users call it: the quantizer is made anew."""
+        """Prepare as users do: with a new quantizer each time."""
         quantizer = self._backend.quantizer(mode=self._mode, target=self._target)
         return self._prepare(module, quantizer)
 
     def prepare_with_histograms(self, module: GraphModule) -> GraphModule:
-        """With the configuration of the known name."""
+        """Prepare with the configuration of the PT2E name."""
         from qspec_x86 import X86InductorQuantizer, get_default_x86_inductor_quantization_config
 
         quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
@@ -71,11 +71,11 @@ class TorchAO:
         self._quantizer = _x86_quantizer if backend == "x86" else _xnnpack_quantizer
 
     def prepare(self, module: GraphModule) -> Any:
-        """As users call it: the quantizer is made anew."""
+        """Prepare as users do: with a new quantizer each time."""
         return self._prepare(module, self._quantizer())
 
     def prepare_with_histograms(self, module: GraphModule) -> Any:
-        """Its x86 configuration has them."""
+        """Prepare with its x86 configuration, which has histograms."""
         return self._prepare(module, _x86_quantizer())
 
 
@@ -92,7 +92,7 @@ def _xnnpack_quantizer() -> Any:
 
 
 def main() -> None:
-    """Serve `build`, which exports and warms up, `run`, which times prepare and convert, `calibrate` and `memory`."""
+    """Serve `build` (export and warm up), `run` (time prepare and convert), `calibrate` and `memory`."""
     side, model = sys.argv[1:]
     torch.set_num_threads(1)
     backend = BACKEND_OF[model.partition(":")[0]]
@@ -101,7 +101,7 @@ def main() -> None:
     inputs: dict[str, tuple[torch.Tensor, ...]] = {}
 
     def once(name: str) -> tuple[float, float, Any]:
-        # Each time another graph module of the same program: torchao changes the one that it is given.
+        # A new graph module of the same program each time: torchao changes the one that it is given.
         module = programs[name].module()
         prepare, prepared = _timed(flow.prepare, module)
         with torch.no_grad():
@@ -111,7 +111,7 @@ def main() -> None:
 
     def build() -> dict[str, Any]:
         programs[SMALL], inputs[SMALL] = exported(SMALL)
-        once(SMALL)  # imports and first calls are not what is compared
+        once(SMALL)  # leave imports and first calls out of the comparison
         programs[model], inputs[model] = exported(model)
         return {}
 
@@ -120,7 +120,7 @@ def main() -> None:
         return {"prepare": [prepare], "convert": [convert], "layers": [list(count_layers(converted))]}
 
     def calibrate() -> dict[str, Any]:
-        """CPU seconds of calibrating with histograms, in float forwards over the same batches."""
+        """Time of calibrating with histograms, in units of float forwards over the same batches."""
         floating, batch = float_model(model, BATCH)
         with torch.no_grad():
             prepared = flow.prepare_with_histograms(torch.export.export(floating, batch).module())
@@ -132,7 +132,7 @@ def main() -> None:
         return {"float": [plain], "observed": [observed]}
 
     def memory() -> dict[str, Any]:
-        """Bytes that prepare, one batch of calibration and convert add to the peak of float inference."""
+        """Bytes that prepare, one calibration batch and convert add to the peak memory of float inference."""
         floating, batch = float_model(model, BATCH)
         with torch.no_grad():
             exported_module = torch.export.export(floating, batch).module()
@@ -150,20 +150,20 @@ def main() -> None:
 
 
 def _peak() -> int:
-    """Most memory that the process has held, in bytes; Linux counts it in KiB, macOS in bytes."""
+    """Peak memory of the process, in bytes; Linux counts it in KiB, macOS in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _forget_peak() -> None:
-    """Let the peak be what the process holds now; Linux alone can."""
+    """Reset the peak to the memory held now; only Linux can."""
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")
 
 
 def _timed(step: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """CPU seconds of a step, and what it returns. It runs on one thread, so what else the machine does stays out."""
+    """CPU seconds of a step, and its result. It runs on one thread, so that other load does not count."""
     start = time.process_time()
     found = step(*arguments)
     return time.process_time() - start, found

@@ -1,10 +1,10 @@
-"""Whole models through the x86 backend in its three forms: what runs in integers, and that the forms agree.
+"""Whole models through the three forms of the x86 backend: which layers run in integers, and whether the forms agree.
 
     python benchmarks/models.py [--models NAME ...] [--large] [--modes MODE ...]
 
-Small ones with random weights, or with --large those of full size, and EfficientNet-Lite0 with its own weights. Of
-each, one line: layers quantized, those among them that were not lowered, and signal to noise in dB: converted against
-float, then each lowered form against converted. Exits with 1 where a quantized layer was not lowered, or a form
+Small models with random weights, or with --large models of full size, and EfficientNet-Lite0 with its own weights. One
+line for each: layers quantized, quantized layers that were not lowered, and signal to noise in dB: converted against
+float, then each lowered form against converted. The exit code is 1 if a quantized layer was not lowered, or a form
 differs.
 """
 
@@ -31,19 +31,19 @@ __all__ = ["main"]
 WITH_WEIGHTS = "lite0"
 FORMS = ("eager", "torch.compile", "package")
 AGREES_DB = 20.0
-"""Least signal to noise of a lowered form against the converted graph. Weights may be narrowed once more, and a value
-in the middle of two steps may go either way: through a deep network such steps add up."""
+"""Least signal to noise of a lowered form against the converted graph. Weights may be narrowed again, and a value
+midway between two steps may round either way; in a deep network such steps add up."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one model gave.
+    """Results of one model.
 
     Args:
-        layers: how many there are.
-        quantized: of those, how many coverage calls quantized.
+        layers: number of layers.
+        quantized: number of layers that coverage calls quantized.
         missed: names of quantized layers that were not lowered.
-        ranges: signal to noise, by what is compared.
+        ranges: signal to noise in dB, by the two things compared.
     """
 
     layers: int
@@ -53,7 +53,7 @@ class Found:
 
     @property
     def is_right(self) -> bool:
-        """Whether everything quantized runs in integers, and alike in every form."""
+        """Whether every quantized layer runs in integers, with the same result in every form."""
         return not self.missed and all(self.ranges[form] >= AGREES_DB for form in FORMS)
 
 

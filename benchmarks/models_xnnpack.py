@@ -2,10 +2,10 @@
 
     python benchmarks/models_xnnpack.py [--models NAME ...] [--large] [--modes MODE ...]
 
-Small ones with random weights, or with --large those of full size. Of each, one line: layers quantized; calls into the
-delegate, and operators outside it; signal to noise in dB, converted against float and the .pte against converted; size
-of the int8 file over the float one; the least of the milliseconds that one call took, int8 and float in turns. Exits
-with 1 where the .pte differs from the converted graph by more than that differs from float.
+Small models with random weights, or with --large models of full size. One line for each: layers quantized; calls into
+the delegate, and operators outside it; signal to noise in dB, converted against float and .pte against converted; size
+of the int8 file over the float file; least milliseconds of one call, int8 and float in turns. The exit code is 1 if the
+.pte differs from the converted graph by more than the converted graph differs from float.
 """
 
 import argparse
@@ -36,24 +36,24 @@ MODES = ("static", "dynamic", "4-bit")
 PICTURES = ("resnet50", "mobilenet_v2", "segmentation")  # their depthwise layers have no dynamic kernel
 ROUNDS, EACH = 5, 4
 LOST_DB = 3.0
-"""How much closer to float the converted graph may be than the .pte is to it: a value in the middle of two steps may
-go either way, and through a deep network such steps add up to as much as quantization itself did."""
+"""Margin in dB by which the .pte may be further from the converted graph than that is from float. A value in the middle
+between two steps may round either way; in a deep network such steps add up to as much as quantization itself."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one model gave.
+    """Results of one model.
 
     Args:
-        layers: how many there are.
-        quantized: of those, how many coverage calls quantized.
+        layers: number of layers.
+        quantized: number of layers that coverage calls quantized.
         delegates: calls into the delegate.
         outside: operators outside it.
         converted: signal to noise of the converted graph against float.
-        program: of the .pte against the converted graph.
-        size: of the int8 file over the float one.
-        int8_ms: least time of a call.
-        float_ms: likewise.
+        program: signal to noise of the .pte against the converted graph.
+        size: size of the int8 file over the float file.
+        int8_ms: least time of an int8 call.
+        float_ms: least time of a float call.
     """
 
     layers: int
@@ -68,7 +68,7 @@ class Found:
 
     @property
     def is_right(self) -> bool:
-        """Whether the runtime computes what the converted graph does."""
+        """Whether the runtime agrees with the converted graph."""
         return self.program >= self.converted - LOST_DB
 
     def cells(self) -> Iterator[str]:
@@ -120,7 +120,7 @@ def main() -> int:
 
 
 def modes_of(name: str) -> tuple[str, ...]:
-    """How a model is quantized: pictures statically; the decoder as decoders are, by their weights."""
+    """How a model is quantized: pictures statically, the decoder by its weights, as is usual for decoders."""
     if name in PICTURES:
         return ("static",)
     return ("dynamic", "4-bit") if name == "llama" else ("static", "dynamic")
@@ -156,7 +156,7 @@ def measure(make: Callable[[], Whole], mode: str) -> Found:
 
 
 def outputs(run: Callable[..., Any], calls: list[Call]) -> Tensor:
-    """What a model gives for its calls, one after the other."""
+    """Outputs of a model for its calls, in order."""
     return torch.cat([run(*call).flatten().clone() for call in calls])
 
 

@@ -1,4 +1,4 @@
-"""Where a contender's time goes: its operators in the order in which they run, each with its milliseconds."""
+"""Profile of a contender: its operators in the order in which they run, each with its milliseconds."""
 
 import itertools
 import json
@@ -14,20 +14,20 @@ __all__ = ["Operator", "Profile", "is_layer", "of_module", "of_onnxruntime", "of
 Operator = tuple[str, str, float]
 """Kind, name and milliseconds of one operator."""
 Profile = Callable[[Tensor], list[Operator]]
-"""Measures a contender's operators on one input."""
+"""Function that measures a contender's operators on one input."""
 RUNS, WARM = 6, 2
 _LAYERS = ("qconv", "conv", "gemm", "matmul", "fullyconnected", "linear", "addmm")
 SHOWN = 10
 
 
 def is_layer(operator: Operator) -> bool:
-    """Whether it is a convolution or a product of matrices, by the name that its runtime gives its kind."""
+    """Whether it is a convolution or a matrix product, by the name that its runtime gives to its kind."""
     kind = operator[0].lower()
     return any(word in kind for word in _LAYERS) and not kind.startswith("convert")
 
 
 def of_module(module: nn.Module, crop: Tensor) -> list[Operator]:
-    """A graph module's operators as torch's profiler sees them, what each calls in turn counted with it."""
+    """Operators of a graph module by torch's profiler; the time of an operator includes those that it calls."""
     runs = []
     with torch.no_grad():
         for _ in range(RUNS):
@@ -39,7 +39,7 @@ def of_module(module: nn.Module, crop: Tensor) -> list[Operator]:
 
 
 def of_onnxruntime(path: Path, threads: int, crop: Tensor) -> list[Operator]:
-    """An ONNX model's nodes."""
+    """Nodes of an ONNX model."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -56,7 +56,7 @@ def of_onnxruntime(path: Path, threads: int, crop: Tensor) -> list[Operator]:
 
 
 def of_openvino(model: Any, threads: int, crop: Tensor) -> list[Operator]:  # a model of openvino
-    """An OpenVINO model's nodes that were executed."""
+    """Nodes of an OpenVINO model that were executed."""
     import openvino
 
     hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "PERF_COUNT": True}
@@ -70,19 +70,19 @@ def of_openvino(model: Any, threads: int, crop: Tensor) -> list[Operator]:  # a 
 
 
 def _least(runs: list[list[Operator]]) -> list[Operator]:
-    """Each operator with its least time, the first runs left out."""
+    """Each operator with its least time, without the first runs."""
     kept = runs[WARM:] or runs
     return [(*same[0][:2], min(time for _, _, time in same)) for same in zip(*kept, strict=False)]
 
 
 def rows_of(name: str, ours: list[Operator], other: str, theirs: list[Operator]) -> Iterator[str]:
-    """Two profiles side by side: sums of layers and of all else, and the layers that differ most, if both have as many.
+    """Two profiles side by side: sums of layers and of the rest, and the layers that differ most if both have as many.
 
     Args:
         name: of the contender whose time is explained.
-        ours: its operators.
-        other: of the one it is compared with.
-        theirs: that one's.
+        ours: its profile.
+        other: name of the contender that it is compared with.
+        theirs: the profile of that contender.
     """
     layers = [list(filter(is_layer, found)) for found in (ours, theirs)]
     for title, found, own in zip((name, other), (ours, theirs), layers, strict=True):

@@ -1,6 +1,6 @@
-"""The search for ranges in histograms: qspec's observer beside torchao's, over all activations of a model.
+"""Range search in histograms: qspec's observer beside torchao's, over all activations of a model.
 
-Served to `flow.py`: both observers see the same tensors, in one process.
+Called by `flow.py`. Both observers see the same tensors, in one process.
 """
 
 import time
@@ -20,7 +20,7 @@ from qspec_x86 import X86InductorQuantizer, get_default_x86_inductor_quantizatio
 __all__ = ["main"]
 
 BATCHES, TURNS = 8, 3
-LONG = 5.0  # seconds of a turn from which on one is enough
+LONG = 5.0  # seconds after which one turn is enough
 
 
 def main() -> None:
@@ -30,9 +30,9 @@ def main() -> None:
 
 
 def search(model: str) -> dict[str, Any]:
-    """Seconds of either side, the minimum of its turns, and how many histograms."""
+    """Seconds of each side (the minimum of its turns) and number of histograms."""
     pairs = _observed(model)
-    for ours, theirs in pairs[:2]:  # what is built at the first call is not what is compared
+    for ours, theirs in pairs[:2]:  # leave what the first call builds out of the comparison
         ours.calculate_qparams()
         theirs.calculate_qparams()
     sides = {"qspec": [ours for ours, _ in pairs], "torchao": [theirs for _, theirs in pairs]}
@@ -68,7 +68,7 @@ def _observed(model: str) -> list[tuple[HistogramObserver, Any]]:
 
 
 def _show(other: Any, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Let another observer see what a module is called with."""
+    """Let a second observer see the inputs of a module."""
     other(*inputs)
 
 

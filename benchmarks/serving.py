@@ -1,4 +1,4 @@
-"""The contender's side of a contest: a loop that reads one message a line and answers each on one line."""
+"""The contender of a contest: a loop that reads one message a line and answers each on one line."""
 
 import json
 import os
@@ -13,10 +13,10 @@ Handler = Callable[..., Mapping[str, Any]]  # takes the message's fields; JSON e
 
 
 def serve(handlers: Mapping[str, Handler]) -> None:
-    """Answer messages until the input ends. What libraries print goes to the log, not between the answers.
+    """Answer messages until the input ends. Output of libraries goes to the log, not between the answers.
 
     Args:
-        handlers: by the message's field `do`; each takes the other fields. What one raises is answered as a problem.
+        handlers: by the message's field `do`; each takes the other fields. An exception is answered as a problem.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""A chain of nodes whose points all share: what the sharing solver is timed on."""
+"""A chain of nodes whose points all share, to time the sharing solver."""
 
 import torch
 from torch.fx import Graph, Node

@@ -1,7 +1,7 @@
-"""Whole models of the kinds that people deploy, in plain torch: small for tests, or of full size.
+"""Whole models of the usual kinds, in plain torch: small for tests, or of full size.
 
-A model takes one call's tensors and returns one tensor. The decoder with a cache is called token by token, and keeps
-its keys and values in buffers.
+A model takes the tensors of one call and returns one tensor. The decoder with a cache is called token by token and
+keeps its keys and values in buffers.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,12 +32,12 @@ __all__ = ["FULL", "MODELS", "Call", "Size", "Whole", "quantized_for_xnnpack", "
 Call = tuple[Tensor, ...]
 CALLS = 4
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Of MobileNetV2: factor, channels out of a stem of 32, blocks, stride of the first."""
+"""MobileNetV2: expansion factor, output channels for a stem of 32, blocks, stride of the first block."""
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A model, and calls one after the other; the first is its example."""
+    """A model, and the inputs of several calls in order; the first are its example inputs."""
 
     model: nn.Module
     calls: list[Call]
@@ -85,7 +85,7 @@ def _of_pictures(model: nn.Module, size: Size) -> Whole:
     pictures = [torch.randn(1, 3, size.side, size.side) for _ in range(CALLS)]
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # with the statistics of the data: with fresh ones activations fade out with depth
+            module.momentum = None  # with statistics of data: with initial ones activations vanish with depth
     with torch.no_grad():
         model.train()(torch.randn(4, 3, size.side, size.side))
     return Whole(model.eval(), [(picture,) for picture in pictures])
@@ -133,7 +133,7 @@ MODELS: Mapping[str, Callable[[Size], Whole]] = MappingProxyType(
         "lstm": _lstm,
     }
 )
-"""By name; each makes its model and data from torch's generator."""
+"""Functions by name; each makes a model and data from torch's random generator."""
 FULL: Mapping[str, Size] = MappingProxyType(
     {
         "resnet50": Size(width=64, depth=16, side=224, classes=1000),
@@ -154,7 +154,7 @@ def whole(name: str, *, full: bool = False) -> Whole:
 
     Args:
         name: a key of `MODELS`.
-        full: of the size that people deploy; else small.
+        full: full size, as deployed; else small.
     """
     torch.manual_seed(0)
     return MODELS[name](FULL[name] if full else Size())

@@ -24,18 +24,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Size:
-    """How large the models are.
+    """Sizes of the models.
 
     Args:
         width: features of a token; channels of a picture network are a part or a multiple of it.
-        depth: blocks; more than one gives a picture network all that it has.
-        heads: of attention.
+        depth: number of blocks; with more than one, a picture network has all its stages.
+        heads: number of attention heads.
         tokens: tokens in a call, or capacity of the cache.
-        words: tokens known.
-        side: of a picture.
-        patch: side of a picture's patch.
-        classes: of pictures.
-        bins: of a spectrogram.
+        words: size of the vocabulary.
+        side: height and width of a picture.
+        patch: height and width of a patch of a picture.
+        classes: number of classes of pictures.
+        bins: frequency bins of a spectrogram.
     """
 
     width: int = 32
@@ -90,7 +90,7 @@ class InvertedResidual(nn.Module):
 
 
 class UNet(nn.Module):
-    """A segmentation network: down by convolutions, up by transposed ones, joined on each level."""
+    """A segmentation network: convolutions down, transposed convolutions up, a concatenation on each level."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Attention(nn.Module):
         self._heads, self._causal = heads, causal
 
     def forward(self, x: Tensor) -> Tensor:
-        """As it came in."""
+        """(n, tokens, width) to the same shape."""
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).view(n, tokens, 3, self._heads, width // self._heads).permute(2, 0, 3, 1, 4).unbind(0)
         found = F.scaled_dot_product_attention(q, k, v, is_causal=self._causal)
@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
 
 class Product(nn.Module):
-    """GPT-2's linear layer: its weight lies as (in, out)."""
+    """GPT-2's linear layer, whose weight is (in, out)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Product(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and two layers, each behind or before a norm."""
+    """Attention and two linear layers, each with a norm before or after it."""
 
     def __init__(self, size: Size, *, causal: bool = False, post_norm: bool = False, layer: type = nn.Linear) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Block(nn.Module):
         self._post_norm = post_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, width), as it came in."""
+        """(n, tokens, width) to the same shape."""
         if self._post_norm:
             x = self.first(x + self.attention(x))
             found: Tensor = self.second(x + self.down(F.gelu(self.up(x))))
@@ -172,7 +172,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """A classifier of pictures by patches."""
+    """A vision transformer: a classifier of pictures by patches."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class ViT(nn.Module):
 
 
 class Words(nn.Module):
-    """An encoder or a decoder of words."""
+    """A text encoder or decoder."""
 
     def __init__(self, size: Size, block: Callable[[], nn.Module], outputs: int) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class Listener(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Token numbers through an LSTM between two linear layers."""
+    """Tokens through an LSTM between two linear layers."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Recurrent(nn.Module):
 
 
 class CachedAttention(nn.Module):
-    """Attention of one new token over those before, whose keys and values are kept in buffers."""
+    """Attention of one new token over earlier tokens, whose keys and values are kept in buffers."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class CachedAttention(nn.Module):
     seen: Tensor
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        """(1, 1, width) at the position `place` (1,), as it came in."""
+        """(1, 1, width) at the position `place` (1,) to the same shape."""
         q, k, v = (layer(x).view(1, 1, self._heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
         self.keys[:, :, place] = self._turned(k, place)
         self.values[:, :, place] = v
@@ -289,7 +289,7 @@ class DecoderLayer(nn.Module):
         self.down = nn.Linear(wide, size.width, bias=False)
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        """(1, 1, width), as it came in."""
+        """(1, 1, width) to the same shape."""
         x = x + self.attention(self.first(x), place)
         y = self.second(x)
         grown: Tensor = self.down(F.silu(self.gate(y)) * self.up(y))
@@ -297,7 +297,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """LLaMA with a cache: the scores of the word after the one given."""
+    """LLaMA with a cache: scores of the next word."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()

@@ -3,9 +3,9 @@
     python benchmarks/x86.py [--models NAME ...] [--only NAME ...] [--rounds N] [--iterations N] [--threads N]
         [--json FILE]
 
-Batch 1, one process per contender, in turns. All calibrate on the same inputs and are compared with float on the same
-other inputs: 32 and 64 crops of pictures for EfficientNet-Lite0, noise for models with random weights. The minimum
-decides; the median is printed beside it. Only ratios within one run count. Where another contender is faster than
+Batch 1, one process per contender, in turns. All calibrate on the same inputs, and are compared with float on other
+inputs, the same for all: 32 and 64 crops of pictures for EfficientNet-Lite0, noise for models with random weights. The
+minimum counts; the median is printed beside it. Compare ratios within one run only. If another contender is faster than
 qspec, the operators of both are printed with their times.
 """
 
@@ -30,7 +30,7 @@ MODELS = {
 }
 BASE = "float Inductor"
 OURS = "qspec x86 lowered"
-ONLY_WITHOUT_VNNI = "qspec x86 for VNNI"  # says what a CPU that has it would compute
+ONLY_WITHOUT_VNNI = "qspec x86 for VNNI"  # shows the result of a CPU that has it
 NOT_TIMED = (ONLY_WITHOUT_VNNI,)
 MIB = 2**20
 
@@ -60,12 +60,12 @@ def measure(console: Console, model: str, names: list[str], arguments: argparse.
         contest.turns(arguments.rounds, say, do="run", iterations=arguments.iterations)
         for contender in contest.contenders:
             found[contender.name] |= {"ms": contender.times.get("ms", []), "problem": contender.problem}
-        found.get(OURS, {})["behind"] = _behind(contest, found, say)
+        found.get(OURS, {})["profiles"] = _profiles_if_slower(contest, found, say)
     return found
 
 
-def _behind(contest: Contest, found: dict[str, Any], say: Any) -> list[str]:
-    """Where the time goes, operator by operator, if another contender is faster; against the fastest that can say."""
+def _profiles_if_slower(contest: Contest, found: dict[str, Any], say: Any) -> list[str]:
+    """Times operator by operator beside the fastest contender that has a profile, if one is faster than qspec."""
     latencies = {name: latency for name, entry in found.items() if (latency := _latency(entry))}
     ours = latencies.get(OURS)
     faster = [name for name, latency in latencies.items() if ours and latency.minimum < ours.minimum]
@@ -95,7 +95,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _enter(contest: Contest, name: str, model: str, threads: int, say: Any) -> dict[str, Any]:
-    """Build a contender while no other works; what it answers, or its problem."""
+    """Build a contender while no other runs; return its answer, or its problem."""
     say(f"{model}: build {name}")
     worker = str(Path(__file__).parent / "x86_worker.py")
     contender: Contender = contest.add(name, worker, name, str(contest.folder), str(threads), model)
@@ -156,7 +156,7 @@ def _agreement(found: dict[str, Any] | None) -> tuple[str, str]:
 
 def _print_notes(console: Console, found: dict[str, Any]) -> None:
     for name, entry in found.items():
-        notes = [*entry.get("notes", ()), *entry.get("behind", ()), *filter(None, [entry["problem"]])]
+        notes = [*entry.get("notes", ()), *entry.get("profiles", ()), *filter(None, [entry["problem"]])]
         if entry.get("outside"):
             notes.append(f"outside the delegate: {', '.join(entry['outside'])}")
         for note in notes:

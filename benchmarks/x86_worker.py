@@ -36,11 +36,11 @@ CONTENDERS = {
     "ExecuTorch int8": "contenders_xnnpack:executorch_int8",
     "qspec XNNPACK": "contenders_xnnpack:qspec_xnnpack",
 }
-"""Where each is built, `module:function`: only the module of the contender at hand is imported."""
+"""Function that builds each contender, as `module:function`: only the module of the chosen one is imported."""
 
 
 class Worker:
-    """Builds its contender, says how it agrees with float, and runs it."""
+    """Builds its contender, compares it with float, and runs it."""
 
     def __init__(self, name: str, setting: Setting) -> None:
         self._name, self._setting = name, setting
@@ -48,7 +48,7 @@ class Worker:
         self._crops = itertools.cycle(setting.evaluation)
 
     def build(self) -> dict[str, Any]:
-        """Build it; answer with everything but times."""
+        """Build it; answer with everything except times."""
         start = time.perf_counter()
         module, _, function = CONTENDERS[self._name].partition(":")
         make: Callable[[Setting], Built] = getattr(importlib.import_module(module), function)
@@ -68,7 +68,7 @@ class Worker:
         return answer
 
     def run(self, iterations: int) -> dict[str, Any]:
-        """Run it a few times; answer with the milliseconds of each, but for the first."""
+        """Run it a few times; answer with the milliseconds of each run except the first."""
         if self._built is None:
             raise RuntimeError("run before build")
         times = []
@@ -80,7 +80,7 @@ class Worker:
         return {"ms": times[1:]}
 
     def profile(self) -> dict[str, Any]:
-        """Its operators on one input, in the order in which they run: kind, name and milliseconds."""
+        """Answer with its operators on one input, in the order in which they run: kind, name and milliseconds."""
         if self._built is None or self._built.profile is None:
             return {"operators": None}
         return {"operators": self._built.profile(self._setting.evaluation[0])}

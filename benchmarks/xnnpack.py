@@ -3,7 +3,7 @@
     python benchmarks/xnnpack.py [--models NAME ...] [--sides NAME ...] [--rounds N] [--iterations N] [--json FILE]
 
 One process for each side and model, in turns. Both sides calibrate on the same data and are compared with float on
-other data. The minimum decides; only ratios within one run count.
+other data. The minimum counts; compare ratios within one run only.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def measure(model: str, arguments: argparse.Namespace, steps: Steps) -> dict[str, Any]:
-    """What each side answered for one model, by its name, with its times or its problem."""
+    """Answer of each side for one model, by its name, with its times or its problem."""
     worker = str(Path(__file__).parent / "xnnpack_worker.py")
     sides = [side for side in arguments.sides if model in OF_WORDS or side not in FOR_WORDS]
     threads = {name: str(arguments.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}

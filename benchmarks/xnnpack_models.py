@@ -1,4 +1,4 @@
-"""The models of `xnnpack.py`: EfficientNet-Lite0 with its weights, the others with random ones that behave."""
+"""Models of `xnnpack.py`: EfficientNet-Lite0 with its trained weights, the others with random weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Bench:
     Args:
         model: float, in evaluation mode; takes one tensor, returns one.
         calibration: inputs to calibrate with, the first of them the example.
-        evaluation: others.
+        evaluation: other inputs, to compare on.
     """
 
     model: nn.Module
@@ -44,14 +44,14 @@ def _of_words(model: nn.Module) -> Bench:
 
 
 class First(nn.Module):
-    """A model of the transformers library that returns its first output alone."""
+    """A model of `transformers` that returns its first output only."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the model: words (1, n) or pictures."""
+        """Call the model with words (1, n) or pictures."""
         result: Tensor = self.model(x, return_dict=False)[0]
         return result
 
@@ -91,4 +91,4 @@ MODELS: Mapping[str, Callable[[], Bench]] = {
     "bert": _bert,
     "gpt2": _gpt2,
 }
-"""Each is made anew, with the same weights and data in every process that seeds torch alike."""
+"""Functions by name. Each call makes the same weights and data in every process with the same seed."""

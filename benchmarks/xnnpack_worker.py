@@ -25,7 +25,7 @@ from qspec_xnnpack import XNNPACKQuantizer, get_symmetric_quantization_config
 __all__ = ["SIDES", "main"]
 
 Made = tuple[Built, float]
-"""What runs, and the seconds of prepare and convert together, calibration left out."""
+"""The program to run, and the seconds of prepare and convert together, without calibration."""
 
 
 def float_side(bench: Bench, folder: Path) -> Made:
@@ -111,7 +111,7 @@ def _by_qspec(bench: Bench, folder: Path, mode: str, config: qspec.QuantizationC
 
 
 class Worker:
-    """Builds its side, says how it agrees with float, and runs it."""
+    """Builds its side, compares it with float, and runs it."""
 
     def __init__(self, side: str, model: str, folder: Path) -> None:
         torch.manual_seed(0)
@@ -120,7 +120,7 @@ class Worker:
         self._inputs = itertools.cycle(self._bench.evaluation)
 
     def build(self) -> dict[str, Any]:
-        """Build it; answer with everything but latency."""
+        """Build it; answer with everything except latency."""
         built, seconds = SIDES[self._side](self._bench, self._folder)
         self._built = built
         reference, found = self._results(self._bench.model), self._results(built.run)
@@ -133,7 +133,7 @@ class Worker:
         }
 
     def run(self, iterations: int) -> dict[str, Any]:
-        """Run it a few times; answer with the milliseconds of each, but for the first."""
+        """Run it a few times; answer with the milliseconds of each run except the first."""
         if self._built is None:
             raise RuntimeError("run before build")
         times = []

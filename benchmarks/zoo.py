@@ -2,7 +2,7 @@
 
     python benchmarks/zoo.py [--only TEXT] [--json FILE]
 
-Small models with random weights: what is compared is which operators are found, and what the flow costs and loses.
+Small models with random weights. Compared are the operators found, the time of the flow and the loss of accuracy.
 Seconds are CPU seconds of prepare and convert on one thread.
 """
 
@@ -25,11 +25,11 @@ SIDES = {
     "qspec XNNPACK": ("qspec", "xnnpack"),
     "ExecuTorch XNNPACK": ("torchao", "xnnpack"),
 }
-Found = dict[str, dict[str, Any]]  # by side and architecture: what the worker answered, or its problem
+Found = dict[str, dict[str, Any]]  # by side and architecture: the worker's answer, or its problem
 
 
 def main() -> None:
-    """Run every architecture on every side and print what came out."""
+    """Run every architecture on every side and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--only", default="", help="architectures whose name contains this")
     parser.add_argument("--json", type=Path, default=None, help="write what was measured")
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(names: list[str], steps: Steps) -> Found:
-    """Ask each side for each architecture. A side that fails one goes on with the next."""
+    """Ask each side for each architecture. A side that fails goes on with the next one."""
     worker = str(Path(__file__).parent / "zoo_worker.py")
     with Contest({"OMP_NUM_THREADS": "1"}) as contest:
         sides = {side: contest.add(side, worker, *command) for side, command in SIDES.items()}
@@ -92,7 +92,7 @@ def table_of(names: list[str], found: Found) -> Table:
 
 
 def summary_of(found: Found) -> Table:
-    """One line per side: how many run, layers quantized, seconds, median SQNR."""
+    """One line per side: architectures that run, layers quantized, seconds, median SQNR."""
     table = Table(title="all architectures")
     for column in ("side", "run", "layers quantized", "of them %", "prepare + convert s", "median SQNR dB"):
         table.add_column(column, justify="left" if column == "side" else "right")

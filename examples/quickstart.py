@@ -2,8 +2,8 @@
 
     python examples/quickstart.py
 
-Prints what was quantized, how well it agrees with float, how large it is and how fast. Whatever is not installed here,
-a backend, ExecuTorch, a C++ compiler, is named and left out.
+Prints the layers quantized, the agreement with float, the size and the latency. If a backend, ExecuTorch or a C++
+compiler is not installed, it says so and leaves that part out.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass
 class Line:
-    """One line of the table. What stays None was not to be had, and a note says why."""
+    """One line of the table. A field is None if it could not be measured; a note says why."""
 
     name: str
     layers: str = "-"
@@ -51,7 +51,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Quickstart:
-    """The float model, its pictures, and the bar that shows how far we are."""
+    """The float model, its pictures, and the progress bar."""
 
     model: nn.Module
     crops: list[Tensor]
@@ -65,13 +65,13 @@ class Quickstart:
         return (self.crops[0],)
 
     def say(self, step: str) -> None:
-        """Show what is being done: in the bar, or line by line where the output is no terminal."""
+        """Show the current step: in the bar, or line by line if the output is not a terminal."""
         if not self.progress.console.is_terminal:
             self.progress.console.print(f"{time.perf_counter() - self.start:6.0f} s  {step}", highlight=False)
         self.progress.update(self.progress.task_ids[0], description=step, completed=0, total=None)
 
     def logits(self, model: Model, step: str) -> Tensor:
-        """What a model says of all crops: (crops, classes)."""
+        """Logits of a model for all crops: (crops, classes)."""
         found = []
         self.say(step)
         with torch.no_grad():
@@ -95,7 +95,7 @@ class Quickstart:
                 run(*self.example)
             compiled.lowered = self.logits(run, "float model compiled: pictures")
             compiled.run = run
-        except Exception as error:  # whatever Inductor or a missing C++ compiler raises
+        except Exception as error:  # any error of Inductor, or a missing C++ compiler
             compiled.notes.append(f"torch.compile: {_first_line(error)}")
         return [eager, compiled]
 
@@ -146,7 +146,7 @@ class Quickstart:
         line.notes += dict.fromkeys(str(entry.message) for entry in ours)
 
     def time(self, lines: list[Line]) -> None:
-        """Give each line that runs its latency, all measured in turns."""
+        """Measure the latency of each line that runs, in turns."""
         self.say(f"latency: {ROUNDS} rounds in turns")
         ways = {line.name: _bound(line.run, self.crops[0]) for line in lines if line.run is not None}
         with torch.no_grad():
@@ -167,7 +167,7 @@ def _first_line(error: Exception) -> str:
 
 
 def table_of(lines: list[Line]) -> Table:
-    """The one table that the quickstart prints."""
+    """The table that the quickstart prints."""
     reference, compiled = lines[0].lowered, lines[1].latency
     crops = 0 if reference is None else len(reference)
     table = Table(title=f"EfficientNet-Lite0, 1x3x224x224, {crops} crops of pictures not used to calibrate")
@@ -199,7 +199,7 @@ def _agreement(reference: Tensor | None, found: Tensor | None) -> tuple[str, str
 
 
 def print_notes(console: Console, lines: list[Line]) -> None:
-    """Below the table: every operator left in float with its reason, and whatever else was left out."""
+    """Print below the table every operator left in float with its reason, and everything that was not measured."""
     quantized = [line for line in lines if line.layers != "-"]
     for line in lines:
         if line.notes:

@@ -1,4 +1,4 @@
-"""Latency of several ways to run one model, taken in turns, and the line that says on which CPU."""
+"""Latency of several ways to run one model, measured in turns, and a line that describes the CPU."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ _VECTORS = ("avx2", "avx512_f", *_DOT_PRODUCTS)
 
 @dataclass(frozen=True)
 class Latency:
-    """What several runs took, in milliseconds. The minimum is what the machine can do; the median, what it did."""
+    """Milliseconds of several runs. The minimum is the best of the machine; the median includes its other load."""
 
     minimum: float
     median: float
@@ -29,12 +29,12 @@ class Latency:
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], rounds: int, each: int) -> dict[str, Latency]:
-    """Time several ways in turns, so that what else the machine does falls on all of them.
+    """Time several ways in turns, so that other load on the machine affects all of them.
 
     Args:
         ways: callables without arguments, by name.
-        rounds: how often each way has its turn.
-        each: timed runs in a turn, after one that is not timed.
+        rounds: number of turns of each way.
+        each: timed runs in a turn, after one run that is not timed.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

@@ -1,8 +1,8 @@
 """Fixtures for tests of built wheels.
 
-The nox session gives two places: QSPEC_WHEELS, the folder of wheels, and QSPEC_TORCH_ONLY, an environment that holds
-torch and what torch needs. An environment made here sees that torch through a .pth file, so that it costs seconds to
-make, and installs everything else by itself, as `pip install` would in an empty environment.
+The nox session sets two variables: QSPEC_WHEELS, the folder of wheels, and QSPEC_TORCH_ONLY, an environment with torch
+and its dependencies. An environment made here sees that torch through a .pth file, so that it takes seconds to make. It
+installs everything else itself, as `pip install` does in an empty environment.
 """
 
 from collections.abc import Callable

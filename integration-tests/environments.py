@@ -15,7 +15,7 @@ CONSTRAINTS = Path(__file__).parents[1] / "constraints" / "torch-2.13.txt"
 
 
 def place(variable: str) -> Path:
-    """Folder that the nox session named in the process's environment."""
+    """Folder that the nox session set in an environment variable."""
     if variable not in os.environ:
         pytest.fail(f"{variable} is not set: run these tests with `nox -s 'tests(integration)'`")
     return Path(os.environ[variable]).resolve()
@@ -27,14 +27,14 @@ def _site_packages(environment: Path) -> Path:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment and what is run in it."""
+    """A virtual environment, to run programs in."""
 
     folder: Path
 
     def run(self, program: str, *arguments: str) -> str:
-        """Output of a program of the environment; what it printed is in the failure if it fails."""
+        """Output of a program of the environment. If it fails, the test fails with the output."""
         command = [str(self.folder / "bin" / program), *arguments]
-        # -P and no PYTHONPATH: nothing but what is installed can be imported.
+        # -P and no PYTHONPATH: only installed packages can be imported.
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         variables["PYTHONSAFEPATH"] = "1"
         done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)

@@ -1,4 +1,4 @@
-"""Two PT2E flows on one program, and what they made, as values that compare."""
+"""Two PT2E flows on one program, and their results as values to compare."""
 
 import hashlib
 import importlib
@@ -22,8 +22,10 @@ os.environ.setdefault("QNN_SDK_ROOT", "")  # Qualcomm's quantizer would download
 
 
 class Program(NamedTuple):
-    """A float graph with its batch norms folded, and inputs to calibrate with. Neither flow finds one to fold: they
-    round differently."""
+    """A float graph with its batch norms folded, and inputs to calibrate with.
+
+    The batch norms are folded beforehand, because the two flows round differently when they fold.
+    """
 
     graph: GraphModule
     batches: Sequence[tuple[Tensor, ...]]
@@ -47,7 +49,7 @@ def lite0() -> Program:
 
 
 class Encoder(nn.Module):
-    """A BERT of two layers, random weights; token numbers in, float32 (batch, tokens, 32) out."""
+    """A BERT of two layers with random weights: tokens to float32 (batch, tokens, 32)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ def small() -> Program:
 
 
 def traced() -> Program:
-    """The small one, exported in strict mode from its own graph: Cadence's quantizer reads what that leaves behind."""
+    """The small program, exported in strict mode from its own graph: Cadence's quantizer needs strict metadata."""
     made = small()
     graph = torch.export.export(made.graph, made.batches[0], strict=True).module()
     assert isinstance(graph, GraphModule)
@@ -91,7 +93,7 @@ def traced() -> Program:
 
 
 def run(given: Program, quantizer: object, prepare: Callable[..., Any], convert: Callable[..., Any]) -> GraphModule:
-    """Prepare a copy, calibrate, convert."""
+    """Prepare a copy, calibrate it and convert it."""
     torch.manual_seed(0)
     prepared = prepare(copy_graph_module(given.graph), quantizer)
     with torch.no_grad():
@@ -117,11 +119,11 @@ def digest(*parts: object) -> str:
 
 
 def expressions(module: GraphModule) -> set[tuple[str, str]]:
-    """Every value that the output depends on, as its operator and a digest of all that it is computed from: equal where
-    operators, arguments and constants are equal, the latter bitwise.
+    """Every value that the output depends on, as its operator and a digest of everything that it is computed from.
 
-    A call on constants alone counts as the constant that it gives, and equal calls count once: one flow computes such
-    calls ahead, or writes a dequantize for each reader, where the other does not.
+    Two are equal where operators, arguments and constants are equal, constants bit by bit. A call on constants alone
+    counts as its result, and equal calls count once, because one flow folds such calls or writes a dequantize for each
+    reader, and the other does not.
     """
     constants: dict[Node, Any] = {}
     values: dict[Node, str] = {}

@@ -1,6 +1,6 @@
-"""Run by the isolation tests in environments of their own: quantize a small model, and print what came out as JSON.
+"""Program of the isolation tests, run in separate environments: quantize a small model and print the result as JSON.
 
-Arguments: backend, then names of modules that must not be importable here.
+Arguments: the backend, then names of modules that must not be importable.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ def model() -> torch.nn.Module:
 
 
 def main(backend: str, absent: list[str]) -> None:
-    """Quantize for one backend and print agreement with float and what can be imported."""
+    """Quantize for one backend, and print the agreement with float and the modules that can be imported."""
     torch.set_num_threads(1)
     toy = model()
     batches = [(torch.randn(2, 3, 16, 16),) for _ in range(4)]

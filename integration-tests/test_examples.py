@@ -1,4 +1,4 @@
-"""A program that moved to qspec by its imports runs, and before it moved it was the same program."""
+"""A program that moved to qspec by its imports runs, and differs from the original only in its imports."""
 
 import importlib.util
 import subprocess
@@ -29,7 +29,7 @@ def module_of(path: Path) -> ModuleType:
 
 
 def sqnr_of(example: ModuleType, folder: Path) -> tuple[float, int]:
-    """SQNR of the written program, run where only the runtime is, in dB; and the calls into the delegate."""
+    """SQNR in dB of the written program, run in a process without qspec, and the number of calls into the delegate."""
     model, delegates = example.main(folder / "model.pte")
     batches = example.inputs(8)
     torch.save(batches, folder / "x.pt")

@@ -1,4 +1,4 @@
-"""Each backend installs, imports and quantizes with core alone; core alone works without any."""
+"""Each backend installs, imports and quantizes with core alone; core works without any backend."""
 
 import json
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from environments import Environment
 
 TOY = Path(__file__).with_name("quantize_toy.py")
 OTHERS = ("executorch", "torchao", "onnx", "pytest", "scipy", "qspec_x86", "qspec_xnnpack", "qspec_xpu")
-# Rounding to 8 bits gives about 50 dB a tensor at best; a wrong scale, layout or layer gives single digits.
+# Rounding to 8 bits gives about 50 dB for a tensor at best; a wrong scale, layout or layer gives single digits.
 SQNR = 20.0
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What is asked of pip beside core, and what must then be missing."""
+    """Requirements that pip installs with core, and modules that must be missing then."""
 
     backends: tuple[str, ...]
     extras: str = ""
@@ -38,7 +38,7 @@ Installed = Callable[[Installation], Environment]
 
 @pytest.fixture(scope="module")
 def installed(make_environment: Callable[..., Environment], wheels: dict[str, Path]) -> Installed:
-    """Function that gives the environment of an installation, made once."""
+    """Function that returns the environment of an installation and makes it once."""
     made: dict[Installation, Environment] = {}
 
     def get(installation: Installation) -> Environment:

@@ -1,4 +1,4 @@
-"""What the wheels hold."""
+"""Contents of the wheels."""
 
 import zipfile
 from pathlib import Path

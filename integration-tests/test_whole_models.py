@@ -1,4 +1,4 @@
-"""Whole models from their .pte files, in a process that has ExecuTorch's runtime and nothing that made them."""
+"""Whole models run from their .pte files, in a process that has ExecuTorch's runtime and no qspec."""
 
 import importlib
 import subprocess
@@ -25,7 +25,7 @@ assert not added, added
 assert not any(name.startswith("qspec") for name in sys.modules)
 """
 MODES = {"segmentation": "static", "lstm": "static", "llama": "4-bit"}
-"""What is unlike the rest; the others are in `nox -s models`."""
+"""Models that differ most from each other; the others are in `nox -s models`."""
 LEAST_DB = {"static": 30, "4-bit": 14}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -45,14 +45,14 @@ def flat(results: list[Tensor]) -> Tensor:
 
 
 def run_where_only_the_runtime_is(folder: Path) -> None:
-    """Each program for the calls beside it, one after the other, all in one process of their own."""
+    """Outputs of each program for its calls, computed in one separate process."""
     paths = [str(folder / f"{name}.{suffix}") for name in MODES for suffix in ("pte", "in", "out")]
     done = subprocess.run([sys.executable, "-c", RUN, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_models_run_from_their_files(models: ModuleType, tmp_path: Path) -> None:
-    """All in one test: what takes long is to import ExecuTorch, here and there."""
+    """One test for all models: importing ExecuTorch, in both processes, takes most of the time."""
     pytest.importorskip("executorch")
     made = {name: models.whole(name) for name in MODES}
     results = {name: models.quantized_for_xnnpack(made[name], mode) for name, mode in MODES.items()}
@@ -64,9 +64,9 @@ def test_models_run_from_their_files(models: ModuleType, tmp_path: Path) -> None
         assert len(result.coverage.quantized_layers) == len(result.coverage.layers), name
         given = flat(torch.load(tmp_path / f"{name}.out"))
         with torch.no_grad():
-            # The decoder reads no place of its cache that it did not write in these calls.
+            # In these calls the decoder reads only places of its cache that it wrote.
             real = flat([made[name].model(*call) for call in made[name].calls])
             wanted = flat([result.converted(*call) for call in made[name].calls])
-        # The runtime adds less than quantization does: a value may round to its other side, and is off by a step then.
+        # The runtime adds less error than quantization: a value may round the other way, and is then off by one step.
         assert sqnr(wanted, given) > sqnr(real, wanted) - 3, name
         assert sqnr(real, given) > LEAST_DB[MODES[name]], name

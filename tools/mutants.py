@@ -3,8 +3,9 @@
     python tools/mutants.py --sample 300 --seed 0            # resumes where results.jsonl ends
     python tools/mutants.py --list                           # the survivors found so far
 
-A mutant's tests are those of its own file first (`observers/_minmax.py`: `tests/observers/test_minmax.py`), then those
-of its folder, then those of what reads its results. A mutant is killed when one fails or does not end in time.
+The tests of a mutant are those of its own file first (`observers/_minmax.py`: `tests/observers/test_minmax.py`), then
+those of its folder, then those of the code that uses its results. A mutant is killed when a test fails or runs out of
+time.
 """
 
 import argparse
@@ -31,9 +32,9 @@ SOURCE = CORE / "src" / "qspec_core"
 FOLDERS = ("_sharing", "observers")
 
 READERS = MappingProxyType({"_sharing": "prepare", "observers": "convert"})
-"""For each folder, the tests of what reads its results: they come last."""
+"""For each folder, the tests of the code that uses its results. They run last."""
 SLOW = "test_sync.py"
-"""Tests that launch processes: for the file of their name alone."""
+"""Tests that launch processes: run for the file of their name only."""
 
 COMPARISONS: Mapping[type[ast.cmpop], type[ast.cmpop]] = MappingProxyType(
     {
@@ -70,7 +71,7 @@ class Mutant:
         path: the file, under `qspec_core`.
         line: first line of the expression, from 1.
         start: offset of the expression in the file, in characters.
-        end: offset behind it.
+        end: offset of its end.
         before: the expression.
         after: what replaces it.
     """
@@ -109,7 +110,7 @@ def mutants(path: str, text: str) -> Iterator[Mutant]:
 
 
 def _unread(tree: ast.AST) -> Iterator[ast.AST]:
-    """Parts whose change no test could see, or should: annotations, and the arguments of errors, which are words."""
+    """Parts that no test should notice: type annotations, and the text of errors."""
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:
             yield node.annotation
@@ -136,7 +137,7 @@ def _names(node: ast.Assign) -> set[str]:
 
 
 def _changes(node: ast.expr) -> Iterator[ast.expr]:
-    """What an expression is replaced by, each a mutant of its own."""
+    """Replacements of an expression, each a mutant of its own."""
     if isinstance(node, ast.Compare):
         for index, operator in enumerate(node.ops):
             changed = [*node.ops[:index], COMPARISONS[type(operator)](), *node.ops[index + 1 :]]
@@ -182,7 +183,7 @@ def is_killed(mutant: Mutant, sources: Path, timeout: float) -> bool:
 
 
 def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
-    """Run tests in a fork of this process, which has torch loaded."""
+    """Run tests in a fork of this process, which has loaded torch."""
     child = os.fork()
     if child == 0:
         os.setsid()
@@ -190,7 +191,7 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
         os.dup2(1, 2)
         sys.path.insert(0, str(sources))
         os.environ |= {"PYTHONPATH": str(sources), "PYTHONDONTWRITEBYTECODE": "1"}
-        # The tests need no plugin; those of the environment take longer to load than most tests run.
+        # The tests need no plugin, and loading the installed plugins takes longer than most tests.
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         sys.dont_write_bytecode = True
         code = 1
@@ -198,7 +199,7 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
             import hypothesis
             import pytest
 
-            # One example that fails is enough: the smallest one is not looked for.
+            # One failing example is enough; do not search for the smallest.
             phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
             hypothesis.settings.register_profile("mutants", phases=phases, database=None)
             hypothesis.settings.load_profile("mutants")
@@ -217,7 +218,7 @@ def _passes(tests: list[str], sources: Path, timeout: float) -> bool:
 
 
 def _preload() -> None:
-    """Import what the tests need of other packages, so that every fork has it: most of what a short run takes."""
+    """Import the packages that the tests need before forking: importing them is most of the time of a short run."""
     code = "import sys, qspec_core; print(*(name for name in sys.modules if name.split('.')[0] in ('torch', 'numpy')))"
     environment = {**os.environ, "PYTHONPATH": str(CORE / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -228,7 +229,7 @@ def _preload() -> None:
 
 
 def results_in(path: Path) -> list[dict[str, object]]:
-    """What earlier runs found."""
+    """Results of earlier runs."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -241,7 +242,7 @@ def report(results: list[dict[str, object]]) -> str:
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """Test the sample, from where the results of the same seed and sources end."""
+    """Test the sample; resume where the results of the same seed and sources end."""
     pool = everything()
     sample = random.Random(arguments.seed).sample(pool, min(arguments.sample, len(pool)))
     known = {json.dumps(result["mutant"], sort_keys=True) for result in results_in(arguments.results)}
@@ -263,7 +264,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def _require_green(rest: list[Mutant], timeout: float) -> None:
-    """Stop where tests fail without a mutant: they would kill every one."""
+    """Stop if tests fail without a mutant: they would kill every mutant."""
     stages = {tuple(stage) for mutant in rest for stage in tests_of(mutant.path)}
     failed = [stage for stage in sorted(stages) if not _passes(list(stage), CORE / "src", timeout)]
     if failed:
@@ -271,7 +272,7 @@ def _require_green(rest: list[Mutant], timeout: float) -> None:
 
 
 def _work(part: list[Mutant], arguments: argparse.Namespace) -> None:
-    """Test some mutants, one after another, and note what was found."""
+    """Test some mutants, one after another, and write the results."""
     with tempfile.TemporaryDirectory() as folder:
         sources = Path(folder) / "src"
         shutil.copytree(CORE / "src", sources, ignore=shutil.ignore_patterns("__pycache__"))
@@ -283,7 +284,7 @@ def _work(part: list[Mutant], arguments: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)

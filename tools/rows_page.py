@@ -1,9 +1,9 @@
-"""The page of a backend's rows, docs/<backend>.md, written from its table: what runs in integers, when, and why not.
+"""Page of a backend's rows, docs/<backend>.md, generated from its table: what runs in integers, when, and why not.
 
     python tools/rows_page.py            checks that the pages are current
     python tools/rows_page.py --update   writes them
 
-Text above the line `<!-- rows -->` is written by hand and stays.
+Text above the line `<!-- rows -->` is written by hand and kept.
 """
 
 import argparse
@@ -24,23 +24,23 @@ BACKENDS = ("x86", "xnnpack")
 MARK = "<!-- rows -->"
 FLOWS = {
     Flow.STARTS: "starts integers",
-    Flow.JOINS: "joins: every input is integer already",
+    Flow.JOINS: "joins where every input is an integer already",
     Flow.SHARES: "joins, and shares its input's scale and zero point",
 }
 OUTPUTS = {
     Outputs.ALWAYS: "The output of every static row is quantized.",
-    Outputs.DEMAND: "An output is quantized where something that takes integers reads it.",
+    Outputs.DEMAND: "An output is quantized only if a reader takes integers.",
 }
 _WIDTH = 118
 
 
 def rows_of(table: PatternTable) -> str:
-    """The generated part of a page, from the table alone."""
-    head = "| row | operator | operands | fused behind it, longest first | absorbs | when | how it meets integers |"
+    """The generated part of a page."""
+    head = "| row | operator | operands | fused after it, longest first | absorbs | modes | flow |"
     lines = [head, "|---|---|---|---|---|---|---|", *map(_line, table.rows)]
     lines += ["", OUTPUTS[table.outputs], "", "## In float, and why", "", *_floats(table)]
     if table.left_out:
-        lines += ["## Not there, and why", "", *(line for item in table.left_out.items() for line in _left_out(*item))]
+        lines += ["## Left out, and why", "", *(line for item in table.left_out.items() for line in _left_out(*item))]
     return "\n".join(lines)
 
 
@@ -76,7 +76,7 @@ def _floats(table: PatternTable) -> Iterator[str]:
 
 
 def _left_out(name: str, reason: str) -> Iterator[str]:
-    """An item of a list, in lines."""
+    """Lines of one item of the list."""
     yield from textwrap.wrap(f"- **{name}**: {reason}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
@@ -98,18 +98,18 @@ def _wrapped(names: Sequence[str]) -> Iterator[str]:
 
 
 def page(backend: Backend, current: str) -> str:
-    """A page with its generated part anew.
+    """A page with its generated part written again.
 
     Args:
-        backend: whose rows.
-        current: the page as it is, of which the part above the mark is kept.
+        backend: backend of the page.
+        current: the present text of the page; the part above the mark is kept.
     """
     head = current.partition(MARK)[0].rstrip() or f"# {backend.name}: {backend.description}"
     return f"{head}\n\n{MARK}\n\n{rows_of(backend.table).rstrip()}\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check or write the pages; returns how many are not current."""
+    """Check or write the pages; return the number of pages that are not current."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--update", action="store_true", help="write the pages")
     update = parser.parse_args(arguments).update

@@ -1,7 +1,7 @@
 """Size check: no file over 400 lines, no function over 50 lines of code, no nesting past 4.
 
-Docstrings, comments and blank lines are not code. What must be larger is listed in the root pyproject.toml under
-`tool.qspec.size.exceptions`, with the reason; an entry that is no longer needed is an error too.
+Docstrings, comments and blank lines are not code. Exceptions are listed in the root pyproject.toml under
+`tool.qspec.size.exceptions`, each with its reason. An exception that is no longer needed is an error too.
 """
 
 import ast
@@ -35,7 +35,7 @@ _NOT_CODE = {
 
 
 class Finding(NamedTuple):
-    """One limit passed: `key` is the path, or path:function, that an exception would name."""
+    """One limit that is exceeded. `key` is the path, or path:function, that an exception would name."""
 
     key: str
     text: str
@@ -62,7 +62,7 @@ def _code_lines(source: str, tree: ast.AST) -> set[int]:
 
 
 def _nesting(node: ast.AST, *, is_elif: bool = False) -> int:
-    """Deepest chain of blocks in a node, itself included; `elif` is as deep as its `if`, inner functions start anew."""
+    """Deepest nesting of blocks in a node, with itself. An `elif` is as deep as its `if`; inner functions are apart."""
     own = int(isinstance(node, _BLOCKS) and not is_elif)
     deepest = 0
     for child in ast.iter_child_nodes(node):
@@ -84,7 +84,7 @@ def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]
 
 
 def findings_of(path: str, source: str) -> list[Finding]:
-    """The limits that one source file passes."""
+    """The limits that one source file exceeds."""
     found = []
     lines = source.count("\n")
     if lines > FILE_LINES:

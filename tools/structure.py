@@ -1,7 +1,7 @@
 """Structure of a package: its rooms, its files, the imports between them, and circles of imports.
 
-A room is a module or a package directly under the root of an import package. The root's own `__init__` is counted among
-the files and is no room. An arrow stands for "imports at least once"; imports inside functions and under
+A room is a module or a package directly under the root of an import package. The `__init__` of the root is a file, but
+not a room. An arrow stands for "imports at least once"; imports inside functions and under
 `if TYPE_CHECKING` count too, because a reader has to follow them as well. `from a import b` leads to the module `a.b`
 where there is one, else to `a`. Layers are the rooms on the longest chain of imports between rooms; rooms that import
 each other in a circle count as one. The exit code is 1 if there is a circle of files.
@@ -27,7 +27,7 @@ Arrows = Mapping[str, set[str]]
 
 @dataclass(frozen=True)
 class Structure:
-    """Figures of one import package.
+    """Structure of one import package.
 
     Args:
         package: name of the root package.
@@ -36,7 +36,7 @@ class Structure:
         files_by_folder: modules in each folder, by its path in the package; "." is the root.
         layers: number of rooms on the longest chain of imports between rooms.
         longest_chain: that chain; rooms of a circle stand in one entry, joined by " + ".
-        room_arrows: ordered pairs of rooms of which the first imports the second.
+        room_arrows: number of pairs of rooms of which the first imports the second.
         file_arrows: the same between files.
         room_circles: rooms that import each other, circle by circle.
         file_circles: files that import each other, circle by circle.

@@ -1,4 +1,4 @@
-"""Models that both flows quantize. Each test takes what it needs, and is skipped where that is not installed."""
+"""Models that both flows quantize. A test is skipped if something that it needs is not installed."""
 
 import pytest
 from flows import Program, encoder, lite0, small, traced
@@ -13,13 +13,13 @@ MAKE = {
 
 @pytest.fixture(scope="session")
 def programs() -> dict[str, Program]:
-    """The programs that could be built, by name; a test that asks for another one skips."""
+    """The programs that could be built, by name. A test of a missing one skips."""
     return {}
 
 
 @pytest.fixture
 def program(request: pytest.FixtureRequest, programs: dict[str, Program]) -> Program:
-    """The program that the test's parameter names."""
+    """The program named by the test's parameter."""
     name = request.param
     make, needed = MAKE[name]
     for module in needed:

@@ -10,7 +10,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "migrating.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 pytest.importorskip("torchao")
-pytestmark = pytest.mark.filterwarnings("default")  # torchao and ExecuTorch warn of what is theirs
+pytestmark = pytest.mark.filterwarnings("default")  # torchao and ExecuTorch warn about their own code
 
 
 def test_both_directions_are_shown() -> None:

@@ -1,4 +1,4 @@
-"""Core beside torchao and ExecuTorch, in either order: one definition of the operators, and a flow that runs."""
+"""Core imported before or after torchao and ExecuTorch: one definition of the operators, and a flow that runs."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""NNCF, both ways: its OpenVINO quantizer in qspec's flow, and qspec's quantizers in NNCF's."""
+"""NNCF's OpenVINO quantizer in qspec's flow, and qspec's quantizers in NNCF's flow."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from qspec_core.graph import constant_value, copy_graph_module
 from qspec_core.interop import for_torchao
 
 nncf: Any = pytest.importorskip("nncf")
-pytestmark = pytest.mark.filterwarnings("default")  # NNCF, torchao and torch.ao warn of what is theirs
+pytestmark = pytest.mark.filterwarnings("default")  # NNCF, torchao and torch.ao warn about their own code
 
 MODES = "INT8_SYM", "INT8_MIXED", "INT8WO_SYM", "INT8WO_ASYM", "INT4WO_SYM", "INT4WO_ASYM"
 
@@ -27,7 +27,7 @@ def test_openvinos_quantizer_as_in_torchao(program: Program, mode: str) -> None:
         return openvino.OpenVINOQuantizer(mode=openvino.QuantizationMode[mode])
 
     ours, theirs = by_qspec(program, quantizer()), by_torchao(program, quantizer())
-    if "WO" in mode:  # its observers write themselves, as calls of modules that unpack the weights
+    if "WO" in mode:  # its observers convert themselves to calls of modules that unpack the weights
         assert decompressors(ours) == decompressors(theirs)
         assert len(decompressors(ours)) == 3
     else:
@@ -66,7 +66,7 @@ def test_qspecs_quantizers_in_nncfs_flow(program: Program, make: Any, corrects: 
     assert len(layers) == 3
     stored = [constant_value(made, node) for node in made.graph.find_nodes(op="get_attr")]
     weights = [value for value in stored if value is not None and value.dtype == torch.int8 and value.dim() > 1]
-    assert len(weights) == len(layers)  # zero points are int8 there too
+    assert len(weights) == len(layers)  # zero points are int8 in NNCF too
     with torch.no_grad():
         want = torch.cat([program.graph(*batch) for batch in program.batches])
         noise = want - torch.cat([made(*batch) for batch in program.batches])

@@ -15,7 +15,7 @@ from qspec_core.interop import for_torchao
 from qspec_core.observers import AffineQuantizedMinMaxObserver, MappingType, PerGroup
 
 pytest.importorskip("torchao")
-pytestmark = pytest.mark.filterwarnings("default")  # torchao and torch.ao warn of what is theirs
+pytestmark = pytest.mark.filterwarnings("default")  # torchao and torch.ao warn about their own code
 
 ACT = qspec.QuantizationSpec(torch.uint8, qspec.HistogramObserver, 0, 255, torch.per_tensor_affine)
 WEIGHT = qspec.QuantizationSpec(torch.int8, qspec.PerChannelMinMaxObserver, -127, 127, torch.per_channel_symmetric, 0)
@@ -36,13 +36,13 @@ def xnnpack() -> Any:
 
 def bias_scale(observers: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     activation, weight = observers
-    assert isinstance(activation, qspec.HistogramObserver)  # a derivation sees qspec's own observers
+    assert isinstance(activation, qspec.HistogramObserver)  # a derivation gets qspec's own observers
     scale = activation.calculate_qparams()[0] * weight.calculate_qparams()[0]
     return scale, torch.zeros_like(scale, dtype=torch.int64)
 
 
 class EveryKind(qspec.Quantizer):
-    """Annotates with each kind of spec, refers to a point that comes later, and replaces an observer at the end."""
+    """Annotates with each kind of spec, refers to a later point, and replaces an observer in the callback."""
 
     def __init__(self) -> None:
         self.replaced = 0

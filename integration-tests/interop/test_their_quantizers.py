@@ -14,7 +14,7 @@ from qspec_core.graph import constant_value
 
 pytest.importorskip("torchao")
 
-pytestmark = pytest.mark.filterwarnings("default")  # torchao, ExecuTorch and coremltools warn of much that is theirs
+pytestmark = pytest.mark.filterwarnings("default")  # torchao, ExecuTorch and coremltools warn about their own code
 slow = pytest.mark.skipif("QSPEC_SLOW" not in os.environ, reason="coremltools annotates for minutes: set QSPEC_SLOW")
 
 
@@ -85,7 +85,7 @@ def embedding() -> Any:
 
 
 def blocks(*, is_dynamic: bool = False) -> Any:
-    """torchao's observers of blocks, which convert themselves into torchao's operators."""
+    """torchao's block observers, which convert themselves to torchao's operators."""
     from torchao.quantization.granularity import PerGroup, PerTensor
     from torchao.quantization.pt2e import _affine_quantization as its
     from torchao.quantization.pt2e import quantizer as specs
@@ -153,7 +153,7 @@ def tables(module: GraphModule) -> dict[torch.Size, tuple[Tensor, Tensor, Tensor
 
 @pytest.mark.parametrize("program", ["encoder"], indirect=True)
 def test_tables_are_rounded_once(program: Program) -> None:
-    """Here qspec differs on purpose: torch's operator rounds, adds the float zero point, and truncates."""
+    """qspec differs on purpose: torch's operator rounds, adds the float zero point, and truncates."""
     theirs, ours = tables(by_torchao(program, embedding())), tables(by_qspec(program, embedding()))
     named = program.graph.named_parameters()
     floats = {value.shape: value.detach() for name, value in named if name.endswith("embeddings.weight")}

@@ -1,4 +1,4 @@
-"""The mutation tool: which changes it makes, that they parse, and that a failing test kills."""
+"""The mutation tool: its mutants, that they parse, and that a failing test kills one."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The pages of rows are current, and say what the table says."""
+"""The pages of rows are current and agree with the tables."""
 
 from dataclasses import replace
 from types import MappingProxyType
@@ -48,6 +48,6 @@ def test_what_is_left_out_is_listed_with_its_reason() -> None:
     found = rows_page.rows_of(
         replace(TABLE, left_out=MappingProxyType({"fp8": "no instructions", "more": "word " * 40}))
     )
-    assert "## Not there, and why\n\n- **fp8**: no instructions\n- **more**: word" in found
-    assert max(map(len, found.partition("## Not there")[2].splitlines())) <= 118
-    assert "Not there" not in rows_page.rows_of(TABLE)
+    assert "## Left out, and why\n\n- **fp8**: no instructions\n- **more**: word" in found
+    assert max(map(len, found.partition("## Left out")[2].splitlines())) <= 118
+    assert "Left out" not in rows_page.rows_of(TABLE)
