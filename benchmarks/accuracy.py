@@ -110,7 +110,7 @@ def _default(draw: Draw, target: str) -> nn.Module:
     return qspec.quantize(draw.network, batches[0], calibration=batches, backend="x86", target=target).converted
 
 
-def _field(draw: Draw, target: str) -> nn.Module:
+def _torchao_configuration(draw: Draw, target: str) -> nn.Module:
     """The PT2E configuration for x86 in qspec's flow: torchao's ranges and kinds of observers."""
     config = get_default_x86_inductor_quantization_config(reduce_range=target == "any")
     module = torch.export.export(draw.network, (draw.calibration[0],)).module()
@@ -124,7 +124,7 @@ def _torchao(draw: Draw, target: str) -> nn.Module:
     return torchao_converted(draw.network, draw.calibration, reduce_range=target == "any")
 
 
-OURS: dict[str, Quantize] = {"qspec": _default, "qspec, the field's configuration": _field}
+OURS: dict[str, Quantize] = {"qspec": _default, "qspec, torchao's configuration": _torchao_configuration}
 CONTENDERS: dict[str, Quantize] = {"torchao": _torchao, **OURS}
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help=f"chains of {QUICK} layers in place of {FULL}")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each contender")
-    parser.add_argument("--json", type=Path, default=None, help="write what was measured")
+    parser.add_argument("--json", type=Path, default=None, help="write the results to this file as JSON")
     return parser.parse_args()
 
 

@@ -80,17 +80,17 @@ def _profiles_if_slower(contest: Contest, found: dict[str, Any], say: Any) -> li
     if not known or not profiles.get(OURS):
         return [f"faster: {', '.join(faster)}; none has a profile"]
     best = min(known, key=lambda name: latencies[name].minimum)
-    return [f"{best} is faster; where the time goes:", *rows_of(OURS, profiles[OURS], best, profiles[best])]
+    return [f"{best} is faster; time by operator:", *rows_of(OURS, profiles[OURS], best, profiles[best])]
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="these models alone")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=None, help="these contenders alone")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="only these models")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=None, help="only these contenders")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each contender")
     parser.add_argument("--iterations", type=int, default=10, help="timed runs in a turn")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=None, help="write what was measured")
+    parser.add_argument("--json", type=Path, default=None, help="write the results to this file as JSON")
     return parser.parse_args()
 
 

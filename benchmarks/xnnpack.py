@@ -45,7 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10, help="turns of each side")
     parser.add_argument("--iterations", type=int, default=5, help="timed runs in a turn")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=None, help="write what was measured")
+    parser.add_argument("--json", type=Path, default=None, help="write the results to this file as JSON")
     return parser.parse_args()
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     """Run every architecture on every side and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--only", default="", help="architectures whose name contains this")
-    parser.add_argument("--json", type=Path, default=None, help="write what was measured")
+    parser.add_argument("--json", type=Path, default=None, help="write the results to this file as JSON")
     arguments = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 150)
     names = [architecture.name for architecture in ZOO if arguments.only in architecture.name]

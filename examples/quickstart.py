@@ -226,7 +226,7 @@ def main() -> None:
         lines.append(work.quantized_line("x86", "native"))
         if not has_vnni():
             lines.append(work.quantized_line("x86", "vnni", run=False))
-            lines[-1].notes.append("not run: this CPU has no VNNI; 'converted' is what one that has it computes")
+            lines[-1].notes.append("not run: this CPU has no VNNI; 'converted' is the result of a CPU that has it")
         lines.append(work.quantized_line("xnnpack", None))
         work.time(lines)
     console.print(table_of(lines))

@@ -258,7 +258,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, object]]:
             os._exit(0)
     for worker in workers:
         if os.waitpid(worker, 0)[1] != 0:
-            raise SystemExit("a worker ended early; what it found is kept")
+            raise SystemExit("a worker ended early; its results are kept")
     wanted = {json.dumps(asdict(mutant), sort_keys=True) for mutant in sample}
     return [found for found in results_in(arguments.results) if json.dumps(found["mutant"], sort_keys=True) in wanted]
 
@@ -291,7 +291,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each stage of tests")
     parser.add_argument("--results", type=Path, default=ROOT / ".mutants" / "results.jsonl")
     parser.add_argument("--jobs", type=int, default=1, help="mutants tested at the same time")
-    parser.add_argument("--list", action="store_true", help="show what was found, test nothing")
+    parser.add_argument("--list", action="store_true", help="show the results, run no tests")
     parser.add_argument("--at-least", type=float, default=0.9, help="rate below which the command fails")
     arguments = parser.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
