@@ -1,4 +1,4 @@
-"""The README's program runs, and every name and path in the architecture page and the glossary exists."""
+"""The README's program runs, and every name, path and link in the pages exists."""
 
 import dataclasses
 import importlib
@@ -79,6 +79,12 @@ def test_every_module_of_core_is_in_the_architecture_page() -> None:
     public = {name for name in names if not name.startswith("_")}
     assert set(re.findall(r"`qspec_core\.(\w+)`", modules)) == names - {"__init__"}
     assert set(re.findall(r"`qspec_core\.(\w+)`", surface)) == public
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))], ids=lambda path: path.name)
+def test_links_to_files_resolve(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
