@@ -18,7 +18,6 @@ from qspec_core.observers import HistogramObserver, PerChannelMinMaxObserver, sy
 from qspec_core.patterns import (
     DELEGATED,
     Flow,
-    Mode,
     Outputs,
     PatternTable,
     PostOp,
@@ -32,10 +31,9 @@ BATCHES = 32
 aten = torch.ops.aten
 LAYER = (activation("input"), weight("weight", ch_axis=0), bias("bias"))
 CHAINS = ((PostOp(aten.relu.default, "relu"),), ())
-STATIC = frozenset({Mode.STATIC})
 ROWS = (
-    Row("conv2d", aten.conv2d.default, LAYER, CHAINS, Flow.STARTS, STATIC, DELEGATED),
-    Row("linear", aten.linear.default, LAYER, CHAINS, Flow.STARTS, STATIC, DELEGATED),
+    Row("conv2d", aten.conv2d.default, LAYER, Flow.STARTS, DELEGATED, chains=CHAINS),
+    Row("linear", aten.linear.default, LAYER, Flow.STARTS, DELEGATED, chains=CHAINS),
 )
 ACTIVATIONS = QuantizationSpec(torch.uint8, HistogramObserver, 0, 255, torch.per_tensor_affine)
 WEIGHTS = QuantizationSpec(torch.int8, PerChannelMinMaxObserver, -128, 127, torch.per_channel_symmetric, 0)

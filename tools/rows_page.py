@@ -104,7 +104,7 @@ def page(backend: Backend, current: str) -> str:
         backend: backend of the page.
         current: the present text of the page; the part above the mark is kept.
     """
-    head = current.partition(MARK)[0].rstrip() or f"# {backend.name}: {backend.description}"
+    head = current.partition(MARK)[0].rstrip() or f"# {backend.name}"
     return f"{head}\n\n{MARK}\n\n{rows_of(backend.table).rstrip()}\n"
 
 

@@ -1,6 +1,7 @@
 """A small device for the tests of core, and references in plain torch that import nothing of what they check."""
 
 from collections.abc import Callable, Mapping
+from email.message import Message
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,19 +47,18 @@ HARDTANH = PostOp(aten.hardtanh.default, "hardtanh")
 ADD = PostOp(aten.add.Tensor, "add", other=OtherRole.QUANTIZED)
 FLOAT_ADD = PostOp(aten.add.Tensor, "add", other=OtherRole.FLOAT)
 CHAINS = ((ADD, RELU), (ADD,), (HARDTANH,), (RELU,), ())
-STATIC = frozenset({Mode.STATIC})
 ALL_MODES = frozenset(Mode)
 
 
 def layer(name: str, target: Any, chains: tuple[tuple[PostOp, ...], ...] = CHAINS) -> Row:
     """A row of a convolution or linear layer. `target` is an operator overload, which torch leaves untyped."""
     operands = (activation("input"), weight("weight", ch_axis=0), bias("bias"))
-    return Row(name, target, operands, chains, Flow.STARTS, ALL_MODES, DELEGATED)
+    return Row(name, target, operands, Flow.STARTS, DELEGATED, chains=chains, modes=ALL_MODES)
 
 
 def sharing(name: str, target: Any) -> Row:
     """A row whose output has the parameters of its one input."""
-    return Row(name, target, (activation("self"),), ((),), Flow.SHARES, STATIC, DELEGATED)
+    return Row(name, target, (activation("self"),), Flow.SHARES, DELEGATED)
 
 
 CONV2D = layer("conv2d", aten.conv2d.default)
@@ -67,12 +67,11 @@ ADD_ROW = Row(
     "add",
     aten.add.Tensor,
     (activation("self"), activation("other")),
-    ((RELU,), ()),
     Flow.JOINS,
-    STATIC,
     DELEGATED,
+    chains=((RELU,), ()),
 )
-CAT = Row("cat", aten.cat.default, (activations("tensors"),), ((),), Flow.SHARES, STATIC, DELEGATED)
+CAT = Row("cat", aten.cat.default, (activations("tensors"),), Flow.SHARES, DELEGATED)
 PAD, POOL, SELECT, VIEW = (
     sharing(name, target)
     for name, target in (
@@ -249,7 +248,6 @@ def toy_backend(**fields: Any) -> Backend:  # Any: whichever fields a test repla
     """A backend over the small device's rows, which lowers to the converted module itself."""
     given: dict[str, Any] = {
         "name": "toy",
-        "description": "for tests",
         "table": table(),
         "quantizer": toy_quantizer,
         "lower": toy_lower,
@@ -289,7 +287,9 @@ def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str, Any]) -> l
     made = []
     for group, name, _ in points:
         point = Point(name, "module:attribute", group)
-        vars(point)["dist"] = SimpleNamespace(name=f"qspec-{name}", version="1.2")
+        metadata = Message()
+        metadata["Summary"] = f"the {name}"
+        vars(point)["dist"] = SimpleNamespace(name=f"qspec-{name}", version="1.2", metadata=metadata)
         made.append(point)
     monkeypatch.setattr("qspec_core.backend.entry_points", lambda **wanted: EntryPoints(made).select(**wanted))
     return loaded

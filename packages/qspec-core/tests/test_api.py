@@ -20,11 +20,12 @@ from core_support import (
     toy_backend,
 )
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional as F
 
 import qspec_core as qspec
 from qspec_core import BackendError, CalibrationError, ExportError, NothingQuantizedError
-from qspec_core.backend import ENTRY_POINT_GROUP
+from qspec_core.backend import ENTRY_POINT_GROUP, Packaged
 
 X = torch.randn(4, 6)
 
@@ -238,9 +239,30 @@ def test_package_goes_through_the_backend(tmp_path: Path) -> None:
     result = qspec.quantize(nn.Linear(6, 3), (X,), backend=toy_backend(), calibration=[(X,)])
     path = result.package(str(tmp_path / "model.toy"))
     assert torch.load(path).keys() == result.converted.state_dict().keys()
+    assert result.package(tmp_path / "model").name == "model.pt2"
     without = qspec.quantize(nn.Linear(6, 3), (X,), backend=toy_backend(package=None), calibration=[(X,)])
     with pytest.raises(BackendError, match="has no deployable file"):
         without.package(tmp_path / "other")
+
+
+def test_lowered_module_that_holds_its_file_writes_it(tmp_path: Path) -> None:
+    lowerings: list[str] = []
+
+    class Held(nn.Module):
+        def write_package(self, path: Path) -> Path:
+            path.write_text("held")
+            return path
+
+    def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str) -> nn.Module:
+        lowerings.append(target)
+        return Held()
+
+    result = qspec.quantize(nn.Linear(6, 3), (X,), backend=toy_backend(lower=lower, suffix=".toy"), calibration=[(X,)])
+    assert result.package(tmp_path / "before").read_bytes() != b"held"  # nothing was lowered yet: the backend's package
+    assert isinstance(result.lowered, Packaged)
+    assert result.package(tmp_path / "after").read_text() == "held"
+    assert (tmp_path / "after.toy").exists()
+    assert lowerings == ["any"]
 
 
 def test_calibrate_counts_batches() -> None:

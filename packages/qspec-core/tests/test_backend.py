@@ -22,11 +22,11 @@ def test_installed_backends_are_listed_by_name_without_importing_them(monkeypatc
         ("console_scripts", "qspec", None),
     )
     assert backends() == (
-        InstalledBackend("abacus", "qspec-abacus", "1.2"),
+        InstalledBackend("abacus", "qspec-abacus", "1.2", "the abacus"),
         InstalledBackend(
-            "relic", "qspec-relic", "1.2", "made for contract 'qspec.backends.v0': upgrade one of the two"
+            "relic", "qspec-relic", "1.2", "the relic", "made for contract 'qspec.backends.v0': upgrade one of the two"
         ),
-        InstalledBackend("toy", "qspec-toy", "1.2"),
+        InstalledBackend("toy", "qspec-toy", "1.2", "the toy"),
     )
     assert loaded == []
 
@@ -90,6 +90,6 @@ def test_targets() -> None:
 
 def test_defaults_of_a_backend() -> None:
     toy = toy_backend()
-    least = Backend("least", "", toy.table, toy.quantizer, toy.lower)
-    assert (least.targets, least.package, least.suffix, dict(least.capabilities)) == (("any",), None, ".pt2", {})
+    least = Backend("least", toy.table, toy.quantizer, toy.lower)
+    assert (least.targets, least.package, least.suffix) == (("any",), None, ".pt2")
     assert [mode.value for mode in least.modes] == ["static"]

@@ -45,7 +45,13 @@ def test_backends_as_json() -> None:
     result = run("backends", "--json")
     assert result.exit_code == 0
     relic, toy = json.loads(result.stdout)
-    assert toy == {"name": "toy", "distribution": "qspec-toy", "version": "1.2", "problem": ""}
+    assert toy == {
+        "name": "toy",
+        "distribution": "qspec-toy",
+        "version": "1.2",
+        "description": "the toy",
+        "problem": "",
+    }
     assert "qspec.backends.v0" in relic["problem"]
 
 

@@ -30,7 +30,7 @@ from torch.fx import GraphModule
 from qspec_core import LoweringError, TableQuantizer, convert_pt2e, coverage, ops, prepare_pt2e
 from qspec_core.graph import copy_graph_module
 from qspec_core.lowering import Lowering, lower_rows, match_converted, quantized_operand, quantized_value
-from qspec_core.patterns import Match, Mode, Reason, ReasonCode, match_rows
+from qspec_core.patterns import DELEGATED, Flow, Match, Mode, Note, Reason, Row, activation, constant, match_rows
 
 X = torch.randn(4, 4)
 
@@ -39,11 +39,11 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
 
 
-def lower_linear(match: Match, context: Lowering) -> Reason | None:
+def lower_linear(match: Match, context: Lowering[str]) -> Reason | None:
     """An integer product of float64 numbers: exact, and as slow as a reference may be."""
     x, w = quantized_operand(match, "input"), quantized_operand(match, "weight")
-    if context.options.get("decline"):
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "told to")
+    if context.options == "decline":
+        return Reason.unsupported("told to")
     tail, before = match.tail, match.tail
     assert isinstance(x.scale, float)
     scale = context.tensor(w.scale).double() * x.scale
@@ -89,9 +89,48 @@ def test_lowered_module_computes_what_the_converted_one_does() -> None:
 
 def test_declined_rows_are_reported_and_left_in_place() -> None:
     converted = quantized(export(network(), X), (X,))
-    result = lower_rows(converted, LOWERED, target="any", options={"decline": True})
+    result = lower_rows(converted, LOWERED, target="any", options="decline")
     assert [str(reason) for reason in result.declined.values()] == ["unsupported argument: told to"] * 2
     assert torch.equal(result.module(X), converted(X))
+
+
+def test_notes_of_rows_are_reported_beside_what_they_lowered() -> None:
+    def lower(match: Match, context: Lowering[str]) -> Reason | Note | None:
+        reason = lower_linear(match, context)
+        return Note("wide") if reason is None and not match.links else reason
+
+    converted = quantized(export(network(), X), (X,))
+    result = lower_rows(converted, table((replace(LINEAR, lower=lower),)), target="any", options="")
+    assert list(result.lowered.values()) == ["linear + relu", "linear"]
+    assert list(result.notes) == list(result.lowered)[1:]
+    assert [note.text for note in result.notes.values()] == ["wide"]
+
+
+SLOPE = Row("prelu", aten.prelu.default, (activation("self"), constant("weight")), Flow.JOINS, DELEGATED)
+
+
+def with_slope() -> TableQuantizer:
+    return TableQuantizer(table((LINEAR, SLOPE))).set_global(CONFIG)
+
+
+def test_float_constants_stay_as_they_are() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, 4))
+    prepared = prepare_pt2e(export(model, X), with_slope())
+    prepared(X)
+    converted = convert_pt2e(prepared)
+    (match,) = (m for m in match_converted(converted, table((LINEAR, SLOPE))) if m.row is SLOPE)
+    slope = Lowering(converted, "any", None).tensor(match.operand("weight"))
+    assert slope.tolist() == [0.25]
+    assert slope.dtype is torch.float32
+
+
+def test_float_constant_that_is_computed_declines_the_row() -> None:
+    def net(m: Any, x: Tensor) -> Any:
+        return m.b(torch.nn.functional.prelu(m.a(x), x.mean().reshape(1)))
+
+    exported = export(Net(net, a=nn.Linear(4, 4), b=nn.Linear(4, 4)), X)
+    (entry,) = (e for e in coverage(prepare_pt2e(exported, with_slope())) if "prelu" in e.operator)
+    assert entry.reason == "unsupported argument: operand weight is computed, not a constant"
 
 
 def test_delegated_rows_are_left_for_the_device() -> None:
@@ -187,12 +226,12 @@ def test_operand_that_is_float_is_named() -> None:
     assert caught.value.where.node == match.anchor.name
 
 
-def context_of(converted: GraphModule) -> Lowering:
-    return Lowering(copy_graph_module(converted), "any")
+def context_of(converted: GraphModule) -> Lowering[None]:
+    return Lowering(copy_graph_module(converted), "any", None)
 
 
 def test_requantize_needs_all_readers_to_quantize_alike() -> None:
-    def readers(function: Any, wide: bool = False) -> tuple[Lowering, Any]:  # a node
+    def readers(function: Any, wide: bool = False) -> tuple[Lowering[None], Any]:  # a node
         parts = {name: nn.Linear(4, 4) for name in "abc"}
         exported = export(Net(function, **parts), X)
         chosen = quantizer()
@@ -250,7 +289,7 @@ def test_in_place_sums_of_a_foreign_converted_graph_are_found() -> None:
     exported = export(model, x)
     names: list[str] = []
 
-    def see(match: Match, _: Lowering) -> None:
+    def see(match: Match, _: Lowering[None]) -> None:
         names.append(match.label)
 
     converted = quantized(exported, (x,))
@@ -280,7 +319,7 @@ def test_a_row_for_weights_alone_takes_float_activations_and_no_other_row_does(d
 
 def test_a_row_of_another_mode_does_not_hide_why_one_of_this_mode_declined() -> None:
     def refuses(_: object) -> Reason:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "too small")
+        return Reason.unsupported("too small")
 
     refusing, static = replace(WEIGHT_ROW, checks=(refuses,)), replace(LINEAR, modes=frozenset({Mode.STATIC}))
     for rows in ((refusing, static), (static, refusing)):

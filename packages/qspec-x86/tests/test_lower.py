@@ -86,7 +86,7 @@ def test_forms_agree_and_everything_fuses(hand: SimpleNamespace, example: Tensor
 def test_the_known_configuration_lowered_under_the_known_name(example: Tensor, reduce_range: bool) -> None:
     config = get_default_x86_inductor_quantization_config(reduce_range=reduce_range)
     model = Residual()
-    converted = convert(TableQuantizer(TABLE).set_global(config), model, example)
+    converted = convert(TableQuantizer(TABLE, target="vnni").set_global(config), model, example)
     lowered = lower_pt2e_quantized_to_x86(converted, (example,))
     # Weights of 8 bits against inputs of 0..127 fit 16 bits; against 0..255 they are brought to 7 bits, and that is
     # said.

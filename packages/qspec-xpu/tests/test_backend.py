@@ -5,7 +5,7 @@ import torch
 from torch.fx import symbolic_trace
 
 from qspec_core import LoweringError
-from qspec_core.backend import ENTRY_POINT_GROUP, get_backend
+from qspec_core.backend import ENTRY_POINT_GROUP, backends, get_backend
 from qspec_core.patterns import Mode
 from qspec_xpu import BACKEND
 
@@ -17,9 +17,10 @@ def test_is_registered_under_its_name() -> None:
     assert BACKEND.name == "xpu"
 
 
-def test_table_is_empty_and_the_description_says_so() -> None:
+def test_table_is_empty_and_the_distribution_says_so() -> None:
     assert BACKEND.table.rows == ()
-    assert "empty table" in BACKEND.description
+    (entry,) = (entry for entry in backends() if entry.name == "xpu")
+    assert "empty pattern table" in entry.description
 
 
 def test_lowering_says_that_the_table_is_empty() -> None:

@@ -40,9 +40,9 @@ def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON in
     if as_json:
         typer.echo(json.dumps([asdict(entry) for entry in found], indent=2))
         return
-    table = Table("backend", "distribution", "version", "state")
+    table = Table("backend", "distribution", "version", "state", "description")
     for entry in found:
-        table.add_row(entry.name, entry.distribution, entry.version, entry.problem or "ready")
+        table.add_row(entry.name, entry.distribution, entry.version, entry.problem or "ready", entry.description)
     _console.print(table if found else "No backend is installed. Try: pip install qspec-x86")
 
 

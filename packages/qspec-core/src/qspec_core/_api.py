@@ -3,8 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from qspec_core._coverage import Coverage, coverage
 from qspec_core._errors import BackendError, CalibrationError, ExportError
 from qspec_core._prepare import prepare_pt2e
 from qspec_core._quantizer import Quantizer
-from qspec_core.backend import Backend, get_backend
+from qspec_core.backend import Backend, Packaged, get_backend
 from qspec_core.patterns import Mode
 
 __all__ = ["CalibrationBatch", "ProgressCallback", "Result", "calibrate", "quantize"]
@@ -53,19 +52,22 @@ class Result:
     target: str
     example_inputs: tuple[Any, ...]  # a model's arguments may be of any type
     dynamic_shapes: Any = None  # as torch.export takes it
+    _lowered: list[nn.Module] = field(default_factory=list, init=False, repr=False, compare=False)  # at most one
 
     @property
     def coverage(self) -> Coverage:
         """What was quantized by which row, and what was not and why."""
         return coverage(self.converted)
 
-    @cached_property
+    @property
     def lowered(self) -> nn.Module:
         """The program on its backend, in the fastest form that is safe; made when first asked for.
 
         Raises: LoweringError: it cannot run there.
         """
-        return self.backend.lower(self.converted, self.example_inputs, self.target)
+        if not self._lowered:
+            self._lowered.append(self.backend.lower(self.converted, self.example_inputs, self.target))
+        return self._lowered[0]
 
     def save(self, path: str | Path) -> Path:
         """Write the quantized program with `torch.export.save`. Import qspec_core before `torch.export.load` reads it.
@@ -79,8 +81,11 @@ class Result:
         return path
 
     def package(self, path: str | Path) -> Path:
-        """Write the backend's deployable file. Where `lowered` was made before and holds it, it is not made again.
+        """Write the backend's deployable file. If `lowered` was made before and holds the file, it is not made again.
 
+        Args:
+            path: the file; one without an ending gets the backend's.
+        Returns: the path of the file written.
         Raises:
             BackendError: the backend has none.
             LoweringError: the program cannot run there.
@@ -90,10 +95,12 @@ class Result:
                 f"backend {self.backend.name!r} has no deployable file",
                 remedy="use result.lowered in this process, or result.save for the portable program",
             )
-        write: object = getattr(self.__dict__.get("lowered"), "write_package", None)
-        if callable(write):
-            return Path(write(path))
-        return self.backend.package(self.converted, self.example_inputs, Path(path), self.target)
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(self.backend.suffix)
+        for lowered in self._lowered:
+            if isinstance(lowered, Packaged):
+                return lowered.write_package(path)
+        return self.backend.package(self.converted, self.example_inputs, path, self.target)
 
 
 def quantize(

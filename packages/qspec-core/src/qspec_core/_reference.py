@@ -26,7 +26,6 @@ from qspec_core.patterns import (
     PatternTable,
     PostOp,
     Reason,
-    ReasonCode,
     Row,
     activation,
     bias,
@@ -41,7 +40,7 @@ aten = torch.ops.aten
 class _Writer:
     """Inserts operators in front of a node, each with the metadata of the node that it stands for."""
 
-    def __init__(self, context: Lowering, before: Node, like: Node) -> None:
+    def __init__(self, context: Lowering[None], before: Node, like: Node) -> None:
         self._context, self._before, self._like = context, before, like
 
     def __call__(self, target: OpOverload, *arguments: Any) -> Node:
@@ -102,7 +101,7 @@ class _Writer:
         return self(aten.to.dtype, clamped, to.dtype)
 
 
-def _finish(match: Match, context: Lowering, write: _Writer, real: Callable[[float | None], Node]) -> None:
+def _finish(match: Match, context: Lowering[None], write: _Writer, real: Callable[[float | None], Node]) -> None:
     """Let the match's readers read its integers where all quantize alike, else its real value.
 
     `real` gives the result over the output's scale, or, for None, the result itself.
@@ -114,7 +113,7 @@ def _finish(match: Match, context: Lowering, write: _Writer, real: Callable[[flo
         context.replace_quantizes(tail, write.rounded(real(float(to.scale)), to))
 
 
-def _lower_layer(match: Match, context: Lowering, tail: tuple[Any, ...]) -> Reason | None:
+def _lower_layer(match: Match, context: Lowering[None], tail: tuple[Any, ...]) -> Reason | None:
     """Linear and convolution: int32 sums; their bias is rounded to the step of the sum where that is known.
 
     Args:
@@ -122,7 +121,7 @@ def _lower_layer(match: Match, context: Lowering, tail: tuple[Any, ...]) -> Reas
     """
     inputs, weights = quantized_operand(match, "input"), quantized_operand(match, "weight")
     if weights.ch_axis not in (None, 0):
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"weight channels on axis {weights.ch_axis}")
+        return Reason.unsupported(f"weight channels on axis {weights.ch_axis}")
     offset = match.operand("bias")
     write = _Writer(context, match.tail, match.tail)
     step = weights.scale if not isinstance(weights.scale, Node) else context.tensor(weights.scale).float()
@@ -130,7 +129,7 @@ def _lower_layer(match: Match, context: Lowering, tail: tuple[Any, ...]) -> Reas
     total = _sums(match.anchor, write, write.centred(inputs), write.centred(weights))
     offset_value = constant_value(context.module, offset)
     if offset is not None and offset_value is None:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "the bias is computed, not a constant")
+        return Reason.unsupported("the bias is computed, not a constant")
     is_static = not isinstance(inputs.scale, Node)
     if is_static:
         step = step * float(inputs.scale)  # type: ignore[arg-type]  # a number, by is_static
@@ -177,13 +176,13 @@ def _spread(write: _Writer, weight: Node, axis: int, distance: int) -> Node:
     return write(aten.slice.Tensor, flat, axis, 0, shape[axis] * distance - distance + 1)
 
 
-def _lower_add(match: Match, context: Lowering) -> Reason | None:
+def _lower_add(match: Match, context: Lowering[None]) -> Reason | None:
     """Sum of two tensors of different scales: each brought to the scale of the output."""
     if argument(match.anchor, "alpha") != 1:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "alpha is not 1")
+        return Reason.unsupported("alpha is not 1")
     terms = [quantized_operand(match, name) for name in ("self", "other")]
     if any(isinstance(term.scale, Node) for term in terms):
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "scales that are computed, or of channels")
+        return Reason.unsupported("scales that are computed, or of channels")
     write = _Writer(context, match.tail, match.tail)
 
     def real(scale: float | None) -> Node:
@@ -198,11 +197,11 @@ def _lower_add(match: Match, context: Lowering) -> Reason | None:
     return None
 
 
-def _lower_max_pool(match: Match, context: Lowering) -> Reason | None:
+def _lower_max_pool(match: Match, context: Lowering[None]) -> Reason | None:
     """The largest integer stands for the largest value: scales are positive."""
     inputs, to = quantized_operand(match, "self"), context.requantize(match.tail)
     if inputs.ch_axis is not None:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"input channels on axis {inputs.ch_axis}")
+        return Reason.unsupported(f"input channels on axis {inputs.ch_axis}")
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     write = _Writer(context, match.tail, match.tail)
     geometry = [argument(match.anchor, name) for name in names]
@@ -221,18 +220,10 @@ _STATIC = frozenset({Mode.STATIC})
 _OF_LINEAR, _OF_CONVOLUTION = partial(_lower_layer, tail=()), partial(_lower_layer, tail=(1, 1))
 REFERENCE = PatternTable(
     rows=(
-        Row("linear", aten.linear.default, _LAYER, _CHAINS, Flow.STARTS, _LAYER_MODES, _OF_LINEAR),
-        Row("conv2d", aten.conv2d.default, _LAYER, _CHAINS, Flow.STARTS, _LAYER_MODES, _OF_CONVOLUTION),
-        Row(
-            "add",
-            aten.add.Tensor,
-            (activation("self"), activation("other")),
-            _CHAINS,
-            Flow.JOINS,
-            _STATIC,
-            _lower_add,
-        ),
-        Row("max_pool2d", aten.max_pool2d.default, (activation("self"),), ((),), Flow.SHARES, _STATIC, _lower_max_pool),
+        Row("linear", aten.linear.default, _LAYER, Flow.STARTS, _OF_LINEAR, chains=_CHAINS, modes=_LAYER_MODES),
+        Row("conv2d", aten.conv2d.default, _LAYER, Flow.STARTS, _OF_CONVOLUTION, chains=_CHAINS, modes=_LAYER_MODES),
+        Row("add", aten.add.Tensor, (activation("self"), activation("other")), Flow.JOINS, _lower_add, chains=_CHAINS),
+        Row("max_pool2d", aten.max_pool2d.default, (activation("self"),), Flow.SHARES, _lower_max_pool),
     ),
     outputs=Outputs.DEMAND,
 )
@@ -250,7 +241,7 @@ def to_reference(converted: GraphModule) -> GraphModule:
     """
     module = lower_rows(converted, REFERENCE, target="reference").module
     for _, body in graph_modules(module):
-        context = Lowering(body, "reference")
+        context = Lowering(body, "reference", None)
         for node in list(body.graph.nodes):
             if is_call(node, ops.QUANTIZE, ops.QUANTIZE_DYNAMIC, ops.QUANTIZE_PER_CHANNEL):
                 _write_quantize(node, context)
@@ -263,7 +254,7 @@ def to_reference(converted: GraphModule) -> GraphModule:
     return wrap_graph(module, module.graph)
 
 
-def _write_quantize(node: Node, context: Lowering) -> None:
+def _write_quantize(node: Node, context: Lowering[None]) -> None:
     to = quantized_value(node)
     if to is None:
         return
@@ -275,7 +266,7 @@ def _write_quantize(node: Node, context: Lowering) -> None:
     context.module.graph.erase_node(node)
 
 
-def _write_dequantize(node: Node, context: Lowering) -> None:
+def _write_dequantize(node: Node, context: Lowering[None]) -> None:
     value = quantized_value(node)
     if value is None:
         return

@@ -1,10 +1,10 @@
 """The backend contract: what a hardware package registers, and how installed ones are found."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.fx import GraphModule
@@ -13,7 +13,7 @@ from qspec_core._errors import BackendError
 from qspec_core._quantizer import Quantizer
 from qspec_core.patterns import Mode, PatternTable
 
-__all__ = ["ENTRY_POINT_GROUP", "Backend", "InstalledBackend", "backends", "get_backend"]
+__all__ = ["ENTRY_POINT_GROUP", "Backend", "InstalledBackend", "Packaged", "backends", "get_backend"]
 
 ENTRY_POINT_GROUP = "qspec.backends.v1"
 _ANY_VERSION = "qspec.backends."
@@ -32,26 +32,32 @@ class QuantizerFactory(Protocol):
         ...
 
 
+@runtime_checkable
+class Packaged(Protocol):
+    """A lowered module that holds its deployable file."""
+
+    def write_package(self, path: Path) -> Path:
+        """Write the file and return its path."""
+        ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """One piece of hardware, as its package describes it to qspec.
 
     Args:
         name: what users pass as `backend=`.
-        description: one line for `qspec backends`.
         table: its operator patterns.
         quantizer: builds its default quantizer.
         lower: `(converted, example_inputs, target) -> module` that runs on the device. A module that holds its
-            deployable file has a method `write_package(path) -> path`.
+            deployable file is a `Packaged`.
         package: `(converted, example_inputs, path, target) -> path` of a deployable file; None if it has none.
         targets: classes of deployment device, the default first.
         modes: when activations can be quantized.
-        suffix: ending of a packaged file's name.
-        capabilities: whatever else is worth listing, as plain data.
+        suffix: ending of a packaged file's name, which `Result.package` adds to a path without one.
     """
 
     name: str
-    description: str
     table: PatternTable
     quantizer: QuantizerFactory
     lower: Callable[[GraphModule, tuple[Any, ...], str], torch.nn.Module]
@@ -59,7 +65,6 @@ class Backend:
     targets: tuple[str, ...] = ("any",)
     modes: frozenset[Mode] = frozenset({Mode.STATIC})
     suffix: str = ".pt2"
-    capabilities: Mapping[str, object] = field(default_factory=dict)
 
     def resolve_target(self, target: str | None) -> str:
         """The target named, or the default.
@@ -86,12 +91,14 @@ class InstalledBackend:
         name: the entry point's name.
         distribution: distribution that registers it.
         version: that distribution's version.
+        description: the distribution's summary, one line.
         problem: why it cannot be used; empty if it can.
     """
 
     name: str
     distribution: str
     version: str
+    description: str = ""
     problem: str = ""
 
 
@@ -107,9 +114,16 @@ def backends() -> tuple[InstalledBackend, ...]:
         problem = (
             "" if point.group == ENTRY_POINT_GROUP else f"made for contract {point.group!r}: upgrade one of the two"
         )
-        name, version = (point.dist.name, point.dist.version) if point.dist is not None else ("?", "?")
-        found.append(InstalledBackend(point.name, name, version, problem))
+        found.append(InstalledBackend(point.name, *_distribution(point), problem))
     return tuple(sorted(set(found), key=_by_name))
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str, str]:
+    """Name, version and summary of the distribution that registers an entry point."""
+    if point.dist is None:
+        return "?", "?", ""
+    summaries = point.dist.metadata.get_all("Summary") or ("",)
+    return point.dist.name, point.dist.version, summaries[0]
 
 
 def _by_name(entry: InstalledBackend) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """What every backend's lowering builds on: rows found again in a converted graph, and the integers behind its edges."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from qspec_core.patterns import (
     Flow,
     Match,
     Mode,
+    Note,
     OtherRole,
     PatternTable,
     Reason,
@@ -49,6 +50,7 @@ __all__ = [
     "require_converted",
 ]
 
+Options = TypeVar("Options")
 Scale = float | Node
 ZeroPoint = int | Node | None
 
@@ -151,7 +153,7 @@ def _integers_behind(match: Match) -> Reason | None:
         if link.post_op.other is OtherRole.QUANTIZED and not ops.is_dequantize(link.other):
             return Reason(ReasonCode.INPUT_NOT_QUANTIZED, f"second operand of {link.post_op.kernel} is float")
         if link.post_op.other is OtherRole.FLOAT and ops.is_dequantize(link.other):
-            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"second operand of {link.post_op.kernel} is quantized")
+            return Reason.unsupported(f"second operand of {link.post_op.kernel} is quantized")
     return None
 
 
@@ -229,18 +231,18 @@ def on_device(module: GraphModule, device: torch.device | str) -> GraphModule:
 
 
 @dataclass
-class Lowering:
+class Lowering(Generic[Options]):
     """The graph that a row's `lower` rewrites.
 
     Args:
         module: the module being lowered, owned by the pass.
         target: class of the deployment device.
-        options: whatever the backend hands to its rows, as plain data.
+        options: what the backend passes to its rows, of a type of its own.
     """
 
     module: GraphModule
     target: str
-    options: Mapping[str, Any] = field(default_factory=dict)  # each backend has its own
+    options: Options
 
     def tensor(self, node: object) -> Tensor:
         """Constant that a `get_attr` node reads.
@@ -296,24 +298,24 @@ class Lowered:
         module: the lowered module.
         lowered: label of each match that was lowered, by the name of its anchor; in a body, `submod_1.linear`.
         declined: matches that their row could not lower, each with the reason, by the name of the anchor.
+        notes: what rows remarked about matches that they lowered, by the name of the anchor.
     """
 
     module: GraphModule
     lowered: Mapping[str, str]
     declined: Mapping[str, Reason]
+    notes: Mapping[str, Note]
 
 
-def lower_rows(
-    converted: GraphModule, table: PatternTable, *, target: str, options: Mapping[str, Any] | None = None
-) -> Lowered:
+def lower_rows(converted: GraphModule, table: PatternTable, *, target: str, options: object = None) -> Lowered:
     """Lower every row of a table found in a converted graph and in the bodies in it. The input is not touched.
 
     Args:
         converted: a graph from `convert_pt2e`, or one loaded again from disk.
         table: rows that each know how to lower themselves.
         target: class of the deployment device.
-        options: handed to the rows as they are.
-    Returns: the lowered module with what was lowered and what was declined.
+        options: passed to the rows as they are.
+    Returns: the lowered module, with what was lowered, what was declined, and the rows' notes.
     Cost: O(nodes + edges), plus the rows' own packing of weights.
     """
     with gc_paused():
@@ -321,21 +323,24 @@ def lower_rows(
         sink_constants(module)
         lowered: dict[str, str] = {}
         declined: dict[str, Reason] = {}
+        notes: dict[str, Note] = {}
         for prefix, body in graph_modules(module):
             canonicalize(body)
-            context = Lowering(body, target, options if options is not None else {})
+            context = Lowering(body, target, options)
             # In graph order, so that a producer's integers stand in their place before its reader is lowered.
             for match in match_converted(body, table):
                 if isinstance(match.row.lower, Delegated):
                     continue
                 name, label = f"{prefix}{match.anchor.name}", match.label
-                reason = match.row.lower(match, context)
-                if reason is None:
-                    lowered[name] = label
-                else:
-                    declined[name] = reason
+                outcome = match.row.lower(match, context)
+                if isinstance(outcome, Reason):
+                    declined[name] = outcome
+                    continue
+                lowered[name] = label
+                if outcome is not None:
+                    notes[name] = outcome
             body.graph.eliminate_dead_code()
             if body is not module:
                 body.recompile()
         wrapped = wrap_graph(module, module.graph)
-    return Lowered(wrapped, lowered, declined)
+    return Lowered(wrapped, lowered, declined, notes)

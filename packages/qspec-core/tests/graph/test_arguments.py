@@ -13,6 +13,7 @@ from qspec_core.graph import (
     argument_names,
     called_operator,
     calls,
+    expand_integers,
     is_call,
     replace_argument,
     written_arguments,
@@ -109,3 +110,10 @@ def test_names_and_written_arguments_come_from_the_schema() -> None:
     assert written_arguments(aten.add.Tensor) == ()
     assert written_arguments(aten.add.out) == ("out",)
     assert written_arguments(torch.ops.aten.batch_norm.default) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "want"), [(2, 3, (2, 2, 2)), ([3], 2, (3, 3)), ([1, 2], 2, (1, 2)), ([4], 1, (4,)), ([], 2, ())]
+)
+def test_integers_for_each_dimension(values: int | list[int], count: int, want: tuple[int, ...]) -> None:
+    assert expand_integers(values, count) == want

@@ -277,13 +277,13 @@ def test_wrong_states_are_found_inside_bodies() -> None:
 def test_rows_lower_inside_bodies() -> None:
     seen: list[Tensor] = []
 
-    def lower(match: Match, context: Lowering) -> None:
+    def lower(match: Match, context: Lowering[None]) -> None:
         weight = match.operand("weight")
         seen.append(context.tensor(weight.args[0]))  # integers, although the converted body has them as an operand
         lowered = context.call(match.anchor, aten.linear.default, *match.anchor.args, like=match.anchor)
         match.anchor.replace_all_uses_with(lowered)
 
-    row = Row(LINEAR.name, LINEAR.anchor, LINEAR.operands, ((),), LINEAR.flow, LINEAR.modes, lower)
+    row = Row(LINEAR.name, LINEAR.anchor, LINEAR.operands, LINEAR.flow, lower, modes=LINEAR.modes)
     exported = export(region(), X)
     with torch.no_grad():
         converted = quantized(exported, (X,))

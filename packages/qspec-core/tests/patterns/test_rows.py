@@ -10,7 +10,7 @@ from qspec_core.patterns import DELEGATED, Delegated, Reason, ReasonCode, Role
 
 def test_reason_reads_as_code_and_detail() -> None:
     assert str(Reason(ReasonCode.NO_ROW)) == "no row"
-    assert str(Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "alpha is 2")) == "unsupported argument: alpha is 2"
+    assert str(Reason.unsupported("alpha is 2")) == "unsupported argument: alpha is 2"
 
 
 def test_codes_are_stable() -> None:

@@ -263,21 +263,21 @@ def test_absorbed_pad_takes_the_edge() -> None:
     assert found.status(aten.pad.default) == ["conv2d"]
 
 
-def halve(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
-    return replace(spec, quant_min=-64, quant_max=63)
+def halve(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
+    return replace(spec, quant_min=-64, quant_max=63) if target == "small" else spec
 
 
 def test_narrow_weights_only_where_the_target_needs_them() -> None:
-    operands = (CONV2D.operands[0], replace(CONV2D.operands[1], narrow=halve), CONV2D.operands[2])
+    operands = (CONV2D.operands[0], replace(CONV2D.operands[1], adapt=halve), CONV2D.operands[2])
     rows = table((replace(CONV2D, operands=operands),))
-    for narrow, want in ((False, WEIGHT), (True, replace(WEIGHT, quant_min=-64, quant_max=63))):
-        q = TableQuantizer(rows, narrow=narrow).set_global(CONFIG)
+    for target, want in (("any", WEIGHT), ("small", replace(WEIGHT, quant_min=-64, quant_max=63))):
+        q = TableQuantizer(rows, target=target).set_global(CONFIG)
         found = Annotated(lambda m, x: m.a(x), torch.randn(X), a=conv(), q=q)
         assert found.inputs(aten.conv2d.default) == [ACT, want]
 
 
 def test_adapted_specs_of_activations_on_every_target() -> None:
-    def shrink(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
+    def shrink(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
         return replace(spec, quant_min=0, quant_max=127)
 
     operands = (replace(CONV2D.operands[0], adapt=shrink), *CONV2D.operands[1:])

@@ -26,7 +26,7 @@ from qspec_core import (
     resolve_sharing,
 )
 from qspec_core.observers import MinMaxObserver
-from qspec_core.patterns import Mode, Reason, ReasonCode
+from qspec_core.patterns import Mode, Reason
 
 # Three configurations that an annotated graph shows apart: by the largest value of their weights.
 A, B, C = (replace(CONFIG, weight=replace(WEIGHT, quant_max=limit)) for limit in (127, 63, 31))
@@ -282,7 +282,7 @@ def test_selectors_may_name_what_folding_removes() -> None:
 
 def test_row_of_another_mode_gives_no_reasons() -> None:
     def refuse(node: Node) -> Reason | None:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "a reason of weights alone")
+        return Reason.unsupported("a reason of weights alone")
 
     weight_only = replace(LINEAR, name="linear.weight_only", modes=frozenset({Mode.WEIGHT_ONLY}), checks=(refuse,))
     rows = table((replace(LINEAR, modes=frozenset({Mode.STATIC})), weight_only))

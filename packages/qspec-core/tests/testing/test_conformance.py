@@ -33,7 +33,6 @@ from qspec_core.patterns import (
     PatternTable,
     PostOp,
     Reason,
-    ReasonCode,
     Row,
     activation,
 )
@@ -45,7 +44,7 @@ aten = torch.ops.aten
 STATIC = frozenset({Mode.STATIC})
 LINEAR = replace(core.LINEAR, chains=((core.HARDTANH,), ()), modes=frozenset({Mode.STATIC, Mode.DYNAMIC}))
 CONV2D = replace(core.CONV2D, chains=((core.ADD, core.RELU), (core.FLOAT_ADD,), ()), modes=STATIC)
-RELU = Row("relu", aten.relu.default, (activation("self"),), ((),), Flow.JOINS, STATIC, DELEGATED)
+RELU = Row("relu", aten.relu.default, (activation("self"),), Flow.JOINS, DELEGATED)
 ROWS = (CONV2D, LINEAR, core.ADD_ROW, core.CAT, core.POOL, core.VIEW, RELU)
 
 Edit = Callable[[GraphModule], object]
@@ -95,7 +94,6 @@ def device(rows: tuple[Row, ...] = ROWS, outputs: Outputs = Outputs.DEMAND, **fi
     """The device; `fields` replace those of its backend."""
     given: dict[str, Any] = {
         "name": "small",
-        "description": "for tests",
         "table": core.table(rows, outputs),
         "quantizer": quantizer_of(rows, outputs),
         "lower": lower,
@@ -144,7 +142,7 @@ READ_CASE = "linear + hardtanh, static, read by integers"
 
 def test_a_row_that_declines_every_call_fails() -> None:
     def declines(node: torch.fx.Node) -> Reason:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "never")
+        return Reason.unsupported("never")
 
     backend = device((CONV2D, replace(LINEAR, checks=(declines,))))
     message = failure(the_case(backend, LINEAR_CASE))

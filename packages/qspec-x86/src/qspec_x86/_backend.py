@@ -31,8 +31,7 @@ def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86In
         mode: when activations are quantized.
         target: class of the deployment CPU: "any", "vnni" or "native".
     """
-    narrow = resolve_target(target) != "vnni"
-    return X86InductorQuantizer(narrow=narrow).set_global(default_config(mode))
+    return X86InductorQuantizer(target=target).set_global(default_config(mode))
 
 
 def lower(
@@ -82,7 +81,6 @@ def lower_pt2e_quantized_to_x86(module: GraphModule, example_inputs: tuple[Any, 
 
 BACKEND = Backend(
     name="x86",
-    description="x86 CPUs: int8 kernels of oneDNN, compiled ahead of time, under torch.compile, or eager",
     table=TABLE,
     quantizer=default_quantizer,
     lower=lower,
@@ -90,6 +88,5 @@ BACKEND = Backend(
     targets=TARGETS,
     modes=frozenset(Mode),
     suffix=".pt2",
-    capabilities={"compile": True, "compiled_ahead_of_time": True, "activations": "uint8", "weights": "int8"},
 )
 """What the entry point `x86` of the group `qspec.backends.v1` names."""

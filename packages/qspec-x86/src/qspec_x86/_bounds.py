@@ -1,14 +1,11 @@
 """What is fused after a kernel: which clamps its saturation does for free, and what the kernel must be told."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from types import MappingProxyType
 
 import torch
-from torch.fx import Node
 
-from qspec_core.graph import argument
 from qspec_core.lowering import Quantized
 from qspec_core.patterns import Link
 from qspec_x86._parameters import plain_parameters
@@ -36,25 +33,12 @@ class Bounds:
         )
 
 
-def _relu(_node: Node) -> Bounds:
-    return Bounds(low=0.0)
-
-
-def _hardtanh(node: Node) -> Bounds:
-    return Bounds(float(argument(node, "min_val")), float(argument(node, "max_val")))
-
-
-_CLAMPS: Mapping[str, Callable[[Node], Bounds]] = MappingProxyType({"relu": _relu, "hardtanh": _hardtanh})
-
-
-_CURVES = frozenset({"hardswish", "swish"})
-
-
 def bounds_of(links: Sequence[Link]) -> Bounds:
-    """The one clamp that a chain of clamps amounts to."""
+    """The one clamp that equals a chain of clamps; post-ops of another kind are left out."""
     bounds = Bounds()
     for link in links:
-        bounds = bounds.then(_CLAMPS[link.post_op.kernel](link.node))
+        if link.post_op.clamp is not None:
+            bounds = bounds.then(Bounds(*link.post_op.clamp(link.node)))
     return bounds
 
 
@@ -107,7 +91,7 @@ def fused_output(links: Sequence[Link], quantized: Quantized | None) -> tuple[Ou
         links: one curve, or clamps.
         quantized: as in `output_of`.
     """
-    curves = [link.post_op.kernel for link in links if link.post_op.kernel in _CURVES]
+    curves = [link.post_op.kernel for link in links if link.post_op.clamp is None]
     if not curves:
         return output_of(bounds_of(links), quantized), quantized
     if quantized is None or (quantized.quant_min, quantized.quant_max) != (KERNEL_MIN, KERNEL_MAX):

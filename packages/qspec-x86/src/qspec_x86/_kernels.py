@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from qspec_core.lowering import Lowering, Quantized
 from qspec_x86._bounds import Output
+from qspec_x86._options import Options
 from qspec_x86._parameters import plain_parameters
 from qspec_x86._torch import size_hint
 from qspec_x86._weights import Weight
@@ -76,7 +77,7 @@ def _shape(x: Node) -> list[int] | None:
 
 
 def _packed(
-    lowering: Lowering, before: Node, x: Node, quantized: Quantized, weight: Weight, geometry: Geometry
+    lowering: Lowering[Options], before: Node, x: Node, quantized: Quantized, weight: Weight, geometry: Geometry
 ) -> tuple[Any, ...]:
     """The kernel's arguments up to the weight's zero points: input, its parameters, the packing of the weight.
 
@@ -98,7 +99,7 @@ def _packed(
 
 
 def insert_qconv(
-    lowering: Lowering,
+    lowering: Lowering[Options],
     before: Node,
     x: Node,
     quantized: Quantized,
@@ -127,7 +128,7 @@ def insert_qconv(
 
 
 def insert_qconv_sum(
-    lowering: Lowering,
+    lowering: Lowering[Options],
     before: Node,
     x: Node,
     quantized: Quantized,

@@ -14,6 +14,7 @@ from qspec_core.graph import called_operator, constant_value, fresh_attribute_na
 from qspec_core.lowering import lower_rows, on_device, require_converted
 from qspec_core.patterns import Reason, ReasonCode
 from qspec_x86._kernels import PACK_FOUR_BITS, PREPACK
+from qspec_x86._lowering import NARROWED
 from qspec_x86._options import Form, Options
 from qspec_x86._ranges import write_ranges
 from qspec_x86._rows import TABLE
@@ -111,9 +112,10 @@ def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
     resolved = resolve_target(target)
     converted = on_device(require_converted(converted, "lowering to x86"), "cpu")
     options = Options(form, full_range=resolved == "vnni")
-    found = lower_rows(converted, TABLE, target=resolved, options=options.as_mapping())
+    found = lower_rows(converted, TABLE, target=resolved, options=options)
+    narrowed = tuple(name for name, note in found.notes.items() if note is NARROWED)
     report = LoweringReport(
-        resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), tuple(options.narrowed)
+        resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), narrowed
     )
     write_ranges(found.module)
     _reshape_in_place_of_view(found.module)

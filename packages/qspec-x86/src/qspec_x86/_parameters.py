@@ -5,7 +5,7 @@ from torch.fx import Node
 
 from qspec_core import LoweringError
 from qspec_core.lowering import Quantized
-from qspec_core.patterns import Reason, ReasonCode
+from qspec_core.patterns import Reason
 
 __all__ = ["plain_parameters", "unfit_activation", "unfit_output"]
 
@@ -13,16 +13,16 @@ __all__ = ["plain_parameters", "unfit_activation", "unfit_output"]
 def unfit_activation(quantized: Quantized) -> Reason | None:
     """Why the kernels cannot take an activation with these parameters; None if they can."""
     if quantized.ch_axis is not None or (isinstance(quantized.scale, Node) and not quantized.is_dynamic):
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "an activation has a scale for each index of a dimension")
+        return Reason.unsupported("an activation has a scale for each index of a dimension")
     if quantized.dtype is not torch.uint8:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"an activation is {quantized.dtype}; the kernel takes uint8")
+        return Reason.unsupported(f"an activation is {quantized.dtype}; the kernel takes uint8")
     return None
 
 
 def unfit_output(quantized: Quantized) -> Reason | None:
     """Why the kernels cannot write an activation with these parameters; None if they can."""
     if quantized.is_dynamic:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "an activation has parameters that are no plain numbers")
+        return Reason.unsupported("an activation has parameters that are no plain numbers")
     return unfit_activation(quantized)
 
 

@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 
 from qspec_core import QuantizationConfig, SelectorError, TableQuantizer
 from qspec_x86._rows import TABLE
+from qspec_x86._target import resolve_target
 
 __all__ = ["X86InductorQuantizer"]
 
@@ -33,12 +34,15 @@ class X86InductorQuantizer(TableQuantizer):
     """Annotates what runs in int8 kernels of oneDNN.
 
     Args:
-        narrow: choose scales of weights for CPUs without VNNI, where two products must fit 16 bits. Weights quantized
-            without are brought there on lowering, at some loss.
+        target: class of the deployment CPU: "vnni", "any" or "native". For "any", scales of weights suit CPUs without
+            VNNI, where two products must fit 16 bits. Weights quantized for "vnni" and lowered for "any" are quantized
+            again, at some loss.
+
+    Raises: BackendError: there is no such target.
     """
 
-    def __init__(self, *, narrow: bool = False) -> None:
-        super().__init__(TABLE, narrow=narrow)
+    def __init__(self, *, target: str = "vnni") -> None:
+        super().__init__(TABLE, target=resolve_target(target))
 
     def set_module_name_qconfig(self, module_name: str, quantization_config: QuantizationConfig | None) -> Self:
         """Configure the module of this path; the same as `set_module_name`."""

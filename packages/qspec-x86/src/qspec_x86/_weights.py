@@ -8,8 +8,9 @@ from torch.fx import Node
 
 from qspec_core.graph import constant_value
 from qspec_core.lowering import Lowering, quantized_operand
-from qspec_core.patterns import Match, Reason, ReasonCode
+from qspec_core.patterns import Match, Reason
 from qspec_x86._observer import pair_sums
+from qspec_x86._options import Options
 
 __all__ = ["Weight", "narrow_weight", "read_weight"]
 
@@ -29,35 +30,31 @@ class Weight:
     scale: Tensor
 
 
-def _declined(detail: str) -> Reason:
-    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
-
-
-def read_weight(match: Match, lowering: Lowering) -> Weight | Reason:
+def read_weight(match: Match, lowering: Lowering[Options]) -> Weight | Reason:
     """The integers and scales of a match's weight, or the reason why the kernels cannot take them."""
     found = quantized_operand(match, "weight")
     integers = constant_value(lowering.module, found.integers)
     if integers is None:
-        return _declined("the weight is computed when the model runs, so it cannot be packed")
+        return Reason.unsupported("the weight is computed when the model runs, so it cannot be packed")
     if integers.dtype is not torch.int8:
-        return _declined(f"the weight is {integers.dtype}; the kernels take int8")
+        return Reason.unsupported(f"the weight is {integers.dtype}; the kernels take int8")
     axis = next(operand.ch_axis or 0 for operand in match.row.operands if operand.name == "weight")
     if found.ch_axis not in (None, axis):
-        return _declined(
+        return Reason.unsupported(
             f"the weight has its scales along dimension {found.ch_axis}; the kernels take dimension {axis}"
         )
     scale = _numbers(found.scale, lowering)
     zero_point = _numbers(0 if found.zero_point is None else found.zero_point, lowering)
     if scale is None or zero_point is None:
-        return _declined("the weight's scale is computed when the model runs")
+        return Reason.unsupported("the weight's scale is computed when the model runs")
     if bool((zero_point != 0).any()):
-        return _declined("the weight has a zero point other than 0; the kernels take symmetric weights")
+        return Reason.unsupported("the weight has a zero point other than 0; the kernels take symmetric weights")
     outputs = integers.shape[axis]
     # qlinear_prepack and its kin read storage as if it were contiguous: other strides give garbage, silently.
     return Weight(integers.detach().contiguous(), scale.to(torch.float32).reshape(-1).expand(outputs).contiguous())
 
 
-def _numbers(value: float | Node, lowering: Lowering) -> Tensor | None:
+def _numbers(value: float | Node, lowering: Lowering[Options]) -> Tensor | None:
     """A parameter given as a number or as a constant; None if it is computed."""
     if isinstance(value, Node):
         constant = constant_value(lowering.module, value)

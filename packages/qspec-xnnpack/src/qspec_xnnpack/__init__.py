@@ -20,7 +20,6 @@ __all__ = [
 
 BACKEND = Backend(
     name="xnnpack",
-    description="mobile CPUs: a .pte program for ExecuTorch's XNNPACK delegate",
     table=TABLE,
     quantizer=default_quantizer,
     lower=lower,

@@ -80,7 +80,7 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
         module = copy_graph_module(converted)
         to_delegate_form(module)
         attention_to_products(module)
-        context = Lowering(module, "any")
+        context = Lowering(module, "any", None)
         matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
         for match in matches:
             for node in match.nodes:
@@ -89,7 +89,7 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
         return wrap_graph(module, module.graph), {match.anchor.name: match for match in matches}
 
 
-def _is_quantized(match: Match, context: Lowering) -> bool:
+def _is_quantized(match: Match, context: Lowering[None]) -> bool:
     """Whether its row quantized a match: a static one whose result no reader takes as integers was not."""
     inputs = (quantized_value(node) for _, node in match.inputs(Role.ACTIVATION))
     return any(found is not None and found.is_dynamic for found in inputs) or context.requantize(match.tail) is not None

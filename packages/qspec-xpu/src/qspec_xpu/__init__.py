@@ -32,7 +32,6 @@ def _lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str)
 
 BACKEND = Backend(
     name="xpu",
-    description="Intel GPUs through oneDNN: an empty table in this version, quantizes nothing",
     table=PatternTable(rows=(), outputs=Outputs.DEMAND),
     quantizer=_quantizer,
     lower=_lower,

@@ -25,7 +25,7 @@ _MODES = frozenset({Mode.WEIGHT_ONLY})
 
 
 def _row(name: str, anchor: OpOverload) -> Row:
-    return Row(name, anchor, (weight("weight", ch_axis=0),), ((),), Flow.STARTS, _MODES, DELEGATED)
+    return Row(name, anchor, (weight("weight", ch_axis=0),), Flow.STARTS, DELEGATED, modes=_MODES)
 
 
 _TABLE = PatternTable(

@@ -40,12 +40,12 @@ class TableQuantizer(Quantizer):
 
     Args:
         table: the device's rows.
-        narrow: apply the rows' narrower weight specs, for a deployment target that needs them.
+        target: class of the deployment device, which the rows' `adapt` hooks are given.
     """
 
-    def __init__(self, table: PatternTable, *, narrow: bool = False) -> None:
+    def __init__(self, table: PatternTable, *, target: str = "any") -> None:
         self.table = table
-        self.narrow = narrow
+        self.target = target
         self._selection = Selection()
 
     def set_global(self, config: QuantizationConfig | None) -> Self:
@@ -147,10 +147,8 @@ class TableQuantizer(Quantizer):
             spec = _of_role(config, operand)
             if spec is None:
                 continue
-            if self.narrow and operand.narrow is not None:
-                spec = operand.narrow(match.anchor, spec)
             if operand.adapt is not None:
-                spec = operand.adapt(match.anchor, spec)
+                spec = operand.adapt(match.anchor, spec, self.target)
             yield node, consumer, spec
         for link in match.links:
             if link.post_op.other is OtherRole.QUANTIZED and config.input_activation is not None:
@@ -191,6 +189,8 @@ def _of_role(config: QuantizationConfig, operand: Operand) -> QuantizationSpec |
         return config.input_activation
     if operand.role is Role.BIAS:
         return config.bias
+    if operand.role is Role.CONSTANT:
+        return None
     spec = config.weight
     if spec is None or spec.ch_axis is None or operand.ch_axis is None or spec.ch_axis == operand.ch_axis:
         return spec
@@ -216,18 +216,18 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
             return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
         if node.meta["val"].dtype is torch.float64:
             detail = f"operand {operand.name} is torch.float64, which the quantize operators do not take"
-            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
+            return Reason.unsupported(detail)
     for operand in match.row.operands:
         spec = _of_role(config, operand)
         refusal = operand.refuses(match.anchor, spec) if operand.refuses is not None and spec is not None else None
         if refusal is not None:
             return refusal
-        if operand.role is not Role.WEIGHT:
+        if operand.role not in (Role.WEIGHT, Role.CONSTANT):
             continue
         if ops.is_dequantize(match.operand(operand.name)):
             return Reason(ReasonCode.ALREADY_QUANTIZED, f"operand {operand.name} is dequantized from integers")
         if constant_value(model, match.operand(operand.name)) is None:
-            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"operand {operand.name} is computed, not a constant")
+            return Reason.unsupported(f"operand {operand.name} is computed, not a constant")
     if match.row.has_weight or mode is not Mode.WEIGHT_ONLY:
         return None if computes_float(match.anchor) else Reason(ReasonCode.NOT_FLOATING_POINT)
     return Reason(ReasonCode.UNSUPPORTED_MODE, "there is no weight to quantize")

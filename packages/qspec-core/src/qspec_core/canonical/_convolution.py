@@ -5,7 +5,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
-from qspec_core.graph import argument, calls, is_float
+from qspec_core.graph import argument, calls, expand_integers, is_float
 
 __all__ = ["canonicalize_convolutions"]
 
@@ -54,7 +54,7 @@ def _number_the_padding(module: GraphModule, node: Node) -> None:
     spatial = _NAMED_PADDING[node.target]  # type: ignore[index]  # calls() found it by them
     weight = argument(node, "weight")
     kernel = tuple(weight.meta["val"].shape[2:])
-    dilation = _repeated(argument(node, "dilation"), spatial)
+    dilation = expand_integers(argument(node, "dilation"), spatial)
     padding, extra = [0] * spatial, [0] * spatial
     if argument(node, "padding") == "same":
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -70,7 +70,3 @@ def _number_the_padding(module: GraphModule, node: Node) -> None:
         source, padding = padded, [0] * spatial
     rest = (argument(node, "stride"), padding, argument(node, "dilation"), argument(node, "groups"))
     retarget(node, _FORWARD[spatial], source, weight, argument(node, "bias"), *rest)
-
-
-def _repeated(values: list[int], count: int) -> list[int]:
-    return list(values) * count if len(values) == 1 else list(values)

@@ -1,5 +1,6 @@
 """The one accessor of operands: by the name in the operator's schema, whether given by position, keyword or default."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -13,6 +14,7 @@ __all__ = [
     "argument_names",
     "called_operator",
     "calls",
+    "expand_integers",
     "is_call",
     "replace_argument",
     "written_arguments",
@@ -96,6 +98,12 @@ def argument(node: Node, name: str) -> Any:  # an operand can be any of fx's arg
         expected=", ".join(names),
         remedy="name an operand of the operator's schema",
     )
+
+
+def expand_integers(values: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """One integer for each of `count` dimensions, from an argument that may give one for all of them."""
+    items = (values,) if isinstance(values, int) else tuple(values)
+    return items * count if len(items) == 1 else items
 
 
 def replace_argument(node: Node, name: str, value: Any) -> None:  # as in `argument`

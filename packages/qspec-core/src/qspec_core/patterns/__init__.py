@@ -1,35 +1,21 @@
-"""The pattern-table language: rows as data, and the one matcher that finds them in a graph."""
+"""The pattern-table language: rows as data, and the matcher that finds them in a graph."""
 
-from qspec_core.graph import (
-    argument,
-    argument_names,
-    called_operator,
-    calls,
-    is_call,
-    replace_argument,
-    written_arguments,
-)
-from qspec_core.patterns._matcher import Link, Match, Matching, match_rows
-from qspec_core.patterns._rows import (
-    DELEGATED,
-    Delegated,
-    Flow,
-    Mode,
+from qspec_core.patterns._flow import Flow, Mode, Outputs
+from qspec_core.patterns._matcher import Matching, match_rows
+from qspec_core.patterns._operands import (
     Operand,
     OtherRole,
-    Outputs,
-    PatternTable,
     PostOp,
     PreOp,
-    Reason,
-    ReasonCode,
     Role,
-    Row,
     activation,
     activations,
     bias,
+    constant,
     weight,
 )
+from qspec_core.patterns._reasons import Note, Reason, ReasonCode
+from qspec_core.patterns._rows import DELEGATED, Delegated, Link, Match, PatternTable, Row
 
 __all__ = [
     "DELEGATED",
@@ -39,6 +25,7 @@ __all__ = [
     "Match",
     "Matching",
     "Mode",
+    "Note",
     "Operand",
     "OtherRole",
     "Outputs",
@@ -51,14 +38,8 @@ __all__ = [
     "Row",
     "activation",
     "activations",
-    "argument",
-    "argument_names",
     "bias",
-    "called_operator",
-    "calls",
-    "is_call",
+    "constant",
     "match_rows",
-    "replace_argument",
     "weight",
-    "written_arguments",
 ]

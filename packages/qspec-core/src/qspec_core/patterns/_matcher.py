@@ -2,95 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch.fx import Graph, Node
 
 from qspec_core._torch import OpOverload
 from qspec_core.graph import argument, argument_names, is_call
-from qspec_core.patterns._rows import Operand, PostOp, PreOp, Reason, ReasonCode, Role, Row
+from qspec_core.patterns._operands import PostOp, PreOp
+from qspec_core.patterns._reasons import Reason, ReasonCode
+from qspec_core.patterns._rows import Link, Match, Row
 
-__all__ = ["Link", "Match", "Matching", "match_rows"]
-
-
-@dataclass(frozen=True)
-class Link:
-    """One post-op of a match.
-
-    Args:
-        post_op: the entry of the row's chain.
-        previous: the node whose value it takes.
-        node: the node that computes it.
-    """
-
-    post_op: PostOp
-    previous: Node
-    node: Node
-
-    @property
-    def other(self) -> Any:  # an operand can be any of fx's argument types
-        """Second operand of a binary post-op, read from the graph as it is now; None for a unary one."""
-        if self.post_op.other is None:
-            return None
-        first, second = (argument(self.node, name) for name in argument_names(self.post_op.target)[:2])
-        return second if first is self.previous else first
-
-
-@dataclass(frozen=True)
-class Match:
-    """A row found at an anchor. Operands are read when asked for, since lowering replaces the nodes that produce them.
-
-    Args:
-        row: the row.
-        anchor: the node that calls the row's anchor.
-        links: the post-ops found after it, in order.
-        absorbed: for each operand that takes in an operator before it, that operator's node.
-    """
-
-    row: Row
-    anchor: Node
-    links: tuple[Link, ...]
-    absorbed: Mapping[str, tuple[PreOp, Node]]
-
-    @property
-    def tail(self) -> Node:
-        """Node that holds the match's result."""
-        return self.links[-1].node if self.links else self.anchor
-
-    @property
-    def nodes(self) -> tuple[Node, ...]:
-        """All nodes that the match claims: what it absorbs, the anchor, its post-ops."""
-        return (*(node for _, node in self.absorbed.values()), self.anchor, *(link.node for link in self.links))
-
-    @property
-    def label(self) -> str:
-        """The row's name with the chain found: `conv2d + add + relu`."""
-        return " + ".join((self.row.name, *(link.post_op.kernel for link in self.links)))
-
-    def consumer(self, operand: Operand) -> Node:
-        """Node that reads the operand: the anchor, or the operator that the kernel absorbs before it."""
-        return self.absorbed[operand.name][1] if operand.name in self.absorbed else self.anchor
-
-    def operand(self, name: str) -> Any:  # as in Link.other
-        """Value of an operand of the anchor as the graph is now, taken before whatever the kernel absorbs."""
-        if name in self.absorbed:
-            pre_op, node = self.absorbed[name]
-            return argument(node, pre_op.operand)
-        return argument(self.anchor, name)
-
-    def inputs(self, *roles: Role) -> tuple[tuple[Operand, Node], ...]:
-        """Nodes of the operands of these roles (all roles if none is given), with the operand, in schema order.
-
-        A list operand gives one pair for each tensor; an operand that is not a node gives none.
-        """
-        pairs = []
-        for operand in self.row.operands:
-            if roles and operand.role not in roles:
-                continue
-            value = self.operand(operand.name)
-            values = value if isinstance(value, list | tuple) else (value,)
-            pairs += [(operand, item) for item in values if isinstance(item, Node)]
-        return tuple(pairs)
+__all__ = ["Matching", "match_rows"]
 
 
 @dataclass(frozen=True)
@@ -99,13 +20,11 @@ class Matching:
 
     Args:
         matches: in the order of their anchors in the graph.
-        claimed: the match of each claimed node.
         declined: for each anchor that no row took, the reason of the last row that looked at it, other than that it
             has another mode.
     """
 
     matches: tuple[Match, ...]
-    claimed: Mapping[Node, Match]
     declined: Mapping[Node, Reason]
 
 
@@ -154,7 +73,7 @@ def match_rows(
             elif anchor not in declined or found.code is not ReasonCode.UNSUPPORTED_MODE:
                 declined[anchor] = found
     matches.sort(key=_position(order))
-    return Matching(tuple(matches), claimed, {n: r for n, r in declined.items() if n not in claimed})
+    return Matching(tuple(matches), {n: r for n, r in declined.items() if n not in claimed})
 
 
 def _position(order: Mapping[Node, int]) -> Callable[[Match], int]:
@@ -180,11 +99,7 @@ def _match_anchor(row: Row, anchor: Node, claimed: Mapping[Node, Match], accept:
         reason = None if accept is None else accept(candidate)
         if reason is None:
             return candidate
-    return (
-        reason
-        if reason is not None
-        else Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"row {row.name} needs one of its chains")
-    )
+    return reason if reason is not None else Reason.unsupported(f"row {row.name} needs one of its chains")
 
 
 def _absorbed(row: Row, anchor: Node, claimed: Mapping[Node, Match]) -> Iterator[tuple[str, tuple[PreOp, Node]]]:
@@ -206,9 +121,9 @@ def _links(chain: Sequence[PostOp], anchor: Node, claimed: Mapping[Node, Match])
     for post_op in chain:
         node = next(iter(previous.users), None)
         if node is None or len(previous.users) != 1 or node in claimed or not is_call(node, post_op.target):
-            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"no {post_op.kernel} follows as the one reader")
+            return Reason.unsupported(f"no {post_op.kernel} follows as the one reader")
         if post_op.other is not None and not _is_binary_with(node, previous):
-            return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, f"{post_op.kernel} has no second tensor of its own")
+            return Reason.unsupported(f"{post_op.kernel} has no second tensor of its own")
         if post_op.check is not None:
             reason = post_op.check(previous, node)
             if reason is not None:

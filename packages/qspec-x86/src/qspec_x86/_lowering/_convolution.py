@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 from torch.fx import Node
 
-from qspec_core.graph import argument
+from qspec_core.graph import argument, expand_integers
 from qspec_core.lowering import Lowering, quantized_value
-from qspec_core.patterns import Match, Reason
+from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._bounds import Output, bounds_of, fused_output, output_of
 from qspec_x86._kernels import Geometry, insert_qconv, insert_qconv_sum
-from qspec_x86._lowering._layer import Layer, finish, read_layer, repeated, requantize, reshaped
-from qspec_x86._options import Form, options_of
+from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize, reshaped
+from qspec_x86._options import Form, Options
 from qspec_x86._parameters import unfit_output
 from qspec_x86._weights import Weight
 
@@ -23,7 +23,7 @@ _HEIGHT = 2
 _VOLUME = 3
 
 
-def lower_convolution(match: Match, lowering: Lowering) -> Reason | None:
+def lower_convolution(match: Match, lowering: Lowering[Options]) -> Reason | Note | None:
     """Lower a convolution with its clamp or curve, or with its residual sum.
 
     The portable form leaves the sum to the compiler, which fuses it at no cost; the eager form puts it into the kernel.
@@ -33,29 +33,29 @@ def lower_convolution(match: Match, lowering: Lowering) -> Reason | None:
         return layer
     if match.links and match.links[0].post_op.other is not None:
         _lower_sum(match, lowering, layer)
-        return None
+        return layer.note
     output, quantized = fused_output(match.links, requantize(lowering, match.tail))
     if _dimensions(match) == _VOLUME and output.attr != "none":
         _lower_alone(match, lowering, layer)
-        return None
+        return layer.note
     x, weight, geometry = _image(match, lowering, layer)
     result = insert_qconv(lowering, match.tail, x, layer.x, weight, layer.bias, geometry, output)
     finish(lowering, match.tail, _back(match, lowering, match.tail, result), quantized)
-    return None
+    return layer.note
 
 
-def _lower_alone(match: Match, lowering: Lowering, layer: Layer) -> None:
+def _lower_alone(match: Match, lowering: Lowering[Options], layer: Layer) -> None:
     """Lower the anchor to float; the compiler fuses what follows it."""
     x, weight, geometry = _image(match, lowering, layer)
     result = insert_qconv(lowering, match.anchor, x, layer.x, weight, layer.bias, geometry, Output())
     finish(lowering, match.anchor, _back(match, lowering, match.anchor, result), None)
 
 
-def _lower_sum(match: Match, lowering: Lowering, layer: Layer) -> None:
+def _lower_sum(match: Match, lowering: Lowering[Options], layer: Layer) -> None:
     other, quantized = quantized_value(match.links[0].other), requantize(lowering, match.tail)
     output = output_of(bounds_of(match.links[1:]), quantized)
     # The kernel's sum writes uint8 and takes no clamp but relu. The portable form leaves every sum to the compiler.
-    in_kernel = options_of(lowering).form is Form.EAGER and quantized is not None and output.attr != "hardtanh"
+    in_kernel = lowering.options.form is Form.EAGER and quantized is not None and output.attr != "hardtanh"
     if other is None or unfit_output(other) is not None or not in_kernel:
         _lower_alone(match, lowering, layer)
         return
@@ -70,11 +70,11 @@ def _dimensions(match: Match) -> int:
     return {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.default: _VOLUME}[match.row.anchor]
 
 
-def _image(match: Match, lowering: Lowering, layer: Layer) -> tuple[Node, Weight, Geometry]:
+def _image(match: Match, lowering: Lowering[Options], layer: Layer) -> tuple[Node, Weight, Geometry]:
     """Input, weight and geometry; of a convolution over one dimension, those of the same one over two."""
     count, x, weight = _dimensions(match), layer.x.integers, layer.weight
     lists = (argument(match.anchor, name) for name in ("stride", "padding", "dilation"))
-    stride, padding, dilation = (repeated(values, count) for values in lists)
+    stride, padding, dilation = (expand_integers(values, count) for values in lists)
     if count == 1:
         x = reshaped(lowering, match.anchor, x, aten.unsqueeze.default, _HEIGHT)
         weight = Weight(weight.integers.unsqueeze(_HEIGHT), weight.scale)
@@ -82,6 +82,6 @@ def _image(match: Match, lowering: Lowering, layer: Layer) -> tuple[Node, Weight
     return x, weight, Geometry(stride, padding, dilation, argument(match.anchor, "groups"))
 
 
-def _back(match: Match, lowering: Lowering, before: Node, result: Node) -> Node:
+def _back(match: Match, lowering: Lowering[Options], before: Node, result: Node) -> Node:
     """The kernel's result in the shape of the convolution's."""
     return lowering.call(before, aten.squeeze.dim, result, _HEIGHT) if _dimensions(match) == 1 else result

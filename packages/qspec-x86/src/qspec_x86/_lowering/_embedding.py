@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from qspec_core.graph import argument, constant_value
 from qspec_core.lowering import Lowering, quantized_operand
-from qspec_core.patterns import Match, Reason, ReasonCode
+from qspec_core.patterns import Match, Reason
+from qspec_x86._options import Options
 
 __all__ = ["lower_embedding", "lower_embedding_bag"]
 
@@ -39,7 +40,7 @@ class _Table:
     quant_max: int
 
 
-def _table(match: Match, lowering: Lowering) -> _Table | Reason:
+def _table(match: Match, lowering: Lowering[Options]) -> _Table | Reason:
     found = quantized_operand(match, "weight")
     integers = constant_value(lowering.module, found.integers)
     numbers = [
@@ -47,9 +48,9 @@ def _table(match: Match, lowering: Lowering) -> _Table | Reason:
         for value in (found.scale, found.zero_point)
     ]
     if integers is None or numbers[0] is None or numbers[1] is None:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "the table is computed when the model runs")
+        return Reason.unsupported("the table is computed when the model runs")
     if found.ch_axis not in (None, 0) or found.group_size is not None:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "the table has no scale for each row, or for all")
+        return Reason.unsupported("the table has no scale for each row, or for all")
     scale, zero_point = (
         value.detach().to(torch.float32).reshape(-1).expand(len(integers)).contiguous()[:, None]
         for value in (numbers[0], numbers[1])
@@ -57,7 +58,7 @@ def _table(match: Match, lowering: Lowering) -> _Table | Reason:
     return _Table(integers.detach(), scale, zero_point, found.quant_min, found.quant_max)
 
 
-def lower_embedding(match: Match, lowering: Lowering) -> Reason | None:
+def lower_embedding(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower a lookup: the integers of the rows, their scales and zero points are looked up, and multiplied after."""
     table = _table(match, lowering)
     if isinstance(table, Reason):
@@ -84,7 +85,7 @@ def lower_embedding(match: Match, lowering: Lowering) -> Reason | None:
     return None
 
 
-def lower_embedding_bag(match: Match, lowering: Lowering) -> Reason | None:
+def lower_embedding_bag(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower sums of rows to the kernel of tables whose rows hold their own scale and smallest value."""
     table = _table(match, lowering)
     if isinstance(table, Reason):

@@ -5,9 +5,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from qspec_core import ops
-from qspec_core.graph import argument, replace_argument
+from qspec_core.graph import argument, expand_integers, replace_argument
 from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
 from qspec_core.patterns import Match, Reason, ReasonCode
+from qspec_x86._options import Options
 from qspec_x86._parameters import plain_parameters
 
 __all__ = ["lower_cat", "lower_max_pool2d", "lower_pad", "lower_view"]
@@ -16,23 +17,19 @@ aten = torch.ops.aten
 _MAX_POOL = torch.ops.quantized.max_pool2d.default
 
 
-def _declined(detail: str) -> Reason:
-    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
-
-
 def _unfit(match: Match, source: Quantized) -> Reason | None:
     """Why integers cannot pass: no reader takes them, or their parameters change on the way."""
     if source.ch_axis is not None:
-        return _declined("the scales lie along a channel, which the operator may move")
+        return Reason.unsupported("the scales lie along a channel, which the operator may move")
     readers = [found for found in map(quantized_value, match.tail.users) if found is not None]
     if not readers:
         return Reason(ReasonCode.NO_INTEGER_READER, "nothing that reads it takes integers")
     if any(found.parameters != source.parameters for found in readers):
-        return _declined("its output has other parameters than its input")
+        return Reason.unsupported("its output has other parameters than its input")
     return None
 
 
-def _pass_on(lowering: Lowering, match: Match, integers: Node, source: Quantized) -> None:
+def _pass_on(lowering: Lowering[Options], match: Match, integers: Node, source: Quantized) -> None:
     """Let the readers that quantize take `integers`, and each float reader a dequantize of them."""
     tail = match.tail
     value = tail.meta.get("val")
@@ -54,7 +51,7 @@ def _same(node: Node) -> Node:
     return node
 
 
-def lower_view(match: Match, lowering: Lowering) -> Reason | None:
+def lower_view(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower an operator that only moves elements: the same operator, on the integers."""
     source = quantized_operand(match, match.row.activations[0].name)
     reason = _unfit(match, source)
@@ -67,14 +64,14 @@ def lower_view(match: Match, lowering: Lowering) -> Reason | None:
     return None
 
 
-def lower_pad(match: Match, lowering: Lowering) -> Reason | None:
+def lower_pad(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower a constant pad: the integer that stands for the value is what pads."""
     source = quantized_operand(match, "self")
     reason = _unfit(match, source)
     if reason is not None:
         return reason
     if source.is_dynamic:
-        return _declined("the integer of the padding value is known only when the model runs")
+        return Reason.unsupported("the integer of the padding value is known only when the model runs")
     value = argument(match.anchor, "value")
     scale, zero_point = plain_parameters(source)
     steps = round((0.0 if value is None else float(value)) / scale) + zero_point
@@ -85,17 +82,17 @@ def lower_pad(match: Match, lowering: Lowering) -> Reason | None:
     return None
 
 
-def lower_max_pool2d(match: Match, lowering: Lowering) -> Reason | None:
+def lower_max_pool2d(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower max pooling: the order of the integers is that of the floats. Its padding never wins."""
     source = quantized_operand(match, "self")
     reason = _unfit(match, source)
     if reason is not None:
         return reason
     if source.dtype not in (torch.uint8, torch.int8):
-        return _declined(f"the input is {source.dtype}; the kernel takes uint8 and int8")
+        return Reason.unsupported(f"the input is {source.dtype}; the kernel takes uint8 and int8")
     anchor = match.anchor
     names = ("kernel_size", "stride", "padding", "dilation")
-    sizes = {name: _pair(argument(anchor, name)) for name in names}
+    sizes = {name: list(expand_integers(argument(anchor, name), 2)) for name in names}
     sizes["stride"] = sizes["stride"] or sizes["kernel_size"]
     arguments = [sizes[name] for name in names]
     pooled = lowering.call(match.tail, _MAX_POOL, source.integers, *arguments, argument(anchor, "ceil_mode"))
@@ -103,19 +100,14 @@ def lower_max_pool2d(match: Match, lowering: Lowering) -> Reason | None:
     return None
 
 
-def _pair(values: int | list[int]) -> list[int]:
-    items = [values] if isinstance(values, int) else list(values)
-    return items * 2 if len(items) == 1 else items
-
-
-def lower_cat(match: Match, lowering: Lowering) -> Reason | None:
+def lower_cat(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower a concatenation of tensors that all have the parameters of the result."""
     sources = [quantized_value(node) for _, node in match.inputs()]
     found = [source for source in sources if source is not None]
     if len(found) != len(argument(match.anchor, "tensors")):
         return Reason(ReasonCode.INPUT_NOT_QUANTIZED, "an input is not a tensor of the graph")
     if any(source.parameters != found[0].parameters for source in found):
-        return _declined("the inputs have different parameters")
+        return Reason.unsupported("the inputs have different parameters")
     reason = _unfit(match, found[0])
     if reason is not None:
         return reason

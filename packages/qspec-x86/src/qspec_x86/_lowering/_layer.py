@@ -8,29 +8,42 @@ from torch import Tensor
 from torch.fx import Node
 
 from qspec_core.lowering import Lowering, Quantized, quantized_operand
-from qspec_core.patterns import Match, Reason
+from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._depthwise import is_depthwise
-from qspec_x86._options import options_of
+from qspec_x86._options import Options
 from qspec_x86._parameters import unfit_activation, unfit_output
 from qspec_x86._weights import Weight, narrow_weight, read_weight
 
-__all__ = ["Layer", "finish", "output_shape", "read_layer", "repeated", "requantize", "reshaped"]
+__all__ = ["NARROWED", "Layer", "finish", "output_shape", "read_layer", "requantize", "reshaped"]
+
+
+NARROWED = Note("its weight was quantized again to fewer bits, since the CPU may sum two products in 16 bits")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The operands of a convolution or linear match, as its kernel takes them."""
+    """The operands of a convolution or linear match, as its kernel takes them.
+
+    Args:
+        x: the activation.
+        weight: the weight.
+        bias: node of the bias; None where there is none.
+        note: what the report says about the weight; None where it is used as it was quantized.
+    """
 
     x: Quantized
     weight: Weight
     bias: Node | None
+    note: Note | None = None
 
 
 def _as_it_is(weight: Weight) -> Weight:
     return weight
 
 
-def read_layer(match: Match, lowering: Lowering, arranged: Callable[[Weight], Weight] = _as_it_is) -> Layer | Reason:
+def read_layer(
+    match: Match, lowering: Lowering[Options], arranged: Callable[[Weight], Weight] = _as_it_is
+) -> Layer | Reason:
     """The operands of a match; the weight, `arranged` for the kernel, given a coarser scale where the deployment CPU
     may sum in 16 bits.
     """
@@ -42,28 +55,20 @@ def read_layer(match: Match, lowering: Lowering, arranged: Callable[[Weight], We
     if isinstance(weight, Reason):
         return weight
     weight = arranged(weight)
-    options = options_of(lowering)
-    if not options.full_range and not is_depthwise(match.anchor):
+    narrowed: Weight | None = None
+    if not lowering.options.full_range and not is_depthwise(match.anchor):
         narrowed = narrow_weight(weight, x.quant_max)
-        if narrowed is not None:
-            options.narrowed.append(match.anchor.name)
-            weight = narrowed
-    return Layer(x, weight, match.operand("bias"))
+    bias = match.operand("bias")
+    return Layer(x, weight, bias) if narrowed is None else Layer(x, narrowed, bias, NARROWED)
 
 
-def requantize(lowering: Lowering, tail: Node) -> Quantized | None:
+def requantize(lowering: Lowering[Options], tail: Node) -> Quantized | None:
     """The quantize that the kernel may do for all readers of `tail`; None if they take the float, or another dtype."""
     quantized = lowering.requantize(tail)
     return None if quantized is None or unfit_output(quantized) is not None else quantized
 
 
-def repeated(values: int | list[int], count: int) -> tuple[int, ...]:
-    """One number for each dimension, of an argument that may give one for all."""
-    items = [values] if isinstance(values, int) else list(values)
-    return tuple(items * count if len(items) == 1 else items)
-
-
-def reshaped(lowering: Lowering, before: Node, value: Node, target: object, *arguments: object) -> Node:
+def reshaped(lowering: Lowering[Options], before: Node, value: Node, target: object, *arguments: object) -> Node:
     """`value` moved by an operator that computes nothing, with the metadata that follows."""
     moved = lowering.call(before, target, value, *arguments)
     fake = value.meta.get("val")
@@ -72,7 +77,7 @@ def reshaped(lowering: Lowering, before: Node, value: Node, target: object, *arg
     return moved
 
 
-def output_shape(lowering: Lowering, anchor: Node, source: Node) -> list[int | Node]:
+def output_shape(lowering: Lowering[Options], anchor: Node, source: Node) -> list[int | Node]:
     """Sizes of a linear's result: numbers, and -1 for a lone symbolic one; several, any of which may be 0, are read
     from `source`, its input.
     """
@@ -87,7 +92,7 @@ def output_shape(lowering: Lowering, anchor: Node, source: Node) -> list[int | N
     return sizes
 
 
-def finish(lowering: Lowering, tail: Node, result: Node, quantized: Quantized | None) -> None:
+def finish(lowering: Lowering[Options], tail: Node, result: Node, quantized: Quantized | None) -> None:
     """Put `result` in the place of `tail`, or of the quantizes that read it."""
     if quantized is None:
         result.meta = dict(tail.meta)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from qspec_core.lowering import Lowering
-from qspec_core.patterns import Match, Reason
+from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._bounds import fused_output
 from qspec_x86._kernels import Geometry, insert_qconv
 from qspec_x86._lowering._layer import finish, output_shape, read_layer, requantize
+from qspec_x86._options import Options
 from qspec_x86._weights import Weight
 
 __all__ = ["lower_linear"]
@@ -18,7 +19,7 @@ aten = torch.ops.aten
 _POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 
-def lower_linear(match: Match, lowering: Lowering) -> Reason | None:
+def lower_linear(match: Match, lowering: Lowering[Options]) -> Reason | Note | None:
     """Lower a linear layer with its clamp or curve, as a 1x1 convolution over (1, features, rows, 1), which is
     channels-last as it stands.
     """
@@ -39,4 +40,4 @@ def lower_linear(match: Match, lowering: Lowering) -> Reason | None:
     back = lowering.call(tail, aten.permute.default, result, [0, 2, 3, 1])
     shaped = lowering.call(tail, aten.reshape.default, back, output_shape(lowering, match.anchor, layer.x.integers))
     finish(lowering, tail, shaped, quantized)
-    return None
+    return layer.note

@@ -11,12 +11,13 @@ from math import prod
 import torch
 from torch.fx import Node
 
-from qspec_core.graph import argument, constant_value
+from qspec_core.graph import argument, constant_value, expand_integers
 from qspec_core.lowering import Lowering
-from qspec_core.patterns import Match, Reason, ReasonCode
+from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._bounds import Output, fused_output
 from qspec_x86._kernels import Geometry, insert_qconv
-from qspec_x86._lowering._layer import Layer, finish, read_layer, repeated, requantize, reshaped
+from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize, reshaped
+from qspec_x86._options import Options
 from qspec_x86._weights import Weight
 
 __all__ = ["Turns", "lower_transposed", "turns_of"]
@@ -68,17 +69,17 @@ def turns_of(node: Node) -> tuple[Turns, ...] | None:
     weight = argument(node, "weight").meta["val"]
     kernel = tuple(weight.shape[2:])
     names = ("stride", "padding", "output_padding", "dilation")
-    numbers = [repeated(argument(node, name), len(kernel)) for name in names]
+    numbers = [expand_integers(argument(node, name), len(kernel)) for name in names]
     found = [Turns.along(*values) for values in zip(kernel, *numbers, strict=True)]
     turns = tuple(turn for turn in found if turn is not None)
     return turns if len(turns) == len(kernel) else None
 
 
-def lower_transposed(match: Match, lowering: Lowering) -> Reason | None:
+def lower_transposed(match: Match, lowering: Lowering[Options]) -> Reason | Note | None:
     """Lower a transposed convolution with its clamp or curve."""
     turns, groups = turns_of(match.anchor), int(argument(match.anchor, "groups"))
     if turns is None:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "its stride and dilation, or its padding, have no plain form")
+        return Reason.unsupported("its stride and dilation, or its padding, have no plain form")
     if len(turns) == 1:
         turns = (Turns(1, 1, 1, 0, 0, 0), *turns)
 
@@ -93,7 +94,7 @@ def lower_transposed(match: Match, lowering: Lowering) -> Reason | None:
         before, output, quantized = match.anchor, Output(), None
     result = _convolve(match, lowering, layer, turns, output, before)
     finish(lowering, before, result, quantized)
-    return None
+    return layer.note
 
 
 def _arranged(weight: Weight, turns: tuple[Turns, ...], groups: int) -> Weight:
@@ -112,7 +113,9 @@ def _arranged(weight: Weight, turns: tuple[Turns, ...], groups: int) -> Weight:
     return Weight(plain, weight.scale.repeat(groups * prod(turn.stride for turn in turns)))
 
 
-def _bias(lowering: Lowering, bias: Node | None, turns: tuple[Turns, ...], groups: int, before: Node) -> Node | None:
+def _bias(
+    lowering: Lowering[Options], bias: Node | None, turns: tuple[Turns, ...], groups: int, before: Node
+) -> Node | None:
     """The bias once for each turn, in the order of the channels."""
     if bias is None:
         return None
@@ -125,7 +128,7 @@ def _bias(lowering: Lowering, bias: Node | None, turns: tuple[Turns, ...], group
 
 
 def _convolve(
-    match: Match, lowering: Lowering, layer: Layer, turns: tuple[Turns, ...], output: Output, before: Node
+    match: Match, lowering: Lowering[Options], layer: Layer, turns: tuple[Turns, ...], output: Output, before: Node
 ) -> Node:
     groups, x, is_line = int(argument(match.anchor, "groups")), layer.x.integers, match.anchor.target is _LINE
     if is_line:
@@ -142,7 +145,7 @@ _LINE = aten.conv_transpose1d.default
 
 
 def _in_turns(
-    lowering: Lowering, before: Node, result: Node, turns: tuple[Turns, ...], groups: int, channels: int
+    lowering: Lowering[Options], before: Node, result: Node, turns: tuple[Turns, ...], groups: int, channels: int
 ) -> Node:
     """(batch, groups * turns * outputs, sizes...) as (batch, groups * outputs, sizes * strides...), cut to size, with
     its channels last in memory, as the kernel left them.

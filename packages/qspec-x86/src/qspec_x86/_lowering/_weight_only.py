@@ -9,9 +9,10 @@ from torch.fx import Node
 
 from qspec_core.graph import constant_value
 from qspec_core.lowering import Lowering, Quantized, quantized_operand
-from qspec_core.patterns import Match, Reason, ReasonCode
+from qspec_core.patterns import Match, Reason
 from qspec_x86._kernels import FOUR_BITS, PACK_FOUR_BITS, fits_four_bits
 from qspec_x86._lowering._layer import output_shape
+from qspec_x86._options import Options
 from qspec_x86._weights import read_weight
 
 __all__ = ["lower_weight_only"]
@@ -29,12 +30,12 @@ class _Call:
     arguments: tuple[object, ...]
 
 
-def lower_weight_only(match: Match, lowering: Lowering) -> Reason | None:
+def lower_weight_only(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower to the kernel that reads int8 or int4 weights and computes in bfloat16."""
     anchor, x, bias = match.anchor, match.operand("input"), match.operand("bias")
     value = x.meta.get("val")
     if not isinstance(value, Tensor) or value.dtype is not torch.bfloat16:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "its input is not bfloat16")
+        return Reason.unsupported("its input is not bfloat16")
     found = quantized_operand(match, "weight")
     outputs, features = match.operand("weight").meta["val"].shape
     group = found.group_size or _whole_rows(found, outputs, features)
@@ -52,7 +53,7 @@ def lower_weight_only(match: Match, lowering: Lowering) -> Reason | None:
     return None
 
 
-def _eight_bits(match: Match, lowering: Lowering) -> _Call | Reason:
+def _eight_bits(match: Match, lowering: Lowering[Options]) -> _Call | Reason:
     weight = read_weight(match, lowering)
     if isinstance(weight, Reason):
         return weight
@@ -67,11 +68,11 @@ def _whole_rows(found: Quantized, outputs: int, features: int) -> int | None:
     return features if is_narrow and fits_four_bits(outputs, features, features) else None
 
 
-def _four_bits(found: Quantized, lowering: Lowering, anchor: Node, group: int) -> _Call | Reason:
+def _four_bits(found: Quantized, lowering: Lowering[Options], anchor: Node, group: int) -> _Call | Reason:
     """Source: aten::_weight_int4pack_mm_for_cpu: value = (integer - 8) * scale + zero, in groups of input features."""
     tensors = [constant_value(lowering.module, value) for value in (found.integers, found.scale, found.zero_point)]
     if tensors[0] is None or tensors[1] is None:
-        return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, "the weight is computed when the model runs")
+        return Reason.unsupported("the weight is computed when the model runs")
     integers, scale = tensors[0].detach().to(torch.int32) - found.quant_min, tensors[1].detach().to(torch.float32)
     zero_point = torch.zeros_like(scale) if tensors[2] is None else tensors[2].detach().to(torch.float32)
     zero = (_MIDDLE + found.quant_min - zero_point) * scale

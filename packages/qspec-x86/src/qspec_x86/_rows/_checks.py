@@ -25,10 +25,6 @@ __all__ = [
 ]
 
 
-def _declined(detail: str) -> Reason:
-    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
-
-
 def _value(node: object) -> Tensor | None:
     found = node.meta.get("val") if isinstance(node, Node) else None
     return found if isinstance(found, Tensor) else None
@@ -38,12 +34,12 @@ def is_float32(node: Node) -> Reason | None:
     """The kernels rescale to and from float32."""
     value = _value(node)
     if value is None:
-        return _declined("the shape of its result is unknown: the graph carries no fake tensors")
+        return Reason.unsupported("the shape of its result is unknown: the graph carries no fake tensors")
     if value.dtype is torch.float32:
         return None
     if not value.is_floating_point():
         return Reason(ReasonCode.NOT_FLOATING_POINT, str(value.dtype))
-    return _declined(f"its result is {value.dtype}; the kernels write float32")
+    return Reason.unsupported(f"its result is {value.dtype}; the kernels write float32")
 
 
 _FEW_ROWS = 4
@@ -61,15 +57,19 @@ def pays_by_weight_alone(node: Node) -> Reason | None:
     value = _value(node)
     if value is None or value.dtype is not torch.bfloat16:
         found = "unknown" if value is None else value.dtype
-        return _declined(f"its result is {found}; with integer weights alone only bfloat16 is faster than float")
+        return Reason.unsupported(
+            f"its result is {found}; with integer weights alone only bfloat16 is faster than float"
+        )
     features = argument(node, "weight").meta["val"].shape[1]
     if features % BLOCK != 0:
-        return _declined(
+        return Reason.unsupported(
             f"it has {features} input features; the kernel reads blocks of {BLOCK}, past the end otherwise"
         )
     rows: int | torch.SymInt = prod(value.shape[:-1])
     if isinstance(rows, int) and rows > _FEW_ROWS:
-        return _declined(f"it has {rows} rows; integer weights alone are faster than bfloat16 for up to {_FEW_ROWS}")
+        return Reason.unsupported(
+            f"it has {rows} rows; integer weights alone are faster than bfloat16 for up to {_FEW_ROWS}"
+        )
     return None
 
 
@@ -81,9 +81,9 @@ def unfit_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
     outputs, features = argument(node, "weight").meta["val"].shape
     group, (low, high) = granularity.group_size, spec.range or (0, FOUR_BITS)
     if high - low >= FOUR_BITS:
-        return _declined(f"weights in groups have the range {low}..{high}; the kernel holds 4 bits")
+        return Reason.unsupported(f"weights in groups have the range {low}..{high}; the kernel holds 4 bits")
     if not fits_four_bits(outputs, features, group):
-        return _declined(
+        return Reason.unsupported(
             f"{outputs} by {features} weights in groups of {group}: the kernel takes groups of 32, 64, 128 and 256, "
             f"that make up the input features, and outputs in multiples of {BLOCK}"
         )
@@ -94,7 +94,7 @@ def pays_to_find_its_range(node: Node) -> Reason | None:
     """A depthwise convolution computes too little for each value that would be quantized anew in each call."""
     if not is_depthwise(node):
         return None
-    return _declined("it is depthwise: finding the range of its input costs more than integers save")
+    return Reason.unsupported("it is depthwise: finding the range of its input costs more than integers save")
 
 
 def has_rank(rank: int) -> Callable[[Node], Reason | None]:
@@ -104,7 +104,9 @@ def has_rank(rank: int) -> Callable[[Node], Reason | None]:
         value = _value(node)
         if value is None or value.dim() == rank:
             return None
-        return _declined(f"its input has rank {value.dim()}; the kernel takes rank {rank}, a batch of channels")
+        return Reason.unsupported(
+            f"its input has rank {value.dim()}; the kernel takes rank {rank}, a batch of channels"
+        )
 
     return check
 
@@ -112,16 +114,16 @@ def has_rank(rank: int) -> Callable[[Node], Reason | None]:
 def is_plain_sum(previous: Node, node: Node) -> Reason | None:
     """The kernel adds a tensor of the convolution's own shape, as it is."""
     if argument(node, "alpha") != 1:
-        return _declined(f"the sum has alpha={argument(node, 'alpha')}")
+        return Reason.unsupported(f"the sum has alpha={argument(node, 'alpha')}")
     first, second = (_value(argument(node, name)) for name in argument_names(torch.ops.aten.add.Tensor)[:2])
     if first is None or second is None:
-        return _declined("the sum has an operand that is no tensor of the graph")
+        return Reason.unsupported("the sum has an operand that is no tensor of the graph")
     if first.shape != second.shape or first.dtype != second.dtype:
-        return _declined(f"the operands of the sum differ: {list(first.shape)} and {list(second.shape)}")
+        return Reason.unsupported(f"the operands of the sum differ: {list(first.shape)} and {list(second.shape)}")
     return None
 
 
 def is_constant_pad(node: Node) -> Reason | None:
     """Only a constant can be written as one integer."""
     mode = argument(node, "mode")
-    return None if mode == "constant" else _declined(f"padding mode {mode!r}")
+    return None if mode == "constant" else Reason.unsupported(f"padding mode {mode!r}")

@@ -6,7 +6,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Reason, ReasonCode, Row, activation, bias, weight
+from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Reason, Row, activation, bias, weight
 from qspec_x86._lowering import lower_convolution, lower_transposed, turns_of
 from qspec_x86._rows._checks import has_rank, is_float32, is_plain_sum, pays_to_find_its_range
 from qspec_x86._rows._narrow import narrow_weight_spec
@@ -27,10 +27,9 @@ def _row(dimensions: int, anchor: OpOverload, chains: tuple[tuple[PostOp, ...], 
         name=f"conv{dimensions}d",
         anchor=anchor,
         # The bias stays float: the kernel adds it after it has rescaled the s32 sum.
-        operands=(activation("input"), weight("weight", ch_axis=0, narrow=narrow_weight_spec), bias("bias")),
+        operands=(activation("input"), weight("weight", ch_axis=0, adapt=narrow_weight_spec), bias("bias")),
         chains=chains,
         flow=Flow.STARTS,
-        modes=frozenset({Mode.STATIC}),
         lower=lower_convolution,
         checks=(is_float32, has_rank(dimensions + 2)),
     )
@@ -48,7 +47,7 @@ def _has_turns(node: Node) -> Reason | None:
     if turns_of(node) is not None:
         return None
     detail = "its stride and dilation are both more than 1, or it is padded beyond what its input reaches"
-    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
+    return Reason.unsupported(detail)
 
 
 def _transposed(plain: Row, anchor: OpOverload, modes: frozenset[Mode]) -> Row:
@@ -57,7 +56,7 @@ def _transposed(plain: Row, anchor: OpOverload, modes: frozenset[Mode]) -> Row:
         plain,
         name=f"conv_transpose{plain.name.removeprefix('conv')}",
         anchor=anchor,
-        operands=(activation("input"), weight("weight", ch_axis=1, narrow=narrow_weight_spec), bias("bias")),
+        operands=(activation("input"), weight("weight", ch_axis=1, adapt=narrow_weight_spec), bias("bias")),
         chains=tuple(chain for chain in plain.chains if ADD not in chain),
         modes=modes,
         lower=lower_transposed,

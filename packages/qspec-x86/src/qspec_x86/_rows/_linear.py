@@ -15,7 +15,7 @@ aten = torch.ops.aten
 LINEAR = Row(
     name="linear",
     anchor=aten.linear.default,
-    operands=(activation("input"), weight("weight", ch_axis=0, narrow=narrow_weight_spec), bias("bias")),
+    operands=(activation("input"), weight("weight", ch_axis=0, adapt=narrow_weight_spec), bias("bias")),
     chains=UNARY,
     flow=Flow.STARTS,
     modes=frozenset({Mode.STATIC, Mode.DYNAMIC}),
@@ -27,7 +27,6 @@ WEIGHT_ONLY = Row(
     name="linear.weight_only",
     anchor=aten.linear.default,
     operands=(activation("input"), weight("weight", ch_axis=0, refuses=unfit_groups), bias("bias")),
-    chains=((),),
     flow=Flow.STARTS,
     modes=frozenset({Mode.WEIGHT_ONLY}),
     lower=lower_weight_only,

@@ -12,8 +12,8 @@ from qspec_x86._observer import PairSumObserver
 __all__ = ["narrow_weight_spec"]
 
 
-def narrow_weight_spec(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
-    """The spec with scales under which no two products leave 16 bits; unchanged for depthwise convolutions."""
-    if is_depthwise(node) or spec.dtype not in (torch.int8, torch.qint8):
+def narrow_weight_spec(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
+    """Make scales coarser so that no two products leave 16 bits; CPUs with VNNI and depthwise kernels need none."""
+    if target == "vnni" or is_depthwise(node) or spec.dtype not in (torch.int8, torch.qint8):
         return spec
     return replace(spec, observer_or_fake_quant_ctr=PairSumObserver.with_args(observer=spec.observer_or_fake_quant_ctr))

@@ -2,7 +2,7 @@
 
 import torch
 
-from qspec_core.patterns import Flow, Mode, Row, activation
+from qspec_core.patterns import Flow, Row, activation
 from qspec_x86._lowering import lower_max_pool2d
 from qspec_x86._rows._checks import has_rank
 
@@ -12,9 +12,7 @@ MAX_POOL2D = Row(
     name="max_pool2d",
     anchor=torch.ops.aten.max_pool2d.default,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.SHARES,
-    modes=frozenset({Mode.STATIC}),
     lower=lower_max_pool2d,
     checks=(has_rank(4),),
 )

@@ -7,8 +7,9 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from qspec_core.lowering import Lowering
-from qspec_core.patterns import Flow, Match, Mode, Operand, Reason, Row, activation, activations
+from qspec_core.patterns import Flow, Match, Operand, Reason, Row, activation, activations
 from qspec_x86._lowering import lower_cat, lower_pad, lower_view
+from qspec_x86._options import Options
 from qspec_x86._rows._checks import is_constant_pad
 
 __all__ = ["ROWS"]
@@ -20,11 +21,10 @@ def _row(
     name: str,
     anchor: OpOverload,
     operand: Operand,
-    lower: Callable[[Match, Lowering], Reason | None] = lower_view,
+    lower: Callable[[Match, Lowering[Options]], Reason | None] = lower_view,
     checks: tuple[Callable[[Node], Reason | None], ...] = (),
 ) -> Row:
-    modes = frozenset({Mode.STATIC})
-    return Row(name, anchor, (operand,), ((),), Flow.SHARES, modes, lower, checks)
+    return Row(name, anchor, (operand,), Flow.SHARES, lower, checks=checks)
 
 
 _SELF = activation("self")

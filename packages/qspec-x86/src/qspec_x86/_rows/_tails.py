@@ -1,5 +1,7 @@
 """What a kernel applies before it writes: clamps, at no cost where saturation does them, and two smooth curves."""
 
+from math import inf
+
 import torch
 from torch.fx import Node
 
@@ -11,12 +13,16 @@ __all__ = ["HARDSWISH", "HARDTANH", "RELU", "SILU", "UNARY"]
 aten = torch.ops.aten
 
 
-def _limits(node: Node) -> list[float]:
-    return [float(argument(node, "min_val")), float(argument(node, "max_val"))]
+def _positive(node: Node) -> tuple[float, float]:
+    return 0.0, inf
 
 
-RELU = PostOp(aten.relu.default, kernel="relu")
-HARDTANH = PostOp(aten.hardtanh.default, kernel="hardtanh", scalars=_limits)
+def _limits(node: Node) -> tuple[float, float]:
+    return float(argument(node, "min_val")), float(argument(node, "max_val"))
+
+
+RELU = PostOp(aten.relu.default, kernel="relu", clamp=_positive)
+HARDTANH = PostOp(aten.hardtanh.default, kernel="hardtanh", clamp=_limits)
 HARDSWISH = PostOp(aten.hardswish.default, kernel="hardswish")
 SILU = PostOp(aten.silu.default, kernel="swish")
 

@@ -4,14 +4,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from qspec_core.graph import argument
-from qspec_core.patterns import Reason, ReasonCode
+from qspec_core.patterns import Reason
 
-__all__ = ["constant_bias", "refused", "shape_of", "static_shape"]
-
-
-def refused(detail: str) -> Reason:
-    """The delegate's kernel does not take this call."""
-    return Reason(ReasonCode.UNSUPPORTED_ARGUMENT, detail)
+__all__ = ["constant_bias", "shape_of", "static_shape"]
 
 
 def shape_of(node: object) -> tuple[int, ...] | None:
@@ -24,7 +19,7 @@ def constant_bias(node: Node) -> Reason | None:
     """The kernels pack the bias beforehand."""
     value = argument(node, "bias")
     if isinstance(value, Node) and value.op != "get_attr":
-        return refused("operand bias is computed, not a constant")
+        return Reason.unsupported("operand bias is computed, not a constant")
     return None
 
 
@@ -32,5 +27,5 @@ def static_shape(node: Node) -> Reason | None:
     """The delegate refuses to move data into a shape that is known only when the model runs."""
     shape = shape_of(node)
     if shape is not None and any(not isinstance(size, int) for size in shape):
-        return refused(f"the shape {shape} is not known beforehand")
+        return Reason.unsupported(f"the shape {shape} is not known beforehand")
     return None

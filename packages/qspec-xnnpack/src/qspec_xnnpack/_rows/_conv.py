@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from qspec_core.graph import argument
 from qspec_core.patterns import DELEGATED, Flow, Mode, PreOp, Reason, Row, activation, bias, weight
-from qspec_xnnpack._rows._checks import constant_bias, refused, shape_of
+from qspec_xnnpack._rows._checks import constant_bias, shape_of
 from qspec_xnnpack._rows._clamps import HARDTANH, RELU
 from qspec_xnnpack._rows._specs import eight_bits, one_group, one_image
 
@@ -22,9 +22,11 @@ def _spatial_zero_pad(node: Node, *, spatial: int) -> Reason | None:
     """The kernel pads with its zero point, so only by zeros, only outwards, and only spatial dimensions."""
     sides = argument(node, "pad")
     if argument(node, "mode") != "constant" or argument(node, "value") not in (None, 0):
-        return refused("the pad adds something else than zeros")
+        return Reason.unsupported("the pad adds something else than zeros")
     if len(sides) > 2 * spatial or any(not isinstance(side, int) or side < 0 for side in sides):
-        return refused(f"pad={sides} crops, reaches beyond the spatial dimensions, or is not known beforehand")
+        return Reason.unsupported(
+            f"pad={sides} crops, reaches beyond the spatial dimensions, or is not known beforehand"
+        )
     return None
 
 
@@ -33,7 +35,7 @@ def _batched(node: Node, *, spatial: int) -> Reason | None:
     shape = shape_of(node)
     if shape is None or len(shape) == spatial + 2:
         return None
-    return refused(f"the input has no batch dimension, the output has rank {len(shape)}")
+    return Reason.unsupported(f"the input has no batch dimension, the output has rank {len(shape)}")
 
 
 def _conv(spatial: int, anchor: OpOverload) -> Row:

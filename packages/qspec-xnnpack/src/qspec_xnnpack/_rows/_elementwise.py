@@ -5,7 +5,6 @@ from torch.fx import Node
 
 from qspec_core.graph import argument
 from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation
-from qspec_xnnpack._rows._checks import refused
 from qspec_xnnpack._rows._clamps import RELU
 
 __all__ = ["ROWS"]
@@ -17,17 +16,19 @@ _STATIC = frozenset({Mode.STATIC})
 
 def _two_tensors(node: Node) -> Reason | None:
     numbers = [name for name in ("self", "other") if not isinstance(argument(node, name), Node)]
-    return refused(f"operand {numbers[0]} is a number") if numbers else None
+    return Reason.unsupported(f"operand {numbers[0]} is a number") if numbers else None
 
 
 def _alpha_is_one(node: Node) -> Reason | None:
     alpha = argument(node, "alpha")
-    return None if alpha == 1 else refused(f"alpha={alpha}, and the kernel scales neither operand")
+    return None if alpha == 1 else Reason.unsupported(f"alpha={alpha}, and the kernel scales neither operand")
 
 
 def _unit_scales(node: Node) -> Reason | None:
     scales = [argument(node, name) for name in ("scale", "input_scale")]
-    return None if scales == [1, 1] else refused(f"scale and input_scale are {scales}: the kernel knows alpha alone")
+    if scales == [1, 1]:
+        return None
+    return Reason.unsupported(f"scale and input_scale are {scales}: the kernel knows alpha alone")
 
 
 ADD = Row(
@@ -37,7 +38,6 @@ ADD = Row(
     # A hardtanh after a sum is not fused by the partitioner, which then computes both in float.
     chains=((RELU,), ()),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
     checks=(_two_tensors, _alpha_is_one),
 )
@@ -45,9 +45,7 @@ SUB = Row(
     name="sub",
     anchor=aten.sub.Tensor,
     operands=_OPERANDS,
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
     checks=(_two_tensors, _alpha_is_one),
 )
@@ -56,9 +54,7 @@ MUL = Row(
     anchor=aten.mul.Tensor,
     operands=_OPERANDS,
     # Nor is any clamp after a product.
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
     checks=(_two_tensors,),
 )
@@ -67,18 +63,14 @@ LONE_RELU = Row(
     name="relu",
     anchor=aten.relu.default,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
 )
 LONE_HARDTANH = Row(
     name="hardtanh",
     anchor=aten.hardtanh.default,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
 )
 # A clamp with one bound; the canonical form writes one with two as hardtanh.
@@ -86,18 +78,14 @@ LONE_CLAMP = Row(
     name="clamp",
     anchor=aten.clamp.default,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
 )
 ELU = Row(
     name="elu",
     anchor=aten.elu.default,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
     checks=(_unit_scales,),
 )

@@ -1,13 +1,11 @@
 """Pooling family: means over height and width, and maxima."""
 
-from collections.abc import Sequence
-
 import torch
 from torch.fx import Node
 
-from qspec_core.graph import argument
+from qspec_core.graph import argument, expand_integers
 from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation
-from qspec_xnnpack._rows._checks import refused, shape_of, static_shape
+from qspec_xnnpack._rows._checks import shape_of, static_shape
 
 __all__ = ["ROWS"]
 
@@ -17,32 +15,36 @@ _STATIC = frozenset({Mode.STATIC})
 
 def _batched_image(node: Node) -> Reason | None:
     shape = shape_of(argument(node, "self"))
-    return None if shape is None or len(shape) == 4 else refused(f"the input has rank {len(shape)}, the kernel takes 4")
+    return (
+        None
+        if shape is None or len(shape) == 4
+        else Reason.unsupported(f"the input has rank {len(shape)}, the kernel takes 4")
+    )
 
 
 def _over_height_and_width(node: Node) -> Reason | None:
     dims = argument(node, "dim")
     if dims is None or sorted(dim % 4 for dim in dims) != [2, 3]:
-        return refused(f"dim={dims}, the kernel averages over (2, 3)")
+        return Reason.unsupported(f"dim={dims}, the kernel averages over (2, 3)")
     if not argument(node, "keepdim"):
-        return refused("keepdim=False, the kernel keeps the dimensions")
-    return None if argument(node, "dtype") is None else refused("the kernel converts no dtype")
+        return Reason.unsupported("keepdim=False, the kernel keeps the dimensions")
+    return None if argument(node, "dtype") is None else Reason.unsupported("the kernel converts no dtype")
 
 
 def _to_one_pixel(node: Node) -> Reason | None:
     size = argument(node, "output_size")
-    return None if list(size) in ([1, 1], [1]) else refused(f"output_size={size}, the kernel averages to 1 by 1")
-
-
-def _pair(value: Sequence[int]) -> tuple[int, int]:
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+    return (
+        None
+        if list(size) in ([1, 1], [1])
+        else Reason.unsupported(f"output_size={size}, the kernel averages to 1 by 1")
+    )
 
 
 def _stride_within_kernel(node: Node) -> Reason | None:
-    kernel, stride = _pair(argument(node, "kernel_size")), argument(node, "stride")
-    stride = _pair(stride) if stride else kernel
+    kernel, stride = expand_integers(argument(node, "kernel_size"), 2), argument(node, "stride")
+    stride = expand_integers(stride, 2) if stride else kernel
     if stride[0] > kernel[0] or stride[1] > kernel[1]:
-        return refused(f"stride={stride} is larger than kernel_size={kernel}")
+        return Reason.unsupported(f"stride={stride} is larger than kernel_size={kernel}")
     return static_shape(node) if argument(node, "ceil_mode") else None
 
 
@@ -50,9 +52,7 @@ MEAN = Row(
     name="mean",
     anchor=aten.mean.dim,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
     checks=(_batched_image, _over_height_and_width),
 )
@@ -60,9 +60,7 @@ ADAPTIVE_AVG_POOL2D = Row(
     name="adaptive_avg_pool2d",
     anchor=aten.adaptive_avg_pool2d.default,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.JOINS,
-    modes=_STATIC,
     lower=DELEGATED,
     # The delegate knows it as the mean over height and width into which it decomposes.
     checks=(_batched_image, _to_one_pixel),
@@ -71,9 +69,7 @@ MAX_POOL2D = Row(
     name="max_pool2d",
     anchor=aten.max_pool2d.default,
     operands=(activation("self"),),
-    chains=((),),
     flow=Flow.SHARES,
-    modes=_STATIC,
     lower=DELEGATED,
     checks=(_batched_image, _stride_within_kernel),
 )

@@ -8,8 +8,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from qspec_core.graph import argument
-from qspec_core.patterns import DELEGATED, Flow, Mode, Operand, Reason, ReasonCode, Row, activation, activations
-from qspec_xnnpack._rows._checks import refused, shape_of, static_shape
+from qspec_core.patterns import DELEGATED, Flow, Operand, Reason, ReasonCode, Row, activation, activations
+from qspec_xnnpack._rows._checks import shape_of, static_shape
 
 __all__ = ["ROWS"]
 
@@ -20,18 +20,22 @@ Check = Callable[[Node], Reason | None]
 def _distinct_tensors(node: Node) -> Reason | None:
     tensors = argument(node, "tensors")
     distinct = len(set(tensors))
-    return None if distinct == len(tensors) and distinct > 1 else refused("it joins one tensor, or one of them twice")
+    return (
+        None
+        if distinct == len(tensors) and distinct > 1
+        else Reason.unsupported("it joins one tensor, or one of them twice")
+    )
 
 
 def _unit_step(node: Node) -> Reason | None:
     step = argument(node, "step")
-    return None if step == 1 else refused(f"step={step}")
+    return None if step == 1 else Reason.unsupported(f"step={step}")
 
 
 def _trailing_dimension(node: Node) -> Reason | None:
     dim, shape = argument(node, "dim"), shape_of(argument(node, "self"))
     fits = dim == -1 or (shape is not None and dim == len(shape))
-    return None if fits else refused(f"dim={dim} is not behind the last one")
+    return None if fits else Reason.unsupported(f"dim={dim} is not behind the last one")
 
 
 def _in_place(node: Node) -> Reason | None:
@@ -49,9 +53,7 @@ def _shares(name: str, anchor: OpOverload, *checks: Check, operand: Operand | No
         name=name,
         anchor=anchor,
         operands=(activation("self") if operand is None else operand,),
-        chains=((),),
         flow=Flow.SHARES,
-        modes=frozenset({Mode.STATIC}),
         lower=DELEGATED,
         checks=checks,
     )

@@ -17,7 +17,7 @@ from qspec_core.observers import (
     build_observer,
 )
 from qspec_core.patterns import Reason
-from qspec_xnnpack._rows._checks import refused, shape_of
+from qspec_xnnpack._rows._checks import shape_of
 
 __all__ = [
     "FOUR_BITS",
@@ -56,7 +56,7 @@ def group_size(spec: QuantizationSpec) -> int | None:
     return found.group_size if isinstance(found, PerGroup) else None
 
 
-def by_token(node: Node, spec: QuantizationSpec) -> QuantizationSpec:
+def by_token(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
     """Dynamic input of a linear layer: the delegate finds parameters for each row, whatever the graph says, so that the
     graph is made to say so too."""
     return replace(spec, observer_or_fake_quant_ctr=_BY_TOKEN) if spec.is_dynamic else spec
@@ -68,17 +68,19 @@ def one_image(node: Node, spec: QuantizationSpec) -> Reason | None:
         return None
     shape, weight = shape_of(argument(node, "input")), shape_of(argument(node, "weight"))
     if shape is not None and shape[0] != 1:
-        return refused(f"dynamic, with a batch of {shape[0]}: the delegate quantizes each image by itself")
+        return Reason.unsupported(f"dynamic, with a batch of {shape[0]}: the delegate quantizes each image by itself")
     groups = argument(node, "groups")
     if weight is not None and groups > 1 and weight[1] == 1:
-        return refused("dynamic and depthwise, and the delegate has that kernel for static quantization only")
+        return Reason.unsupported(
+            "dynamic and depthwise, and the delegate has that kernel for static quantization only"
+        )
     return None
 
 
 def eight_bits(node: Node, spec: QuantizationSpec) -> Reason | None:
     """Weight of a convolution."""
     if has_four_bits(spec) or group_size(spec) is not None:
-        return refused("weights of 4 bits, or with a scale for each group, are for linear layers")
+        return Reason.unsupported("weights of 4 bits, or with a scale for each group, are for linear layers")
     return None
 
 
@@ -87,7 +89,7 @@ def one_group(node: Node, spec: QuantizationSpec) -> Reason | None:
     scales along the wrong dimension."""
     groups = argument(node, "groups")
     if groups > 1 and spec.qscheme is torch.per_channel_symmetric:
-        return refused(f"groups={groups}, and with a scale for each channel the transposed kernel takes 1")
+        return Reason.unsupported(f"groups={groups}, and with a scale for each channel the transposed kernel takes 1")
     return eight_bits(node, spec)
 
 
@@ -96,4 +98,4 @@ def whole_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
     size, shape = group_size(spec), shape_of(argument(node, "weight"))
     if size is None or shape is None or shape[1] % size == 0:
         return None
-    return refused(f"{shape[1]} input features are no whole number of groups of {size}")
+    return Reason.unsupported(f"{shape[1]} input features are no whole number of groups of {size}")
