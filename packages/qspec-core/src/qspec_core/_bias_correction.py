@@ -27,6 +27,7 @@ from qspec_core.graph import (
     is_call,
     is_observer,
     replace_argument,
+    tensor_value,
     wrap_graph,
 )
 from qspec_core.graph._layers import CONVOLUTIONS, LINEARS, TRANSPOSED
@@ -134,10 +135,11 @@ def _correct(module: GraphModule, node: Node, shift: Tensor) -> None:
     if old is not None and value is None:
         return
     corrected = shift if value is None else value.double() + shift
-    dtype = node.meta["val"].dtype if value is None else value.dtype
-    bias = nn.Parameter(corrected.to(dtype), requires_grad=False)
-    fake = old.meta.get("val") if isinstance(old, Node) else None
-    replace_argument(node, "bias", add_constant(module, "_corrected_bias_", bias, node, fake=fake))
+    kind = tensor_value(node) if value is None else value
+    if kind is None:
+        return
+    bias = nn.Parameter(corrected.to(kind.dtype), requires_grad=False)
+    replace_argument(node, "bias", add_constant(module, "_corrected_bias_", bias, node, fake=tensor_value(old)))
     if isinstance(old, Node) and not old.users:
         module.graph.erase_node(old)
 

@@ -15,7 +15,17 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import ops
 from qspec_core._torch import OpOverload
-from qspec_core.graph import argument, bodies, constant_value, derived_meta, graph_modules, is_call, wrap_graph
+from qspec_core.graph import (
+    argument,
+    bodies,
+    constant_value,
+    derived_meta,
+    graph_modules,
+    is_call,
+    is_float,
+    require_tensor_value,
+    wrap_graph,
+)
 from qspec_core.graph._sinking import lift_constants
 from qspec_core.lowering import Lowering, Quantized, lower_rows, quantized_operand, quantized_value
 from qspec_core.patterns import (
@@ -70,7 +80,7 @@ class _Writer:
 
     def real(self, value: Quantized) -> Node:
         """The numbers that integers stand for."""
-        if isinstance(value.zero_point, Node) and value.zero_point.meta["val"].is_floating_point():
+        if isinstance(value.zero_point, Node) and is_float(value.zero_point):
             steps = self(aten.sub.Tensor, value.integers, self._along(value.zero_point, value))
         else:
             steps = self(aten.to.dtype, self.centred(value), torch.float32)
@@ -86,7 +96,7 @@ class _Writer:
         """Parameters of channels, with the tensor's rank."""
         if value.ch_axis is None:
             return parameters
-        rank = value.integers.meta["val"].dim()
+        rank = require_tensor_value(value.integers).dim()
         return self(aten.view.default, parameters, [-1 if axis == value.ch_axis else 1 for axis in range(rank)])
 
     def rounded(self, real: Node, to: Quantized) -> Node:
@@ -168,7 +178,7 @@ def _spread(write: _Writer, weight: Node, axis: int, distance: int) -> Node:
     """Put `distance - 1` zeros between the entries along an axis."""
     if distance == 1:
         return weight
-    shape = list(weight.meta["val"].shape)
+    shape = list(require_tensor_value(weight).shape)
     rows = write(aten.view.default, weight, [*shape[: axis + 1], 1, *shape[axis + 1 :]])
     behind = [0, 0] * (len(shape) - axis - 1)
     padded = write(aten.constant_pad_nd.default, rows, [*behind, 0, distance - 1])

@@ -20,7 +20,7 @@ from qspec_core._spec import (
     FixedQParamsQuantizationSpec,
     QuantizationSpec,
 )
-from qspec_core.graph import add_constant, constant_value
+from qspec_core.graph import add_constant, constant_value, require_tensor_value
 from qspec_core.observers import ConvertedForm, Step, build_observer
 
 __all__ = ["for_torchao"]
@@ -118,7 +118,7 @@ def _block_observer_class() -> type:
         """An observer with a form of its own, which torchao lets it write."""
 
         def convert(self, model: GraphModule, observer_node: Node) -> None:
-            value = observer_node.all_input_nodes[0].meta["val"]
+            value = require_tensor_value(observer_node.all_input_nodes[0])
             _write(model, observer_node, self.observer.converted_form(value.shape))
 
     return BlockObserver

@@ -22,6 +22,7 @@ from qspec_core.graph import (
     is_call,
     observer_nodes,
     require_exported,
+    tensor_value,
     wrap_graph,
 )
 from qspec_core.graph._sinking import sink_constants
@@ -201,8 +202,8 @@ def on_device(module: GraphModule, device: torch.device | str) -> GraphModule:
     Cost: O(nodes + edges + parameters) for the copy.
     """
     device = torch.device(device)
-    values = [*module.parameters(), *module.buffers(), *(node.meta.get("val") for node in module.graph.nodes)]
-    if all(value.device == device for value in values if isinstance(value, Tensor)):
+    values = [*module.parameters(), *module.buffers(), *map(tensor_value, module.graph.nodes)]
+    if all(value.device == device for value in values if value is not None):
         return module
     tensors: dict[int, Tensor] = {}
 

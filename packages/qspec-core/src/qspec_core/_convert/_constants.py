@@ -2,7 +2,15 @@
 
 from torch.fx import GraphModule, Node
 
-from qspec_core.graph import add_constant, copy_graph_module, derived_meta, graph_modules, observer_nodes, port_meta
+from qspec_core.graph import (
+    add_constant,
+    copy_graph_module,
+    derived_meta,
+    graph_modules,
+    observer_nodes,
+    port_meta,
+    tensor_value,
+)
 from qspec_core.graph._folding import compute_constants, constant_nodes, erase_unread
 
 __all__ = ["fold_observed"]
@@ -24,7 +32,7 @@ def fold_observed(model: GraphModule) -> GraphModule:
         sources = dict.fromkeys(observer.all_input_nodes[0] for observer in observed)
         values = compute_constants(body, list(sources))
         for source in sources:
-            folded = add_constant(body, "_folded_constant_", values[source], source, fake=source.meta.get("val"))
+            folded = add_constant(body, "_folded_constant_", values[source], source, fake=tensor_value(source))
             folded.meta = derived_meta(source, "convert_pt2e")
             port_meta(source, folded)
             for observer in observed:

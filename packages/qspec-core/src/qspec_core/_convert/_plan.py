@@ -9,7 +9,8 @@ from torch.fx import Node
 
 from qspec_core import ops
 from qspec_core._convert._parameters import has_observed, inner_observer, qparams
-from qspec_core._errors import GraphError, module_path
+from qspec_core._errors import module_path
+from qspec_core.graph import require_tensor_value
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 
 __all__ = ["Observed", "plan_forms"]
@@ -61,15 +62,7 @@ def plan_forms(observed: Sequence[Observed], unseen: Container[int]) -> dict[int
 
 def _shape(node: Node, value: Tensor | None) -> torch.Size:
     """Shape of what an observer observes, in which sizes may be symbolic."""
-    fake = node.meta.get("val") if value is None else value
-    if not isinstance(fake, Tensor):
-        raise GraphError(
-            "the shape of an observed tensor is not known",
-            where=node,
-            found="a node without a tensor in its metadata",
-            remedy="export the model anew; a pass that ran on it dropped node.meta['val']",
-        )
-    return fake.shape
+    return (require_tensor_value(node) if value is None else value).shape
 
 
 def _form(node: Node, observer: nn.Module) -> ConvertedForm | torch.dtype:

@@ -13,7 +13,7 @@ from qspec_core import ops
 from qspec_core._errors import module_path
 from qspec_core._spec import Q_ANNOTATION_KEY
 from qspec_core._torch import OpOverload, move_codegen
-from qspec_core.graph import bodies, constant_value, derived_meta, port_meta, wrap_graph
+from qspec_core.graph import bodies, constant_value, derived_meta, port_meta, tensor_value, wrap_graph
 from qspec_core.graph._attributes import Constants
 from qspec_core.graph._sinking import lift_constants
 from qspec_core.observers import ConvertedForm, Step
@@ -96,7 +96,7 @@ class Rebuild:
             port_meta(reader, dequantize)
         integers = arguments[0]
         if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
-            self._set_value(dequantize, self._cast(integers.meta.get("val"), torch.float32))
+            self._set_value(dequantize, self._cast(tensor_value(integers), torch.float32))
         return self._steps(after, dequantize)
 
     def _is_asked_for(self, reader: Node, node: Node) -> bool:
@@ -131,11 +131,11 @@ class Rebuild:
     def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
         call = self._graph.call_function(target, arguments)
         call.meta = derived_meta(like, _PASS)
-        self._set_value(call, self._cast(call.meta.get("val"), dtype))
+        self._set_value(call, self._cast(tensor_value(call), dtype))
         return call
 
-    def _cast(self, fake: object, dtype: torch.dtype) -> object:
-        return self._constants.fakes.cast(fake, dtype) if isinstance(fake, Tensor) else None
+    def _cast(self, fake: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return None if fake is None else self._constants.fakes.cast(fake, dtype)
 
     def _set_value(self, node: Node, fake: object) -> None:
         """Set what the node returns, or, where that is not known, leave it out."""
@@ -147,8 +147,8 @@ class Rebuild:
         for step in steps:
             call = self._graph.call_function(step.target, (tensor, *step.arguments))
             call.meta = derived_meta(tensor, _PASS)
-            fake = call.meta.get("val")
-            self._set_value(call, step(fake) if isinstance(fake, Tensor) else None)
+            fake = tensor_value(call)
+            self._set_value(call, None if fake is None else step(fake))
             tensor = call
         return tensor
 
@@ -175,8 +175,9 @@ class Rebuild:
             first, second = (self._graph.call_function(operator.getitem, (chosen, i)) for i in range(2))
             for made in (chosen, first, second):
                 made.meta = derived_meta(node, _PASS)
-            if isinstance(tensor, Node) and isinstance(tensor.meta.get("val"), Tensor):
-                values = tuple(form.choose(tensor.meta["val"]))
+            fake = tensor_value(tensor)
+            if fake is not None:
+                values = tuple(form.choose(fake))
                 for made, value in ((chosen, values), (first, values[0]), (second, values[1])):
                     self._set_value(made, value)
             return first, second
@@ -201,7 +202,7 @@ class Rebuild:
 
 def _out_dtype(target: OpOverload, observed: Node) -> dict[str, Argument]:
     """The dtype to name to a dequantize, which gives float32 unless told otherwise."""
-    value = observed.meta.get("val")
-    if target not in _NAME_THEIR_DTYPE or not isinstance(value, Tensor) or value.dtype is torch.float32:
+    value = tensor_value(observed)
+    if target not in _NAME_THEIR_DTYPE or value is None or value.dtype is torch.float32:
         return {}
     return {"out_dtype": value.dtype}

@@ -6,6 +6,7 @@ from torch import nn
 from qspec_core._errors import QSpecError, SourceLocation, SpecError
 from qspec_core._sharing import SharingGroup, SharingResolution
 from qspec_core._spec import DerivedQuantizationSpec, EdgeOrNode, FixedQParamsQuantizationSpec, QuantizationSpec
+from qspec_core.graph import tensor_value
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 
 __all__ = ["build_observers"]
@@ -43,8 +44,8 @@ def _build(group: SharingGroup, sources: list[nn.Module]) -> nn.Module:
 def _move(observer: nn.Module, group: SharingGroup) -> None:
     """Move an observer to the device of its group's first tensor."""
     point = group.points[0]
-    value = (point[0] if isinstance(point, tuple) else point).meta.get("val")
-    if isinstance(value, torch.Tensor) and value.device != torch.get_default_device():  # where it was built
+    value = tensor_value(point[0] if isinstance(point, tuple) else point)
+    if value is not None and value.device != torch.get_default_device():  # where it was built
         observer.to(value.device)
 
 

@@ -16,7 +16,7 @@ from qspec_core._quantizer._selection import Rule, RuleKind, Selection
 from qspec_core._spec import Q_ANNOTATION_KEY, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from qspec_core._torch import OpOverload, OpOverloadPacket
 from qspec_core.canonical import canonicalize
-from qspec_core.graph import called_operator, computes_float, constant_value, graph_modules, is_float
+from qspec_core.graph import called_operator, computes_float, constant_value, graph_modules, tensor_value
 from qspec_core.patterns import (
     Flow,
     Match,
@@ -212,9 +212,10 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
     if match.anchor.meta.get(Q_ANNOTATION_KEY) is not None:
         return Reason(ReasonCode.ALREADY_QUANTIZED, "annotated before")
     for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS):
-        if not is_float(node):
+        value = tensor_value(node)
+        if value is None or not value.is_floating_point():
             return Reason(ReasonCode.NOT_FLOATING_POINT, f"operand {operand.name}")
-        if node.meta["val"].dtype is torch.float64:
+        if value.dtype is torch.float64:
             detail = f"operand {operand.name} is torch.float64, which the quantize operators do not take"
             return Reason.unsupported(detail)
     for operand in match.row.operands:

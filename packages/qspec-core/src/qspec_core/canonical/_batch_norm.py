@@ -8,7 +8,16 @@ from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._identity import IDENTITY_NOTE, is_identity
 from qspec_core.canonical._record import fold_node
-from qspec_core.graph import add_constant, argument, attribute, calls, constant_value, is_call, replace_argument
+from qspec_core.graph import (
+    add_constant,
+    argument,
+    attribute,
+    calls,
+    constant_value,
+    is_call,
+    replace_argument,
+    tensor_value,
+)
 from qspec_core.graph._layers import LAYERS, TRANSPOSED
 
 __all__ = ["fold_batch_norms"]
@@ -51,8 +60,8 @@ def fold_batch_norms(module: GraphModule) -> None:
             continue
         new_weight = _scaled(layer, weight_value, affine.factor)
         offset = affine.offset if bias_value is None else affine.offset + bias_value.double() * affine.factor
-        _set_constant(module, layer, "weight", weight, new_weight, readers, weight.meta.get("val"))
-        fake_bias = argument(norm, "running_mean").meta.get("val")
+        _set_constant(module, layer, "weight", weight, new_weight, readers, tensor_value(weight))
+        fake_bias = tensor_value(argument(norm, "running_mean"))
         _set_constant(module, layer, "bias", bias, offset.to(weight_value.dtype), readers, fake_bias)
         for dropout in passed:
             fold_node(module, dropout, layer, IDENTITY_NOTE)
@@ -73,9 +82,8 @@ def _scales_channels(layer: Node) -> bool:
     """Whether a batch norm, which scales dimension 1, scales the layer's output channels: for a linear layer those are
     dimension 1 for inputs of rank 2 only, for a convolution where the input has a batch dimension. Both then have the
     rank of the weight."""
-    weight = argument(layer, "weight")
-    value, held = (node.meta.get("val") if isinstance(node, Node) else None for node in (layer, weight))
-    return isinstance(value, Tensor) and isinstance(held, Tensor) and value.dim() == held.dim()
+    value, held = tensor_value(layer), tensor_value(argument(layer, "weight"))
+    return value is not None and held is not None and value.dim() == held.dim()
 
 
 def _affine(module: GraphModule, norm: Node) -> _Affine | None:

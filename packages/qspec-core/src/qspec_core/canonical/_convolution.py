@@ -5,7 +5,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
-from qspec_core.graph import argument, calls, expand_integers, is_float
+from qspec_core.graph import argument, calls, expand_integers, is_float, require_tensor_value, tensor_value
 
 __all__ = ["canonicalize_convolutions"]
 
@@ -32,9 +32,8 @@ def canonicalize_convolutions(module: GraphModule) -> None:
 
 def _spatial(node: Node) -> int | None:
     """Number of spatial dimensions, from the weight's rank."""
-    weight = argument(node, "weight")
-    value = weight.meta.get("val") if isinstance(weight, Node) else None
-    return value.dim() - 2 if isinstance(value, torch.Tensor) else None
+    value = tensor_value(argument(node, "weight"))
+    return None if value is None else value.dim() - 2
 
 
 def _undo_decomposition(node: Node) -> None:
@@ -53,7 +52,7 @@ def _number_the_padding(module: GraphModule, node: Node) -> None:
     """`valid` is no padding. `same` pads `dilation * (kernel - 1)` in all, the odd one at the end by a pad."""
     spatial = _NAMED_PADDING[node.target]  # type: ignore[index]  # calls() found it by them
     weight = argument(node, "weight")
-    kernel = tuple(weight.meta["val"].shape[2:])
+    kernel = tuple(require_tensor_value(weight).shape[2:])
     dilation = expand_integers(argument(node, "dilation"), spatial)
     padding, extra = [0] * spatial, [0] * spatial
     if argument(node, "padding") == "same":
@@ -64,7 +63,7 @@ def _number_the_padding(module: GraphModule, node: Node) -> None:
         sides = [side for p, e in zip(reversed(padding), reversed(extra), strict=True) for side in (p, p + e)]
         with module.graph.inserting_before(node):
             padded = module.graph.call_function(aten.pad.default, (source, sides, "constant", 0.0))
-        value = source.meta["val"]
+        value = require_tensor_value(source)
         grown = [n + 2 * p + e for n, p, e in zip(value.shape[-spatial:], padding, extra, strict=True)]
         padded.meta = dict(node.meta) | {"val": value.new_empty([*value.shape[:-spatial], *grown])}
         source, padding = padded, [0] * spatial

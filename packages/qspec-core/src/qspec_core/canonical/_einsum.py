@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload
 from qspec_core.canonical._record import retarget
-from qspec_core.graph import add_constant, argument, calls, constant_value, derived_meta, is_call
+from qspec_core.graph import add_constant, argument, calls, constant_value, derived_meta, is_call, tensor_value
 
 __all__ = ["canonicalize_einsums"]
 
@@ -63,8 +63,8 @@ def _product(module: GraphModule, node: Node) -> _Product | None:
         return None
     place = 0 if constants[0] is not None else 1
     weight, source = constants[place], tensors[1 - place]
-    value = source.meta.get("val") if isinstance(source, Node) else None
-    if weight is None or not isinstance(value, Tensor) or not weight.is_floating_point():
+    value = tensor_value(source)
+    if weight is None or value is None or not isinstance(source, Node) or not weight.is_floating_point():
         return None
     letters = _letters(equation, place, value.dim())
     if letters is None:
@@ -84,10 +84,10 @@ def _written(node: Node) -> tuple[str, list[Any]]:
 def _spelled(node: Node) -> tuple[str, list[Any]]:
     """A tensordot as an einsum: its equation and its operands."""
     tensors = [argument(node, name) for name in ("self", "other")]
-    values = [tensor.meta.get("val") for tensor in tensors]
-    if not all(isinstance(value, Tensor) for value in values):
+    left, right = map(tensor_value, tensors)
+    if left is None or right is None:
         return "", []
-    first, second = values[0].dim(), values[1].dim()
+    first, second = left.dim(), right.dim()
     own, other = list(_LETTERS[:first]), list(_LETTERS[first : first + second])
     pairs = [
         (a % first, b % second) for a, b in zip(argument(node, "dims_self"), argument(node, "dims_other"), strict=True)

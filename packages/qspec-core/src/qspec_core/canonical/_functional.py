@@ -3,11 +3,10 @@
 from functools import cache
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core._torch import OpOverload, schema_of
-from qspec_core.graph import argument_names, called_operator, is_view, written_arguments
+from qspec_core.graph import argument_names, called_operator, is_view, tensor_value, written_arguments
 
 __all__ = ["is_private", "make_functional"]
 
@@ -51,11 +50,9 @@ def is_private(node: Node, position: dict[Node, int], at: int) -> bool:
 
 def _promotes(node: Node, source: Node) -> bool:
     """Whether the functional form could give another dtype: in place, the result keeps that of `source`."""
-    kept = source.meta.get("val")
-    others = [other.meta.get("val") for other in node.all_input_nodes]
-    return any(
-        isinstance(o, Tensor) and o.is_floating_point() and (kept is None or o.dtype != kept.dtype) for o in others
-    )
+    kept = tensor_value(source)
+    others = [tensor_value(other) for other in node.all_input_nodes]
+    return any(o is not None and o.is_floating_point() and (kept is None or o.dtype != kept.dtype) for o in others)
 
 
 def make_functional(module: GraphModule) -> None:

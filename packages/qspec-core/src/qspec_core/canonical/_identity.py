@@ -1,11 +1,10 @@
 """Operators that do nothing in evaluation leave the graph."""
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._record import fold_node
-from qspec_core.graph import argument, argument_names, called_operator, calls, is_call
+from qspec_core.graph import argument, argument_names, called_operator, calls, is_call, tensor_value
 
 __all__ = ["IDENTITY_NOTE", "is_identity", "remove_identities"]
 
@@ -26,8 +25,8 @@ def is_identity(node: Node) -> bool:
 
 def _is_its_input(cast: Node) -> bool:
     """Whether torch returns the input itself: neither a copy nor a memory format is asked for, and nothing differs."""
-    value, source = cast.meta.get("val"), argument(cast, "self").meta.get("val")
-    if not isinstance(value, Tensor) or not isinstance(source, Tensor):
+    value, source = tensor_value(cast), tensor_value(argument(cast, "self"))
+    if value is None or source is None:
         return False
     operator = called_operator(cast)
     names = argument_names(operator) if operator is not None else ()

@@ -15,6 +15,7 @@ from qspec_core.graph import (
     derived_meta,
     is_call,
     replace_argument,
+    tensor_value,
 )
 
 __all__ = ["MOVES", "canonicalize_linears"]
@@ -40,8 +41,8 @@ def _matrix_behind(module: GraphModule, node: object) -> tuple[Node, bool] | Non
         root = argument(root, "self")
     if not isinstance(root, Node) or not (ops.is_dequantize(root) or constant_value(module, root) is not None):
         return None
-    held, laid = (found.meta.get("val") if isinstance(found, Node) else None for found in (root, node))
-    if not isinstance(held, Tensor) or not isinstance(laid, Tensor) or not held.is_floating_point():
+    held, laid = tensor_value(root), tensor_value(node)
+    if held is None or laid is None or not held.is_floating_point():
         return None
     is_repeated = laid.dim() == 3 and (laid.stride(0) == 0 or laid.shape[0] == 1)
     if held.dim() != 2 or not (laid.dim() == 2 or is_repeated):
@@ -105,7 +106,7 @@ def _undo_flattening(module: GraphModule, node: Node) -> None:
     if not is_call(rows, aten.view.default) or not is_call(after, *_VIEWS) or len(node.users) != 1:
         return
     source = argument(rows, "self")
-    before, flat, shaped = _value(source), _value(rows), _value(after)
+    before, flat, shaped = tensor_value(source), tensor_value(rows), tensor_value(after)
     if before is None or flat is None or shaped is None or flat.dim() != 2 or before.dim() < 2:
         return
     outer = [list(map(str, value.shape[:-1])) for value in (before, shaped)]  # by name: comparing symbols guards them
@@ -116,19 +117,14 @@ def _undo_flattening(module: GraphModule, node: Node) -> None:
     fold_node(module, after, node, "linear takes its input in this shape")
 
 
-def _value(node: object) -> Tensor | None:
-    found = node.meta.get("val") if isinstance(node, Node) else None
-    return found if isinstance(found, Tensor) else None
-
-
 def _is_vector(matrix: Node) -> bool:
-    value = _value(matrix)
+    value = tensor_value(matrix)
     return value is None or value.dim() < 2
 
 
 def _keeps_rank(source: Node, matrix: Node) -> bool:
     """Whether a matrix repeated along a batch meets inputs that have this batch, so that `linear` gives the shape."""
-    value, other = _value(source), _value(matrix)
+    value, other = tensor_value(source), tensor_value(matrix)
     if value is None or other is None:
         return False
     if other.dim() == 2:
@@ -143,7 +139,7 @@ def _turn_around(module: GraphModule, node: Node) -> bool:
     if not is_call(node, aten.matmul.default, aten.mm.default):
         return False
     matrix, other = (argument(node, name) for name in argument_names(node.target)[:2])  # type: ignore[arg-type]  # a call
-    source, first = _value(other), _value(matrix)
+    source, first = tensor_value(other), tensor_value(matrix)
     if source is None or first is None or first.dim() != 2 or constant_value(module, other) is not None:
         return False
     weight = _weight(module, matrix, node, transposed=False)
@@ -153,11 +149,12 @@ def _turn_around(module: GraphModule, node: Node) -> bool:
         retarget(node, aten.linear.default, other, weight)
         return True
     with module.graph.inserting_before(node):
-        rows = argument(other, "self") if _swaps_last(other, source.dim()) else _transposed(module, other, node)
+        rows = argument(other, "self") if _swaps_last(other, source.dim()) else _transposed(module, other, source, node)
         product = module.graph.call_function(aten.linear.default, (rows, weight))
     product.meta = derived_meta(node, _PASS)
-    if isinstance(node.meta.get("val"), Tensor):
-        product.meta["val"] = node.meta["val"].mT
+    value = tensor_value(node)
+    if value is not None:
+        product.meta["val"] = value.mT
     retarget(node, aten.transpose.int, product, -2, -1)
     return True
 
@@ -168,10 +165,10 @@ def _swaps_last(node: Node, rank: int) -> bool:
     return {argument(node, name) % rank for name in ("dim0", "dim1")} == {rank - 2, rank - 1}
 
 
-def _transposed(module: GraphModule, source: Node, reader: Node) -> Node:
+def _transposed(module: GraphModule, source: Node, value: Tensor, reader: Node) -> Node:
     made = module.graph.call_function(aten.transpose.int, (source, -2, -1))
     made.meta = derived_meta(source, _PASS, reader)
-    made.meta["val"] = source.meta["val"].mT
+    made.meta["val"] = value.mT
     return made
 
 

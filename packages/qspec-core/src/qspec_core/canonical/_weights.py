@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core.canonical._linear import MOVES
 from qspec_core.canonical._record import fold_node
-from qspec_core.graph import add_constant, argument, calls, is_call
+from qspec_core.graph import add_constant, argument, calls, is_call, tensor_value
 from qspec_core.graph._folding import compute_constants, constant_nodes
 from qspec_core.graph._layers import LAYERS
 
@@ -49,10 +49,7 @@ def fold_weights(module: GraphModule) -> None:
         value = values.get(node)
         if isinstance(value, Tensor):
             held = nn.Parameter(value, requires_grad=False)
-            fake = node.meta.get("val")
-            folded = add_constant(
-                module, "_folded_weight_", held, node, fake=fake if isinstance(fake, Tensor) else None
-            )
+            folded = add_constant(module, "_folded_weight_", held, node, fake=tensor_value(node))
             fold_node(module, node, folded, "computed ahead: it follows from constants alone")
     for node in reversed(values):
         if node not in wanted and not node.users and node.op == "call_function":

@@ -16,7 +16,7 @@ from qspec_core.graph._copies import copy_graph_module, gc_paused, wrap_graph
 from qspec_core.graph._exported import WrapperModule, model_is_exported, require_exported
 from qspec_core.graph._metadata import derived_meta, port_meta
 from qspec_core.graph._observers import is_observer, observer_nodes
-from qspec_core.graph._values import computes_float, is_float, is_view
+from qspec_core.graph._values import computes_float, is_float, is_view, require_tensor_value, tensor_value
 
 __all__ = [
     "WrapperModule",
@@ -44,7 +44,9 @@ __all__ = [
     "port_meta",
     "replace_argument",
     "require_exported",
+    "require_tensor_value",
     "set_attribute",
+    "tensor_value",
     "wrap_graph",
     "written_arguments",
 ]

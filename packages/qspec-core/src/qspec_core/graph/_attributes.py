@@ -7,6 +7,7 @@ from qspec_core._torch import FakeTensors
 from qspec_core.graph._bodies import attribute
 from qspec_core.graph._metadata import derived_meta
 from qspec_core.graph._mutation import mutated_attributes
+from qspec_core.graph._values import tensor_value
 
 __all__ = ["Constants", "add_constant", "constant_value", "fresh_attribute_name"]
 
@@ -48,11 +49,16 @@ def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node, 
     with module.graph.inserting_before(before):
         node = module.graph.get_attr(name)
     if fake is None or fake.shape != value.shape or fake.dtype != value.dtype:
-        example = next((n.meta["val"] for n in module.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
-        node.meta["val"] = FakeTensors(example).like(value)
+        node.meta["val"] = FakeTensors(_example(module)).like(value)
     else:
         node.meta["val"] = fake
     return node
+
+
+def _example(module: GraphModule) -> Tensor | None:
+    """The first fake tensor in a graph; None if its nodes have none."""
+    found = map(tensor_value, module.graph.nodes)
+    return next((value for value in found if value is not None), None)
 
 
 class Constants:
@@ -71,8 +77,7 @@ class Constants:
         for target in mutated_attributes(source):
             value = self.attributes[target]
             self.attributes[target] = value.clone() if isinstance(value, Tensor) else value
-        example = next((n.meta["val"] for n in source.graph.nodes if isinstance(n.meta.get("val"), Tensor)), None)
-        self.fakes = FakeTensors(example)
+        self.fakes = FakeTensors(_example(source))
 
     def add(self, prefix: str, value: Tensor, like: Node, pass_name: str) -> Node:
         """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it, with the

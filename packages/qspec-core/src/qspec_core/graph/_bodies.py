@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
+
+from qspec_core.graph._values import tensor_value
 
 __all__ = ["ControlCall", "attribute", "bodies", "control_calls", "graph_modules", "set_attribute"]
 
@@ -90,7 +92,7 @@ def set_attribute(module: nn.Module, target: str, value: object) -> None:
 
 def bodies(module: GraphModule) -> dict[str, GraphModule]:
     """The bodies that a graph names, by target, in graph order."""
-    readers = (n for n in module.graph.find_nodes(op="get_attr") if not isinstance(n.meta.get("val"), Tensor))
+    readers = (n for n in module.graph.find_nodes(op="get_attr") if tensor_value(n) is None)
     found = ((str(n.target), attribute(module, str(n.target))) for n in readers)
     return {target: body for target, body in found if isinstance(body, GraphModule)}
 

@@ -13,6 +13,7 @@ from qspec_core import ops
 from qspec_core.graph._arguments import called_operator, written_arguments
 from qspec_core.graph._attributes import add_constant, constant_value
 from qspec_core.graph._mutation import mutated_attributes
+from qspec_core.graph._values import tensor_value
 
 __all__ = ["compute_constants", "constant_fold", "constant_nodes", "erase_unread"]
 
@@ -101,7 +102,7 @@ def constant_fold(gm: GraphModule, constraint_fn: Callable[[Node], bool] | None 
     for node in wanted:
         is_wanted = constraint_fn is None or constraint_fn(node)
         if is_wanted and isinstance(values[node], Tensor) and any(user not in constant for user in node.users):
-            folded = add_constant(gm, "_frozen_param", values[node], node, fake=node.meta.get("val"))
+            folded = add_constant(gm, "_frozen_param", values[node], node, fake=tensor_value(node))
             folded.meta = dict(node.meta)
             node.replace_all_uses_with(folded)
     erase_unread(gm, values)

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 from qspec_core.graph._attributes import constant_value, fresh_attribute_name
 from qspec_core.graph._bodies import ControlCall, attribute, bodies, control_calls
 from qspec_core.graph._mutation import mutated_attributes, written_roots
+from qspec_core.graph._values import tensor_value
 
 __all__ = ["ORIGIN_KEY", "lift_constants", "sink_constants"]
 
@@ -111,7 +112,7 @@ def _read_outside(module: GraphModule, constant: Node, value: Tensor) -> Node:
     name = _keep(module, constant.meta.get(ORIGIN_KEY), str(constant.target), value)
     with module.graph.inserting_before(next(iter(module.graph.nodes))):
         node = module.graph.get_attr(name)
-    node.meta = {"val": constant.meta.get("val")}
+    node.meta = {"val": tensor_value(constant)}
     return node
 
 

@@ -1,20 +1,48 @@
-"""What a node computes, read from the fake tensor in its metadata and from its operator's schema."""
+"""Queries of the value that a node computes: its fake tensor in `meta["val"]`, its dtype, whether it is a view."""
 
 import operator
 
 from torch import Tensor
 from torch.fx import Node
 
+from qspec_core._errors import GraphError
 from qspec_core._torch import schema_of
 from qspec_core.graph._arguments import called_operator
 
-__all__ = ["computes_float", "is_float", "is_view"]
+__all__ = ["computes_float", "is_float", "is_view", "require_tensor_value", "tensor_value"]
+
+
+def tensor_value(node: object) -> Tensor | None:
+    """The fake tensor that a node computes, from its metadata.
+
+    None for anything else: a node that computes a tuple or a number, a node without metadata, an argument that is no
+    node.
+    """
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def require_tensor_value(node: object) -> Tensor:
+    """The fake tensor that a node computes, where a pass cannot go on without its shape or dtype.
+
+    Raises: GraphError: the node has none in its metadata.
+    """
+    value = tensor_value(node)
+    if value is None:
+        raise GraphError(
+            "the shape of a tensor is not known",
+            where=node if isinstance(node, Node) else None,
+            found=f"no fake tensor in the metadata of {node}",
+            expected="a fake tensor in node.meta['val']",
+            remedy="export the model again; a pass that ran on it dropped node.meta['val']",
+        )
+    return value
 
 
 def is_float(node: object) -> bool:
     """Whether a node's value is one floating-point tensor, by the fake tensor in its metadata."""
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    return isinstance(value, Tensor) and value.is_floating_point()
+    value = tensor_value(node)
+    return value is not None and value.is_floating_point()
 
 
 def is_view(node: object) -> bool:
