@@ -20,7 +20,6 @@ from qspec_core import (
 )
 from qspec_core.observers import build_observer
 from qspec_x86 import (
-    BACKEND,
     X86InductorQuantizer,
     default_quantizer,
     get_default_x86_inductor_quantization_config,
@@ -149,10 +148,3 @@ assert (threads, grad) == (torch.get_num_threads(), torch.is_grad_enabled())
 
 def test_importing_changes_nothing_of_torchs() -> None:
     subprocess.run([sys.executable, "-c", _FRESH], check=True, timeout=300)
-
-
-def test_the_backend_names_its_parts() -> None:
-    assert BACKEND.name == "x86"
-    assert BACKEND.resolve_target(None) == "any"
-    assert BACKEND.modes == frozenset(Mode)
-    assert BACKEND.suffix == ".pt2"

@@ -1,10 +1,9 @@
 """Classes of CPU: what this machine's kernels do, and that no lowering for "any" depends on it."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
+from x86_support import Grid, Weight, export
 
 from qspec_core import BackendError
 from qspec_x86 import LOWERING_KEY, TARGETS, lower_eager, resolve_target, saturates
@@ -37,10 +36,10 @@ def test_an_unknown_target_is_refused() -> None:
 class Extreme(nn.Module):
     """Inputs of 255 times weights of 127: the sum that 16 bits cut to half."""
 
-    def __init__(self, hand: SimpleNamespace, groups: int) -> None:
+    def __init__(self, groups: int) -> None:
         super().__init__()
-        self.grid, self.groups = hand.Grid(1.0), groups
-        self.weight = hand.Weight(32, 32 // groups, 3, 3)
+        self.grid, self.groups = Grid(1.0), groups
+        self.weight = Weight(32, 32 // groups, 3, 3)
         self.weight.integers.fill_(127)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,9 +47,9 @@ class Extreme(nn.Module):
 
 
 @pytest.mark.parametrize("groups", [1, 4, 32])
-def test_full_range_weights_lowered_for_any_do_not_saturate(hand: SimpleNamespace, groups: int) -> None:
-    model, x = Extreme(hand, groups), torch.full((1, 32, 6, 6), 255.0)
-    lowered = lower_eager(hand.export(model, x), "any")
+def test_full_range_weights_lowered_for_any_do_not_saturate(groups: int) -> None:
+    model, x = Extreme(groups), torch.full((1, 32, 6, 6), 255.0)
+    lowered = lower_eager(export(model, x), "any")
     # 127 becomes 63 or 64 at about twice the scale: within half a step of that.
     torch.testing.assert_close(lowered(x), model(x), rtol=0.5 / 63, atol=0)
     depthwise = groups == 32
@@ -60,17 +59,17 @@ def test_full_range_weights_lowered_for_any_do_not_saturate(hand: SimpleNamespac
         torch.testing.assert_close(lowered(x), model(x), rtol=0, atol=0)
 
 
-def test_full_range_weights_lowered_for_vnni_stay(hand: SimpleNamespace) -> None:
-    model, x = Extreme(hand, 1), torch.full((1, 32, 6, 6), 255.0)
-    lowered = lower_eager(hand.export(model, x), "vnni")
+def test_full_range_weights_lowered_for_vnni_stay() -> None:
+    model, x = Extreme(1), torch.full((1, 32, 6, 6), 255.0)
+    lowered = lower_eager(export(model, x), "vnni")
     assert lowered.meta[LOWERING_KEY].narrowed == ()
     wrong = lowered(x)[0, 0, 3, 3].item() < 0.9 * model(x)[0, 0, 3, 3].item()
     assert wrong == saturates()
 
 
-def test_inputs_of_7_bits_need_no_narrower_weights(hand: SimpleNamespace) -> None:
-    model, x = Extreme(hand, 1), torch.full((1, 32, 6, 6), 127.0)
-    model.grid = hand.Grid(1.0, 0, 0, 127)
-    lowered = lower_eager(hand.export(model, x), "any")
+def test_inputs_of_7_bits_need_no_narrower_weights() -> None:
+    model, x = Extreme(1), torch.full((1, 32, 6, 6), 127.0)
+    model.grid = Grid(1.0, 0, 0, 127)
+    lowered = lower_eager(export(model, x), "any")
     assert lowered.meta[LOWERING_KEY].narrowed == ()
     torch.testing.assert_close(lowered(x), model(x), rtol=0, atol=0)

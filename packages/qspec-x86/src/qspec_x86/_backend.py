@@ -10,9 +10,9 @@ from qspec_core import LoweringError
 from qspec_core.backend import Backend
 from qspec_core.lowering import require_converted
 from qspec_core.patterns import Mode
-from qspec_x86._aoti import compile_module, has_compiler, package
 from qspec_x86._config import default_config
-from qspec_x86._lower import lower_eager
+from qspec_x86._lowering._aoti import compile_module, has_compiler, package
+from qspec_x86._lowering._flow import lower_eager
 from qspec_x86._quantizer import X86InductorQuantizer
 from qspec_x86._rows import TABLE
 from qspec_x86._target import TARGETS, resolve_target

@@ -7,16 +7,14 @@ neighbour: output zero points are even here, but for the one test of that.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from x86_support import FORMS, Grid, Lower, Weight, count, export
 
-from qspec_x86 import LOWERING_KEY, lower_eager, lower_portable
-
-FORMS = [lower_eager, lower_portable]
+from qspec_x86 import LOWERING_KEY, lower_eager
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,9 @@ class Shape:
     dilation: int = 1
     groups: int = 1
 
+
+OTHER_GRID = Grid(2.0**-3, 13)
+"""Of the tensor that is added."""
 
 SHAPES = {
     "3x3": Shape(16, 32),
@@ -61,12 +62,12 @@ class Layer(nn.Module):
     def __init__(
         self,
         shape: Shape,
-        weight: Any,  # of conftest's classes, as are the grids
-        x_grid: Any,
+        weight: Weight,
+        x_grid: Grid,
         *,
         clamp: str = "none",
-        other_grid: Any = None,
-        y_grid: Any = None,
+        other_grid: Grid = OTHER_GRID,
+        y_grid: Grid | None = None,
         swap: bool = False,
     ) -> None:
         super().__init__()
@@ -96,13 +97,13 @@ class Layer(nn.Module):
         return y if self.y_grid is None else self.y_grid.values(y)
 
 
-def make(hand: SimpleNamespace, shape: Shape, **options: Any) -> Layer:
-    weight = hand.Weight(shape.outputs, shape.channels // shape.groups, shape.kernel, shape.kernel)
-    return Layer(shape, weight, **{"x_grid": hand.Grid(zero_point=113)} | options)
+def make(shape: Shape, **options: Any) -> Layer:
+    weight = Weight(shape.outputs, shape.channels // shape.groups, shape.kernel, shape.kernel)
+    return Layer(shape, weight, **{"x_grid": Grid(zero_point=113)} | options)
 
 
-def check(hand: SimpleNamespace, layer: Layer, lower: Callable[..., Any], *inputs: Tensor) -> Any:
-    lowered = lower(hand.export(layer, *inputs), "any")
+def check(layer: Layer, lower: Lower, *inputs: Tensor) -> Any:
+    lowered = lower(export(layer, *inputs))
     before = [x.clone() for x in inputs]
     torch.testing.assert_close(lowered(*inputs).double(), layer.reference(*inputs), rtol=0, atol=0)
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
@@ -112,40 +113,36 @@ def check(hand: SimpleNamespace, layer: Layer, lower: Callable[..., Any], *input
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("zero_point", [0, 113])
 @pytest.mark.parametrize("name", SHAPES)
-def test_float_output_equals_integers(
-    hand: SimpleNamespace, name: str, zero_point: int, lower: Callable[..., Any]
-) -> None:
-    layer = make(hand, SHAPES[name], x_grid=hand.Grid(zero_point=zero_point))
-    lowered = check(hand, layer, lower, 4 * torch.randn(2, SHAPES[name].channels, 9, 11))
-    assert hand.count(lowered, "qconv_pointwise") == 1
-    assert hand.count(lowered, "aten.conv") == 0
+def test_float_output_equals_integers(name: str, zero_point: int, lower: Lower) -> None:
+    layer = make(SHAPES[name], x_grid=Grid(zero_point=zero_point))
+    lowered = check(layer, lower, 4 * torch.randn(2, SHAPES[name].channels, 9, 11))
+    assert count(lowered, "qconv_pointwise") == 1
+    assert count(lowered, "aten.conv") == 0
 
 
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("clamp", CLAMPS)
 @pytest.mark.parametrize("zero_point", [0, 20])
 @pytest.mark.parametrize("high", [255, 127, 100])
-def test_clamp_and_requantize_equal_integers(
-    hand: SimpleNamespace, high: int, zero_point: int, clamp: str, lower: Callable[..., Any]
-) -> None:
+def test_clamp_and_requantize_equal_integers(high: int, zero_point: int, clamp: str, lower: Lower) -> None:
     # The kernel saturates to 0..255: a narrower range must be clamped by it, or the integers leave the range.
-    y_grid = hand.Grid(2.0**-4, zero_point, 0, high)
-    layer = make(hand, SHAPES["odd"], clamp=clamp, y_grid=y_grid)
-    lowered = check(hand, layer, lower, 4 * torch.randn(2, 7, 9, 9))
-    assert hand.count(lowered, "qconv_pointwise") == 1
+    y_grid = Grid(2.0**-4, zero_point, 0, high)
+    layer = make(SHAPES["odd"], clamp=clamp, y_grid=y_grid)
+    lowered = check(layer, lower, 4 * torch.randn(2, 7, 9, 9))
+    assert count(lowered, "qconv_pointwise") == 1
     # One quantize at the input and one dequantize at the output are left: nothing between them is float.
-    assert (hand.count(lowered, "quantize_per_tensor"), hand.count(lowered, "hardtanh")) == (2, 0)
-    assert hand.count(lowered, "aten.") == 0
+    assert (count(lowered, "quantize_per_tensor"), count(lowered, "hardtanh")) == (2, 0)
+    assert count(lowered, "aten.") == 0
 
 
 @pytest.mark.parametrize(
     ("scale", "clamp", "attr"),
     [(6 / 255, "relu6", "none"), (6 / 200, "relu6", "hardtanh"), (6 / 300, "relu6", "none"), (2.0**-5, "relu", "none")],
 )
-def test_clamps_vanish_into_saturation(hand: SimpleNamespace, scale: float, clamp: str, attr: str) -> None:
-    layer = make(hand, SHAPES["3x3"], clamp=clamp, y_grid=hand.Grid(scale))
+def test_clamps_vanish_into_saturation(scale: float, clamp: str, attr: str) -> None:
+    layer = make(SHAPES["3x3"], clamp=clamp, y_grid=Grid(scale))
     x = 4 * torch.randn(1, 16, 8, 8)
-    lowered = lower_eager(hand.export(layer, x), "any")
+    lowered = lower_eager(export(layer, x), "any")
     (kernel,) = (node for node in lowered.graph.nodes if "qconv_pointwise" in str(node.target))
     assert kernel.args[14] == attr
     # These scales are no powers of two: the float32 product of scales may round a value over the middle of a step.
@@ -156,30 +153,28 @@ def test_clamps_vanish_into_saturation(hand: SimpleNamespace, scale: float, clam
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("clamp", ["none", "relu"])
 @pytest.mark.parametrize("high", [255, 127])
-def test_residual_sum_equals_integers(
-    hand: SimpleNamespace, high: int, clamp: str, swap: bool, lower: Callable[..., Any]
-) -> None:
-    grids = {"other_grid": hand.Grid(2.0**-3, 13), "y_grid": hand.Grid(2.0**-2, 8, 0, high)}
-    layer = make(hand, SHAPES["odd"], clamp=clamp, swap=swap, **grids)
-    lowered = check(hand, layer, lower, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(2, 13, 9, 9))
+def test_residual_sum_equals_integers(high: int, clamp: str, swap: bool, lower: Lower) -> None:
+    y_grid = Grid(2.0**-2, 8, 0, high)
+    layer = make(SHAPES["odd"], clamp=clamp, swap=swap, y_grid=y_grid)
+    lowered = check(layer, lower, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(2, 13, 9, 9))
     fused = int(lower is lower_eager and high == 255)
-    assert hand.count(lowered, "qconv_sum") == fused
-    assert hand.count(lowered, "qconv_pointwise") == 1 - fused
-    assert hand.count(lowered, "aten.add") == 1 - fused
+    assert count(lowered, "qconv_sum") == fused
+    assert count(lowered, "qconv_pointwise") == 1 - fused
+    assert count(lowered, "aten.add") == 1 - fused
 
 
 @pytest.mark.parametrize("lower", FORMS)
-def test_residual_sum_with_a_float_reader_equals_integers(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
-    layer = make(hand, SHAPES["odd"], other_grid=hand.Grid(2.0**-3, 13))
-    lowered = check(hand, layer, lower, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(2, 13, 9, 9))
-    assert hand.count(lowered, "qconv_pointwise") == 1
+def test_residual_sum_with_a_float_reader_equals_integers(lower: Lower) -> None:
+    layer = make(SHAPES["odd"])
+    lowered = check(layer, lower, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(2, 13, 9, 9))
+    assert count(lowered, "qconv_pointwise") == 1
 
 
 @pytest.mark.parametrize("lower", FORMS)
-def test_an_odd_zero_point_moves_ties_by_one_step_at_most(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
-    layer = make(hand, SHAPES["odd"], other_grid=hand.Grid(2.0**-3, 13), y_grid=hand.Grid(2.0**-2, 7))
+def test_an_odd_zero_point_moves_ties_by_one_step_at_most(lower: Lower) -> None:
+    layer = make(SHAPES["odd"], y_grid=Grid(2.0**-2, 7))
     x, other = 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(2, 13, 9, 9)
-    found = lower(hand.export(layer, x, other), "any")(x, other).double()
+    found = lower(export(layer, x, other))(x, other).double()
     torch.testing.assert_close(found, layer.reference(x, other), rtol=0, atol=2.0**-2)
     assert (found != layer.reference(x, other)).double().mean() < 0.01
 
@@ -187,65 +182,63 @@ def test_an_odd_zero_point_moves_ties_by_one_step_at_most(hand: SimpleNamespace,
 class ReadAgain(nn.Module):
     """The accumulator of the sum, the result of a convolution, is read again after it, through a view."""
 
-    def __init__(self, first: Layer, second: Layer) -> None:
+    def __init__(self, first: Layer, second: Layer, grid: Grid) -> None:
         super().__init__()
-        self.first, self.second = first, second
+        self.first, self.second, self.grid = first, second, grid
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.first(x)
-        z = self.second.y_grid(self.second.convolve(y, self.second.weight(), self.second.bias) + y)
+        z = self.grid(self.second.convolve(y, self.second.weight(), self.second.bias) + y)
         return z, y.transpose(2, 3)
 
     def reference(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.first.reference(x)
         second = self.second
-        z = second.y_grid.values(second.convolve(y, second.weight.values(), second.bias.double()) + y)
+        z = self.grid.values(second.convolve(y, second.weight.values(), second.bias.double()) + y)
         return z, y.transpose(2, 3)
 
 
-def test_an_accumulator_that_is_read_again_is_not_overwritten(hand: SimpleNamespace) -> None:
-    grid = hand.Grid(2.0**-3, 6)
-    model = ReadAgain(
-        make(hand, Shape(8, 8), y_grid=grid), make(hand, Shape(8, 8), x_grid=grid, y_grid=hand.Grid(2.0**-2, 60))
-    )
+def test_an_accumulator_that_is_read_again_is_not_overwritten() -> None:
+    grid = Grid(2.0**-3, 6)
+    model = ReadAgain(make(Shape(8, 8), y_grid=grid), make(Shape(8, 8), x_grid=grid), Grid(2.0**-2, 60))
     x = 4 * torch.randn(2, 8, 6, 6)
-    lowered = lower_eager(hand.export(model, x), "any")
-    assert hand.count(lowered, "qconv_sum") == 1
+    lowered = lower_eager(export(model, x), "any")
+    assert count(lowered, "qconv_sum") == 1
     for found, expected in zip(lowered(x), model.reference(x), strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=0)
 
 
-def test_a_sum_that_broadcasts_is_left_outside(hand: SimpleNamespace) -> None:
-    grids = {"other_grid": hand.Grid(2.0**-3, 13), "y_grid": hand.Grid(2.0**-2, 8)}
-    layer = make(hand, SHAPES["odd"], **grids)
-    lowered = check(hand, layer, lower_eager, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(1, 13, 1, 1))
-    assert (hand.count(lowered, "qconv_sum"), hand.count(lowered, "qconv_pointwise")) == (0, 1)
+def test_a_sum_that_broadcasts_is_left_outside() -> None:
+    y_grid = Grid(2.0**-2, 8)
+    layer = make(SHAPES["odd"], y_grid=y_grid)
+    lowered = check(layer, lower_eager, 4 * torch.randn(2, 7, 9, 9), 4 * torch.randn(1, 13, 1, 1))
+    assert (count(lowered, "qconv_sum"), count(lowered, "qconv_pointwise")) == (0, 1)
 
 
 @pytest.mark.parametrize("lower", FORMS)
-def test_any_layout_of_the_input_gives_the_same(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
-    layer = make(hand, SHAPES["odd"], y_grid=hand.Grid(2.0**-3, 10))
+def test_any_layout_of_the_input_gives_the_same(lower: Lower) -> None:
+    layer = make(SHAPES["odd"], y_grid=Grid(2.0**-3, 10))
     x = 4 * torch.randn(2, 7, 9, 9)
-    lowered = lower(hand.export(layer, x), "any")
+    lowered = lower(export(layer, x))
     strided = torch.randn(9, 18, 7, 4)[:, ::2, :, ::2].permute(3, 2, 0, 1)
     for given in (x, x.to(memory_format=torch.channels_last), strided):
         torch.testing.assert_close(lowered(given).double(), layer.reference(given), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("lower", FORMS)
-def test_batches_other_than_the_example(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
-    layer = make(hand, SHAPES["odd"], y_grid=hand.Grid(2.0**-3, 10))
+def test_batches_other_than_the_example(lower: Lower) -> None:
+    layer = make(SHAPES["odd"], y_grid=Grid(2.0**-3, 10))
     shapes = ({0: torch.export.Dim("batch", min=1, max=8)},)
-    lowered = lower(hand.export(layer, torch.randn(2, 7, 9, 9), dynamic_shapes=shapes), "any")
+    lowered = lower(export(layer, torch.randn(2, 7, 9, 9), dynamic_shapes=shapes))
     for batch in (1, 3, 8):
         x = 4 * torch.randn(batch, 7, 9, 9)
         torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=0)
 
 
-def test_signed_input_is_declined_with_a_reason(hand: SimpleNamespace) -> None:
-    layer = make(hand, SHAPES["odd"], x_grid=hand.Grid(2.0**-5, 0, -128, 127, torch.int8))
+def test_signed_input_is_declined_with_a_reason() -> None:
+    layer = make(SHAPES["odd"], x_grid=Grid(2.0**-5, 0, -128, 127, torch.int8))
     x = 4 * torch.randn(1, 7, 5, 5)
-    lowered = lower_eager(hand.export(layer, x), "any")
+    lowered = lower_eager(export(layer, x), "any")
     (reason,) = lowered.meta[LOWERING_KEY].declined.values()
     assert "takes uint8" in reason.detail
     torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=1e-4)

@@ -1,14 +1,13 @@
 """Tables of integers, against float64 arithmetic on the same integers."""
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from x86_support import FORMS, Lower
 
 from qspec_core import (
     EmbeddingQuantizer,
@@ -24,11 +23,9 @@ from qspec_x86 import (
     get_weight_only_quantization_config,
     load_package,
     lower_eager,
-    lower_portable,
     package,
 )
 
-FORMS = [lower_eager, lower_portable]
 CONFIGS: dict[str, QuantizationConfig] = {
     "8 bits, affine": get_embedding_operators_config(8).config,
     "4 bits, affine": get_embedding_operators_config(4).config,
@@ -69,7 +66,7 @@ def convert(model: nn.Module, config: QuantizationConfig, example: tuple[Tensor,
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("width", [16, 7])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_lowered_table_equals_the_converted_one(name: str, width: int, lower: Callable[..., Any]) -> None:
+def test_a_lowered_table_equals_the_converted_one(name: str, width: int, lower: Lower) -> None:
     given = inputs()
     converted = convert(Tables(width), CONFIGS[name], given)
     lowered = lower(converted)

@@ -1,25 +1,12 @@
 """Rows that move integers: each between two convolutions, against plain float64 arithmetic."""
 
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
+from x86_moving import Move, assert_moves_integers, assert_stays_in_float
+from x86_support import FORMS, Grid, Lower, export
 
-from qspec_x86 import LOWERING_KEY, TABLE, lower_eager, lower_portable
-
-FORMS = [lower_eager, lower_portable]
-Move = Callable[[Tensor], Tensor]
-
-
-def pool(x: Tensor) -> Tensor:
-    return nn.functional.max_pool2d(x, 3, 2, 1)
-
-
-def pool_ceil(x: Tensor) -> Tensor:
-    return nn.functional.max_pool2d(x, (2, 3), ceil_mode=True)
+from qspec_x86 import LOWERING_KEY, TABLE, lower_eager
 
 
 def cat(x: Tensor) -> Tensor:
@@ -93,7 +80,6 @@ def contiguous(x: Tensor) -> Tensor:
 
 
 MOVES: dict[str, tuple[Move, ...]] = {
-    "max_pool2d": (pool, pool_ceil),
     "cat": (cat,),
     "pad": (pad, pad_value),
     "flatten": (flatten,),
@@ -115,50 +101,20 @@ MOVES: dict[str, tuple[Move, ...]] = {
 CASES = [(name, move) for name, moves in MOVES.items() for move in moves]
 
 
-class Moved(nn.Module):
-    """quantize -> move -> quantize on the same grid: the island between two kernels."""
-
-    def __init__(self, grid: Any, move: Move, out: Any = None) -> None:
-        super().__init__()
-        self.grid, self.move, self.out = grid, move, grid if out is None else out
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.out(self.move(self.grid(x)))
-        return result
-
-    def reference(self, x: Tensor) -> Tensor:
-        result: Tensor = self.out.values(self.move(self.grid.values(x)))
-        return result
-
-
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("zero_point", [0, 113, 255])
 @pytest.mark.parametrize(("name", "move"), CASES)
-def test_moved_integers_equal_moved_floats(
-    hand: SimpleNamespace, name: str, move: Move, zero_point: int, lower: Callable[..., Any]
-) -> None:
-    model = Moved(hand.Grid(zero_point=zero_point), move)
-    x = 4 * torch.randn(1, 6, 8, 7)
-    lowered = lower(hand.export(model, x), "any")
-    torch.testing.assert_close(lowered(x).double(), model.reference(x), rtol=0, atol=0)
-    assert name in lowered.meta[LOWERING_KEY].lowered.values()
-    # One quantize before and one dequantize after: everything between them runs on integers.
-    assert hand.count(lowered, "dequantize_per_tensor") == 1
-    assert hand.count(lowered, "quantize_per_tensor") == 2
+def test_moved_integers_equal_moved_floats(name: str, move: Move, zero_point: int, lower: Lower) -> None:
+    assert_moves_integers(lower, name, move, zero_point)
 
 
-@pytest.mark.parametrize("move", [pool, cat, pad, pad_value])
-def test_other_parameters_behind_it_stay_in_float(hand: SimpleNamespace, move: Move) -> None:
-    model = Moved(hand.Grid(zero_point=113), move, hand.Grid(2.0**-4, 60))
-    x = 4 * torch.randn(2, 6, 8, 7)
-    lowered = lower_eager(hand.export(model, x), "any")
-    torch.testing.assert_close(lowered(x).double(), model.reference(x), rtol=0, atol=0)
-    (reason,) = lowered.meta[LOWERING_KEY].declined.values()
-    assert "other parameters" in reason.detail
+@pytest.mark.parametrize("move", [cat, pad, pad_value])
+def test_other_parameters_after_it_stay_in_float(move: Move) -> None:
+    assert_stays_in_float(move)
 
 
 class CatOfTwo(nn.Module):
-    def __init__(self, first: Any, second: Any) -> None:
+    def __init__(self, first: Grid, second: Grid) -> None:
         super().__init__()
         self.first, self.second = first, second
 
@@ -167,35 +123,14 @@ class CatOfTwo(nn.Module):
         return result
 
 
-def test_cat_of_different_grids_stays_in_float(hand: SimpleNamespace) -> None:
-    model = CatOfTwo(hand.Grid(), hand.Grid(2.0**-3))
+def test_cat_of_different_grids_stays_in_float() -> None:
+    model = CatOfTwo(Grid(), Grid(2.0**-3))
     x, y = torch.rand(2, 3, 4, 4), 9 * torch.rand(2, 5, 4, 4)
-    lowered = lower_eager(hand.export(model, x, y), "any")
+    lowered = lower_eager(export(model, x, y), "any")
     torch.testing.assert_close(lowered(x, y), model(x, y), rtol=0, atol=0)
     (reason,) = lowered.meta[LOWERING_KEY].declined.values()
     assert "different parameters" in reason.detail
 
 
-class FloatReader(nn.Module):
-    """A moved tensor is read as integers and as float."""
-
-    def __init__(self, grid: Any) -> None:
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y = nn.functional.max_pool2d(self.grid(x), 2)
-        return self.grid(y), torch.sigmoid(y)
-
-
-def test_a_float_reader_gets_a_dequantize_of_its_own(hand: SimpleNamespace) -> None:
-    model = FloatReader(hand.Grid(zero_point=50))
-    x = 4 * torch.randn(2, 3, 8, 8)
-    lowered = lower_eager(hand.export(model, x), "any")
-    assert hand.count(lowered, "quantized.max_pool2d") == 1
-    for found, expected in zip(lowered(x), model(x), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-
 def test_every_sharing_row_is_tested_here() -> None:
-    assert {row.name for row in TABLE.rows if not row.has_weight} == set(MOVES)
+    assert {row.name for row in TABLE.rows if not row.has_weight} == {*MOVES, "max_pool2d"}

@@ -1,6 +1,6 @@
 """How the rows lower: each function rewrites one match, or returns the reason why it cannot."""
 
-from qspec_x86._lowering._convolution import lower_convolution
+from qspec_x86._lowering._conv import lower_convolution
 from qspec_x86._lowering._embedding import lower_embedding, lower_embedding_bag
 from qspec_x86._lowering._integers import lower_cat, lower_max_pool2d, lower_pad, lower_view
 from qspec_x86._lowering._layer import NARROWED

@@ -11,7 +11,7 @@ from torch.fx import Node
 from qspec_core.graph import argument, constant_value
 from qspec_core.lowering import Lowering, quantized_operand
 from qspec_core.patterns import Match, Reason
-from qspec_x86._options import Options
+from qspec_x86._lowering._options import Options
 
 __all__ = ["lower_embedding", "lower_embedding_bag"]
 

@@ -8,8 +8,8 @@ from qspec_core import ops
 from qspec_core.graph import argument, expand_integers, replace_argument
 from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
 from qspec_core.patterns import Match, Reason, ReasonCode
-from qspec_x86._options import Options
-from qspec_x86._parameters import plain_parameters
+from qspec_x86._lowering._options import Options
+from qspec_x86._lowering._parameters import plain_parameters
 
 __all__ = ["lower_cat", "lower_max_pool2d", "lower_pad", "lower_view"]
 

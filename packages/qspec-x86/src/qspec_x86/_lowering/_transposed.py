@@ -14,11 +14,11 @@ from torch.fx import Node
 from qspec_core.graph import argument, constant_value, expand_integers
 from qspec_core.lowering import Lowering
 from qspec_core.patterns import Match, Note, Reason
-from qspec_x86._bounds import Output, fused_output
-from qspec_x86._kernels import Geometry, insert_qconv
+from qspec_x86._lowering._bounds import Output, fused_output
+from qspec_x86._lowering._kernels import Geometry, insert_qconv
 from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize, reshaped
-from qspec_x86._options import Options
-from qspec_x86._weights import Weight
+from qspec_x86._lowering._options import Options
+from qspec_x86._lowering._weights import Weight
 
 __all__ = ["Turns", "lower_transposed", "turns_of"]
 

@@ -2,7 +2,7 @@
 
 from qspec_core.patterns import Outputs, PatternTable
 from qspec_x86._rows import _conv, _embedding, _linear, _pool, _shape
-from qspec_x86._rows._float import FLOAT_ONLY
+from qspec_x86._rows._float_only import FLOAT_ONLY
 from qspec_x86._rows._left_out import LEFT_OUT
 
 __all__ = ["TABLE"]

@@ -12,7 +12,7 @@ from qspec_core.graph import argument, argument_names
 from qspec_core.observers import PerGroup, build_observer
 from qspec_core.patterns import Reason, ReasonCode
 from qspec_x86._depthwise import is_depthwise
-from qspec_x86._kernels import BLOCK, FOUR_BITS, fits_four_bits
+from qspec_x86._lowering._kernels import BLOCK, FOUR_BITS, fits_four_bits
 
 __all__ = [
     "has_rank",

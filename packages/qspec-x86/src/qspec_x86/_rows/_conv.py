@@ -9,8 +9,8 @@ from torch.fx import Node
 from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Reason, Row, activation, bias, weight
 from qspec_x86._lowering import lower_convolution, lower_transposed, turns_of
 from qspec_x86._rows._checks import has_rank, is_float32, is_plain_sum, pays_to_find_its_range
-from qspec_x86._rows._narrow import narrow_weight_spec
-from qspec_x86._rows._tails import HARDTANH, RELU, UNARY
+from qspec_x86._rows._post_ops import HARDTANH, RELU, UNARY
+from qspec_x86._rows._specs import narrow_weight_spec
 
 __all__ = ["ROWS"]
 

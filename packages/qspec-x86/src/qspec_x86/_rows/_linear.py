@@ -5,8 +5,8 @@ import torch
 from qspec_core.patterns import Flow, Mode, Row, activation, bias, weight
 from qspec_x86._lowering import lower_linear, lower_weight_only
 from qspec_x86._rows._checks import is_float32, pays_by_weight_alone, unfit_groups
-from qspec_x86._rows._narrow import narrow_weight_spec
-from qspec_x86._rows._tails import UNARY
+from qspec_x86._rows._post_ops import UNARY
+from qspec_x86._rows._specs import narrow_weight_spec
 
 __all__ = ["ROWS"]
 

@@ -9,7 +9,7 @@ from torch.fx import Node
 from qspec_core.lowering import Lowering
 from qspec_core.patterns import Flow, Match, Operand, Reason, Row, activation, activations
 from qspec_x86._lowering import lower_cat, lower_pad, lower_view
-from qspec_x86._options import Options
+from qspec_x86._lowering._options import Options
 from qspec_x86._rows._checks import is_constant_pad
 
 __all__ = ["ROWS"]

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from qspec_core.lowering import Lowering, Quantized
-from qspec_x86._bounds import Output
-from qspec_x86._options import Options
-from qspec_x86._parameters import plain_parameters
+from qspec_x86._lowering._bounds import Output
+from qspec_x86._lowering._options import Options
+from qspec_x86._lowering._parameters import plain_parameters
+from qspec_x86._lowering._weights import Weight
 from qspec_x86._torch import size_hint
-from qspec_x86._weights import Weight
 
 __all__ = [
     "BLOCK",

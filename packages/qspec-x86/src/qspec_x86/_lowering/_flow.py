@@ -13,10 +13,10 @@ from torch.fx import GraphModule
 from qspec_core.graph import called_operator, constant_value, fresh_attribute_name, is_call
 from qspec_core.lowering import lower_rows, on_device, require_converted
 from qspec_core.patterns import Reason, ReasonCode
-from qspec_x86._kernels import PACK_FOUR_BITS, PREPACK
 from qspec_x86._lowering import NARROWED
-from qspec_x86._options import Form, Options
-from qspec_x86._ranges import write_ranges
+from qspec_x86._lowering._kernels import PACK_FOUR_BITS, PREPACK
+from qspec_x86._lowering._options import Form, Options
+from qspec_x86._lowering._ranges import write_ranges
 from qspec_x86._rows import TABLE
 from qspec_x86._target import resolve_target
 

@@ -9,8 +9,8 @@ from torch.fx import Node
 from qspec_core.graph import constant_value
 from qspec_core.lowering import Lowering, quantized_operand
 from qspec_core.patterns import Match, Reason
+from qspec_x86._lowering._options import Options
 from qspec_x86._observer import pair_sums
-from qspec_x86._options import Options
 
 __all__ = ["Weight", "narrow_weight", "read_weight"]
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from x86_support import convert, count, sqnr
 
-from qspec_core import GraphError, TableQuantizer, convert_pt2e, coverage, prepare_pt2e
+from qspec_core import GraphError, TableQuantizer, coverage, prepare_pt2e
 from qspec_x86 import (
     LOWERING_KEY,
     TABLE,
@@ -43,38 +43,23 @@ class Residual(nn.Module):
         return result
 
 
-def convert(quantizer: TableQuantizer, model: nn.Module, *example: Tensor) -> GraphModule:
-    exported = torch.export.export(model.eval(), example).module()
-    assert isinstance(exported, GraphModule)
-    prepared = prepare_pt2e(exported, quantizer)
-    with torch.no_grad():
-        for _ in range(3):
-            prepared(*(torch.randn_like(x) for x in example))
-    return convert_pt2e(prepared)
-
-
-def sqnr(reference: Tensor, found: Tensor) -> float:
-    noise = (reference - found).double().pow(2).sum()
-    return float(10 * torch.log10(reference.double().pow(2).sum() / noise.clamp(min=1e-30)))
-
-
 @pytest.fixture
 def example() -> Tensor:
     return torch.randn(2, 3, 16, 16)
 
 
-def test_forms_agree_and_everything_fuses(hand: SimpleNamespace, example: Tensor) -> None:
+def test_forms_agree_and_everything_fuses(example: Tensor) -> None:
     model = Residual()
     converted = convert(default_quantizer(target="any"), model, example)
     eager, portable = lower_eager(converted), lower_portable(converted)
     assert len(coverage(converted).quantized) > 0
     for lowered in (eager, portable):
         assert lowered.meta[LOWERING_KEY].declined == {}
-        assert hand.count(lowered, "aten.conv") == hand.count(lowered, "aten.linear") == 0
+        assert count(lowered, "aten.conv") == count(lowered, "aten.linear") == 0
     # Between the kernels of the eager form nothing is float: one quantize at the input, and no dequantize at all.
-    assert hand.count(eager, "quantize_per_tensor") == 1
-    assert hand.count(eager, "qconv_pointwise") + hand.count(eager, "qconv_sum") == 6
-    assert hand.count(eager, "qconv_sum") == 1
+    assert count(eager, "quantize_per_tensor") == 1
+    assert count(eager, "qconv_pointwise") + count(eager, "qconv_sum") == 6
+    assert count(eager, "qconv_sum") == 1
     with torch.no_grad():
         # Sums of equal values in another order: a value in the middle of two steps may go either way.
         assert sqnr(converted(example), eager(example)) > 40

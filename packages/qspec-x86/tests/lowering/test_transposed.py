@@ -5,18 +5,17 @@ is a power of two.
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from x86_support import FORMS, Grid, Lower, Weight, count, export, sqnr
 
 from qspec_core import Mode, convert_pt2e, coverage, prepare_pt2e
-from qspec_x86 import LOWERING_KEY, default_quantizer, load_package, lower_eager, lower_portable, package
+from qspec_x86 import LOWERING_KEY, default_quantizer, load_package, lower_eager, package
 
-FORMS = [lower_eager, lower_portable]
 F = nn.functional
 FUNCTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 Numbers = dict[str, Any]
@@ -27,10 +26,10 @@ class Layer(nn.Module):
 
     def __init__(
         self,
-        weight: Any,  # of conftest's classes, as are the grids
-        x_grid: Any,
+        weight: Weight,
+        x_grid: Grid,
         tail: Callable[[Tensor], Tensor] = torch.clone,
-        y_grid: Any = None,
+        y_grid: Grid | None = None,
         **numbers: Any,  # stride and so on
     ) -> None:
         super().__init__()
@@ -51,9 +50,9 @@ class Layer(nn.Module):
         return y if self.y_grid is None else self.y_grid.values(y)
 
 
-def weight(hand: SimpleNamespace, *shape: int) -> Any:
+def weight(*shape: int) -> Any:
     """Scales along dimension 1, where a transposed convolution has its output channels."""
-    return hand.Weight(*shape, axis=1)
+    return Weight(*shape, axis=1)
 
 
 PLANES: dict[str, tuple[tuple[int, ...], Numbers]] = {
@@ -74,19 +73,17 @@ PLANES: dict[str, tuple[tuple[int, ...], Numbers]] = {
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("name", PLANES)
-def test_two_dimensions_equal_integers(
-    hand: SimpleNamespace, name: str, quantized: bool, lower: Callable[..., Any]
-) -> None:
+def test_two_dimensions_equal_integers(name: str, quantized: bool, lower: Lower) -> None:
     shape, numbers = PLANES[name]
-    y_grid = hand.Grid(2.0**-3, 20) if quantized else None
-    layer = Layer(weight(hand, *shape), hand.Grid(zero_point=113), torch.relu, y_grid, **numbers)
+    y_grid = Grid(2.0**-3, 20) if quantized else None
+    layer = Layer(weight(*shape), Grid(zero_point=113), torch.relu, y_grid, **numbers)
     x = 4 * torch.randn(2, shape[0], 5, 6)
-    lowered = lower(hand.export(layer, x), "any")
+    lowered = lower(export(layer, x))
     torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=0)
-    assert (hand.count(lowered, "qconv_pointwise"), hand.count(lowered, "conv_transpose")) == (1, 0)
-    assert hand.count(lowered, "relu") == 0
+    assert (count(lowered, "qconv_pointwise"), count(lowered, "conv_transpose")) == (1, 0)
+    assert count(lowered, "relu") == 0
     # One quantize at the input, one dequantize at the output: between them all is integer.
-    assert hand.count(lowered, "quantize_per_tensor") == (2 if quantized else 1)
+    assert count(lowered, "quantize_per_tensor") == (2 if quantized else 1)
 
 
 OTHERS: dict[str, tuple[tuple[int, ...], Numbers]] = {
@@ -99,22 +96,20 @@ OTHERS: dict[str, tuple[tuple[int, ...], Numbers]] = {
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("tail", [torch.clone, torch.relu, F.relu6], ids=["none", "relu", "relu6"])
 @pytest.mark.parametrize("name", OTHERS)
-def test_one_and_three_dimensions_equal_integers(
-    hand: SimpleNamespace, name: str, tail: Callable[[Tensor], Tensor], lower: Callable[..., Any]
-) -> None:
+def test_one_and_three_dimensions_equal_integers(name: str, tail: Callable[[Tensor], Tensor], lower: Lower) -> None:
     shape, numbers = OTHERS[name]
-    layer = Layer(weight(hand, *shape), hand.Grid(zero_point=113), tail, hand.Grid(2.0**-3, 20), **numbers)
+    layer = Layer(weight(*shape), Grid(zero_point=113), tail, Grid(2.0**-3, 20), **numbers)
     x = 4 * torch.randn(2, shape[0], *(5, 4, 6)[: len(shape) - 2])
-    lowered = lower(hand.export(layer, x), "any")
+    lowered = lower(export(layer, x))
     torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=0)
-    assert (hand.count(lowered, "qconv_pointwise"), hand.count(lowered, "conv_transpose")) == (1, 0)
+    assert (count(lowered, "qconv_pointwise"), count(lowered, "conv_transpose")) == (1, 0)
 
 
 @pytest.mark.parametrize("lower", FORMS)
-def test_sizes_that_vary(hand: SimpleNamespace, lower: Callable[..., Any]) -> None:
-    layer = Layer(weight(hand, 6, 5, 4, 4), hand.Grid(zero_point=113), stride=2, padding=1)
+def test_sizes_that_vary(lower: Lower) -> None:
+    layer = Layer(weight(6, 5, 4, 4), Grid(zero_point=113), stride=2, padding=1)
     sizes = {0: torch.export.Dim("batch", max=8), 2: torch.export.Dim("height", max=32)}
-    lowered = lower(hand.export(layer, torch.randn(2, 6, 5, 6), dynamic_shapes=(sizes,)), "any")
+    lowered = lower(export(layer, torch.randn(2, 6, 5, 6), dynamic_shapes=(sizes,)))
     for shape in ((2, 6, 5, 6), (1, 6, 9, 6), (3, 6, 2, 6)):
         x = 4 * torch.randn(shape)
         torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=0)
@@ -147,10 +142,6 @@ def converted_decoder(mode: Mode, x: Tensor) -> tuple[nn.Module, GraphModule]:
     return model, convert_pt2e(prepared)
 
 
-def sqnr(found: Tensor, expected: Tensor) -> float:
-    return float(10 * torch.log10(expected.pow(2).mean() / (found - expected).pow(2).mean().clamp(min=1e-20)))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("mode", [Mode.STATIC, Mode.DYNAMIC], ids=str)
 def test_a_decoder_in_every_form(mode: Mode, tmp_path: Path) -> None:
@@ -170,5 +161,5 @@ def test_a_decoder_in_every_form(mode: Mode, tmp_path: Path) -> None:
     loaded = load_package(package(converted, (x,), tmp_path / "decoder.pt2"))(x)
     # Weights are narrowed on lowering for the pairs that meet in a kernel, so that it differs from the converted graph.
     for found in (eager(x), compiled, loaded):
-        assert sqnr(found, converted(x)) > 35
-        assert sqnr(found, model(x)) > 25
+        assert sqnr(converted(x), found) > 35
+        assert sqnr(model(x), found) > 25

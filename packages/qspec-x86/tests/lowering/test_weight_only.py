@@ -1,13 +1,12 @@
 """Linears whose weight alone is int8, or int4 in groups, against float64 arithmetic on the same integers."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from x86_support import FORMS, Lower
 
 import qspec_core.ops
 from qspec_core import NothingQuantizedError, convert_pt2e, prepare_pt2e, quantize
@@ -24,7 +23,6 @@ from qspec_x86 import (
     package,
 )
 
-FORMS = [lower_eager, lower_portable]
 ROWS = torch.export.Dim("rows", max=64)
 
 
@@ -49,10 +47,10 @@ def reference(converted: GraphModule, x: Tensor, bias: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_equals_float64_to_the_steps_of_bfloat16(has_bias: bool, lower: Callable[..., Any]) -> None:
+def test_equals_float64_to_the_steps_of_bfloat16(has_bias: bool, lower: Lower) -> None:
     model = network(has_bias)
     converted = convert(model)
-    lowered = lower(converted, "any")
+    lowered = lower(converted)
     assert list(lowered.meta[LOWERING_KEY].lowered.values()) == ["linear.weight_only"]
     assert not any("dequantize" in str(node.target) for node in lowered.graph.nodes)
     with torch.no_grad():
@@ -125,9 +123,9 @@ def reference_of_groups(converted: GraphModule, x: Tensor, bias: Tensor) -> Tens
 @torch.no_grad()
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize(("outputs", "features", "group"), [(48, 64, 32), (64, 256, 128), (16, 256, 256)])
-def test_four_bits_in_groups(outputs: int, features: int, group: int, lower: Callable[..., Any]) -> None:
+def test_four_bits_in_groups(outputs: int, features: int, group: int, lower: Lower) -> None:
     model, converted = convert_to_four_bits(outputs, features, group)
-    lowered = lower(converted, "any")
+    lowered = lower(converted)
     assert list(lowered.meta[LOWERING_KEY].lowered.values()) == ["linear.weight_only"]
     targets = [str(node.target) for node in lowered.graph.nodes]
     assert targets.count("aten._weight_int4pack_mm_for_cpu.default") == 1

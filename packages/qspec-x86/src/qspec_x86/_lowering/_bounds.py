@@ -8,7 +8,7 @@ import torch
 
 from qspec_core.lowering import Quantized
 from qspec_core.patterns import Link
-from qspec_x86._parameters import plain_parameters
+from qspec_x86._lowering._parameters import plain_parameters
 
 __all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "fused_output", "output_of"]
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qspec_x86._bounds import Bounds, Output, output_of
+from qspec_x86._lowering._bounds import Bounds, Output, output_of
 
 FLOATS = st.floats(-8, 8, allow_nan=False, width=32)
 

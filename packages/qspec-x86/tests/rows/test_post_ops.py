@@ -3,18 +3,17 @@ the same integers.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from x86_support import FORMS, Grid, Lower, Weight, count, export
 
 from qspec_core import convert_pt2e, coverage, prepare_pt2e
-from qspec_x86 import LOWERING_KEY, TABLE, default_quantizer, lower_eager, lower_portable
+from qspec_x86 import LOWERING_KEY, TABLE, default_quantizer, lower_eager
 
-FORMS = [lower_eager, lower_portable]
 F = nn.functional
 FLOAT_SHAPES: dict[str, tuple[int, ...]] = {
     "linear": (5, 7),
@@ -30,7 +29,12 @@ class Layer(nn.Module):
     """quantize -> layer [+ quantized other] [-> tail] [-> quantize]."""
 
     def __init__(
-        self, weight: Any, x_grid: Any, tail: Callable[[Tensor], Tensor], y_grid: Any = None, **geometry: int
+        self,
+        weight: Weight,
+        x_grid: Grid,
+        tail: Callable[[Tensor], Tensor],
+        y_grid: Grid | None = None,
+        **geometry: int,
     ) -> None:
         super().__init__()
         self.weight, self.x_grid, self.tail, self.y_grid, self.geometry = weight, x_grid, tail, y_grid, geometry
@@ -52,28 +56,26 @@ class Layer(nn.Module):
         return y if self.y_grid is None else self.y_grid.values(y)
 
 
-def make(hand: SimpleNamespace, kind: str, tail: Callable[[Tensor], Tensor], y_grid: Any = None, **more: Any) -> Layer:
+def make(kind: str, tail: Callable[[Tensor], Tensor], y_grid: Grid | None = None, **more: Any) -> Layer:
     rank = len(FLOAT_SHAPES[kind]) - 2
-    return Layer(hand.Weight(12, 7, *(3,) * rank), hand.Grid(zero_point=113), tail, y_grid, **more)
+    return Layer(Weight(12, 7, *(3,) * rank), Grid(zero_point=113), tail, y_grid, **more)
 
 
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("high", [None, 255, 127])
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d"])
-def test_a_curve_runs_in_the_kernel(
-    hand: SimpleNamespace, kind: str, high: int | None, curve: str, lower: Callable[..., Any]
-) -> None:
+def test_a_curve_runs_in_the_kernel(kind: str, high: int | None, curve: str, lower: Lower) -> None:
     step = 2.0**-4
-    layer = make(hand, kind, CURVES[curve], None if high is None else hand.Grid(step, 8, 0, high))
+    layer = make(kind, CURVES[curve], None if high is None else Grid(step, 8, 0, high))
     x = 4 * torch.randn(FLOAT_SHAPES[kind])
-    lowered = lower(hand.export(layer, x), "any")
+    lowered = lower(export(layer, x))
     found, expected = lowered(x).double(), layer.reference(x)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 if high is None else step)
     assert high is None or (found != expected).double().mean() < 0.01
-    assert (hand.count(lowered, "qconv_pointwise"), hand.count(lowered, curve)) == (1, 0)
+    assert (count(lowered, "qconv_pointwise"), count(lowered, curve)) == (1, 0)
     # The kernel saturates at 255 alone: a narrower range keeps its quantize.
-    assert hand.count(lowered, "quantize_per_tensor") == {None: 1, 255: 2, 127: 3}[high]
+    assert count(lowered, "quantize_per_tensor") == {None: 1, 255: 2, 127: 3}[high]
 
 
 LEFT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -92,19 +94,17 @@ LEFT: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("tail", LEFT)
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d", "conv3d"])
-def test_a_tail_that_the_kernel_lacks_stays_behind_it(
-    hand: SimpleNamespace, kind: str, tail: str, lower: Callable[..., Any]
-) -> None:
+def test_a_tail_that_the_kernel_lacks_stays_behind_it(kind: str, tail: str, lower: Lower) -> None:
     step = 2.0**-4
-    layer = make(hand, kind, LEFT[tail], hand.Grid(step, 8))
+    layer = make(kind, LEFT[tail], Grid(step, 8))
     x = 4 * torch.randn(FLOAT_SHAPES[kind])
-    lowered = lower(hand.export(layer, x), "any")
+    lowered = lower(export(layer, x))
     found, expected = lowered(x).double(), layer.reference(x)
     torch.testing.assert_close(found, expected, rtol=0, atol=step)
     assert (found != expected).double().mean() < 0.01
     # The layer itself runs in integers and gives floats, which the tail reads before it is quantized.
-    assert (hand.count(lowered, "qconv_pointwise"), hand.count(lowered, tail.partition(",")[0])) == (1, 1)
-    assert hand.count(lowered, "quantize_per_tensor") == 3
+    assert (count(lowered, "qconv_pointwise"), count(lowered, tail.partition(",")[0])) == (1, 1)
+    assert count(lowered, "quantize_per_tensor") == 3
 
 
 @pytest.mark.parametrize("lower", FORMS)
@@ -113,39 +113,38 @@ def test_a_tail_that_the_kernel_lacks_stays_behind_it(
 @pytest.mark.parametrize("kind", ["conv1d", "conv3d"])
 @pytest.mark.parametrize("geometry", [{"padding": 1}, {"stride": 2, "padding": 2, "dilation": 2}], ids=str)
 def test_one_and_three_dimensions_equal_integers(
-    hand: SimpleNamespace,
     geometry: dict[str, int],
     kind: str,
     quantized: bool,
     clamp: str,
-    lower: Callable[..., Any],
+    lower: Lower,
 ) -> None:
-    layer = make(hand, kind, CLAMPS[clamp], hand.Grid(2.0**-3, 20) if quantized else None, **geometry)
+    layer = make(kind, CLAMPS[clamp], Grid(2.0**-3, 20) if quantized else None, **geometry)
     x = 4 * torch.randn(FLOAT_SHAPES[kind])
-    lowered = lower(hand.export(layer, x), "any")
+    lowered = lower(export(layer, x))
     torch.testing.assert_close(lowered(x).double(), layer.reference(x), rtol=0, atol=0)
-    assert (hand.count(lowered, "qconv_pointwise"), hand.count(lowered, "aten.conv")) == (1, 0)
+    assert (count(lowered, "qconv_pointwise"), count(lowered, "aten.conv")) == (1, 0)
 
 
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("clamp", ["none", "relu"])
-def test_a_sum_over_one_dimension_equals_integers(hand: SimpleNamespace, clamp: str, lower: Callable[..., Any]) -> None:
-    layer = make(hand, "conv1d", CLAMPS[clamp], hand.Grid(2.0**-2, 60), padding=1)
+def test_a_sum_over_one_dimension_equals_integers(clamp: str, lower: Lower) -> None:
+    layer = make("conv1d", CLAMPS[clamp], Grid(2.0**-2, 60), padding=1)
     x, other = 4 * torch.randn(2, 7, 11), 4 * torch.randn(2, 12, 11)
-    lowered = lower(hand.export(layer, x, other), "any")
+    lowered = lower(export(layer, x, other))
     torch.testing.assert_close(lowered(x, other).double(), layer.reference(x, other), rtol=0, atol=0)
-    assert hand.count(lowered, "qconv_sum") == int(lower is lower_eager)
+    assert count(lowered, "qconv_sum") == int(lower is lower_eager)
 
 
-def test_a_view_of_a_kernels_result_is_taken(hand: SimpleNamespace) -> None:
+def test_a_view_of_a_kernels_result_is_taken() -> None:
     # The kernel writes channels-last, of which the view that the float model takes does not exist.
     class Viewed(Layer):
         def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
             return super().forward(x, other).view(2, 12, -1)
 
-    layer = Viewed(hand.Weight(12, 7, 3, 3), hand.Grid(), torch.relu)
+    layer = Viewed(Weight(12, 7, 3, 3), Grid(), torch.relu)
     x = 4 * torch.randn(FLOAT_SHAPES["conv2d"])
-    found = lower_eager(hand.export(layer, x), "any")(x).double()
+    found = lower_eager(export(layer, x), "any")(x).double()
     torch.testing.assert_close(found, layer.reference(x).reshape(2, 12, -1), rtol=0, atol=0)
 
 

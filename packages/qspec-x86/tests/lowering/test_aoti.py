@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-import qspec_x86._aoti as aoti
-import qspec_x86._backend as backend_module
+import qspec_x86._lowering._aoti as aoti
 from qspec_core import LoweringError, convert_pt2e, prepare_pt2e
 from qspec_x86 import (
-    BACKEND,
     LOWERING_KEY,
-    NotCompiledWarning,
     default_quantizer,
     load_package,
-    lower,
     lower_eager,
     package,
 )
@@ -237,28 +233,3 @@ def test_a_package_with_a_cpp_library_of_its_own_is_refused(
     with pytest.raises(LoweringError, match="linked its library statically"):
         package(made.converted, (x,), path)
     assert not path.exists()
-
-
-def no_compiler() -> bool:
-    return False
-
-
-def test_without_a_compiler_the_eager_form_runs(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend_module, "has_compiler", no_compiler)
-    x = torch.randn(3, 3, 8, 8)
-    with pytest.warns(NotCompiledWarning, match="no C\\+\\+ compiler"):
-        lowered = lower(made.converted, (x,), "any")
-    with torch.no_grad():
-        torch.testing.assert_close(lowered(x), made.eager(x), rtol=0, atol=0)
-
-
-def test_a_graph_that_does_not_compile_runs_in_the_eager_form(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
-        raise RuntimeError("the compiler said no")
-
-    monkeypatch.setattr(backend_module, "compile_module", fails)
-    x = torch.randn(3, 3, 8, 8)
-    with pytest.warns(NotCompiledWarning, match="the compiler said no"):
-        lowered = BACKEND.lower(made.converted, (x,), "any")
-    with torch.no_grad():
-        torch.testing.assert_close(lowered(x), made.eager(x), rtol=0, atol=0)

@@ -15,9 +15,9 @@ from torch.export import Dim
 from torch.fx import GraphModule
 
 from qspec_core import LoweringError
-from qspec_x86._kernels import PACK_FOUR_BITS
-from qspec_x86._lower import LOWERING_KEY, LoweringReport, lower_portable
-from qspec_x86._signature import Signature, signature_of
+from qspec_x86._lowering._flow import LOWERING_KEY, LoweringReport, lower_portable
+from qspec_x86._lowering._kernels import PACK_FOUR_BITS
+from qspec_x86._lowering._signature import Signature, signature_of
 from qspec_x86._target import lacks, resolve_target, saturates
 from qspec_x86._torch import (
     compile_package,
