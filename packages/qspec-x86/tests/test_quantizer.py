@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from x86_support import export
 
 from qspec_core import (
     Mode,
@@ -19,12 +21,17 @@ from qspec_core import (
     prepare_pt2e,
 )
 from qspec_core.observers import build_observer
+from qspec_core.patterns import Flow
 from qspec_x86 import (
+    TABLE,
     X86InductorQuantizer,
     default_quantizer,
     get_default_x86_inductor_quantization_config,
+    get_weight_only_quantization_config,
     lower_pt2e_quantized_to_x86,
 )
+
+F = nn.functional
 
 
 class Two(nn.Module):
@@ -58,6 +65,64 @@ def test_selectors_under_their_known_names() -> None:
     assert layers(excluded) == everything - {"depthwise"}
     assert X86InductorQuantizer().set_global(config).get_global_quantization_config() is config
     assert X86InductorQuantizer().get_global_quantization_config() is None
+
+
+class Functions(nn.Module):
+    """Every function whose row starts integers, but for embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(4, 4, 3, 3, 3)), nn.Parameter(torch.randn(5, 200))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, two, one = self.weight, self.weight[..., 0], self.weight[..., 0, 0]
+        y = F.conv_transpose3d(F.conv3d(x, w), w)
+        z = F.conv_transpose2d(F.conv2d(y.flatten(3), two), two)
+        return F.linear(F.conv_transpose1d(F.conv1d(z.flatten(2), one), one), self.head)
+
+
+class Lookups(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.bags = nn.Embedding(9, 4), nn.EmbeddingBag(9, 4, mode="sum")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.words(x), self.bags(x)
+
+
+STARTS = {
+    F.conv1d: "conv1d",
+    F.conv2d: "conv2d",
+    F.conv3d: "conv3d",
+    F.conv_transpose1d: "conv_transpose1d",
+    F.conv_transpose2d: "conv_transpose2d",
+    F.conv_transpose3d: "conv_transpose3d",
+    F.linear: "linear",
+    F.embedding: "embedding",
+    F.embedding_bag: "embedding_bag",
+}
+
+
+def test_every_row_that_starts_integers_is_tested_here() -> None:
+    starts = {row.anchor for row in TABLE.rows if row.flow is Flow.STARTS}
+    assert {str(anchor).split(".")[1] for anchor in starts} == set(STARTS.values())
+
+
+@pytest.mark.parametrize("function", STARTS)
+def test_a_function_that_users_call_selects_its_row(function: Callable[..., object]) -> None:
+    is_lookup = function in (F.embedding, F.embedding_bag)
+    model, x = (
+        (Lookups(), torch.zeros(2, 3, dtype=torch.int64)) if is_lookup else (Functions(), torch.randn(2, 4, 5, 4, 10))
+    )
+    config = get_weight_only_quantization_config() if is_lookup else get_default_x86_inductor_quantization_config()
+    quantizer = X86InductorQuantizer().set_function_type_qconfig(function, config)
+    prepared = prepare_pt2e(export(model, x), quantizer)
+    assert {entry.row for entry in coverage(prepared).quantized} == {STARTS[function]}
+
+
+@pytest.mark.parametrize("function", [torch.cat, torch.flatten, F.max_pool2d, F.pad, Tensor.view, torch.squeeze])
+def test_a_function_that_passes_integers_on_is_known(function: Callable[..., object]) -> None:
+    X86InductorQuantizer().set_function_type_qconfig(function, None)
 
 
 def test_a_function_without_a_row_is_refused() -> None:

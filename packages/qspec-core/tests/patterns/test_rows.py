@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
+import torch
 from core_support import ADD_ROW, CAT, CONV2D, PAD, ROWS
 
-from qspec_core.patterns import DELEGATED, Delegated, Reason, ReasonCode, Role
+from qspec_core.patterns import DELEGATED, Delegated, Outputs, PatternTable, Reason, ReasonCode, Role
 
 
 def test_reason_reads_as_code_and_detail() -> None:
@@ -43,3 +44,12 @@ def test_rows_are_hashable_values(row: object) -> None:
     assert row in {row}
     with pytest.raises(dataclasses.FrozenInstanceError):
         row.name = "other"  # type: ignore[attr-defined]  # it has the field; assigning is what must fail
+
+
+def test_functions_of_a_table_are_those_that_users_call() -> None:
+    functions = PatternTable((CONV2D, CAT, PAD), Outputs.DEMAND).functions()
+    assert functions[torch.nn.functional.conv2d] is torch.ops.aten.conv2d
+    assert functions[torch.conv2d] is torch.ops.aten.conv2d
+    assert functions[torch.cat] is torch.ops.aten.cat
+    assert functions[torch.nn.functional.pad] is torch.ops.aten.pad
+    assert torch.matmul not in functions

@@ -1,33 +1,13 @@
 """The quantizer under the names that users know."""
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Self
-
-import torch
-from torch import nn
-from torch._ops import OpOverload
 
 from qspec_core import QuantizationConfig, SelectorError, TableQuantizer
 from qspec_x86._rows import TABLE
 from qspec_x86._target import resolve_target
 
 __all__ = ["X86InductorQuantizer"]
-
-aten = torch.ops.aten
-
-_OPERATORS: Mapping[Callable[..., object], tuple[OpOverload, ...]] = MappingProxyType(
-    {
-        nn.functional.conv1d: (aten.conv1d.default,),
-        nn.functional.conv2d: (aten.conv2d.default,),
-        nn.functional.conv3d: (aten.conv3d.default,),
-        nn.functional.linear: (aten.linear.default,),
-        nn.functional.max_pool2d: (aten.max_pool2d.default,),
-        torch.cat: (aten.cat.default,),
-        torch.flatten: (aten.flatten.using_ints,),
-    }
-)
-"""Canonical operators of the functions that the field's quantizer takes and the table has rows for."""
 
 
 class X86InductorQuantizer(TableQuantizer):
@@ -55,22 +35,20 @@ class X86InductorQuantizer(TableQuantizer):
     def set_function_type_qconfig(
         self, function_type: Callable[..., object], quantization_config: QuantizationConfig | None
     ) -> Self:
-        """Configure the operators that a function such as `torch.nn.functional.linear` calls.
+        """Configure the operator that a function such as `torch.nn.functional.linear` calls.
 
-        Raises: SelectorError: no row starts from the function's operator.
+        Raises: SelectorError: no row has the function's operator.
         """
-        operators = _OPERATORS.get(function_type)
-        if operators is None:
-            known = ", ".join(function.__name__ for function in _OPERATORS)
+        functions = TABLE.functions()
+        operator = functions.get(function_type)
+        if operator is None:
             raise SelectorError(
-                f"no row of the x86 table starts from the function {function_type!r}",
+                f"no row of the x86 table has the operator of the function {function_type!r}",
                 found=getattr(function_type, "__name__", repr(function_type)),
-                expected=known,
-                remedy="name one of these functions, or an operator with set_operator_type",
+                expected=", ".join(sorted({str(packet).rpartition(".")[2] for packet in functions.values()})),
+                remedy="name a function of torch with one of these names, or an operator with set_operator_type",
             )
-        for operator in operators:
-            self.set_operator_type(operator, quantization_config)
-        return self
+        return self.set_operator_type(operator, quantization_config)
 
     def get_global_quantization_config(self) -> QuantizationConfig | None:
         """The global configuration; None if there is none."""

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch.fx import Node
 
-from qspec_core._torch import OpOverload
+from qspec_core._torch import OpOverload, OpOverloadPacket, schema_of
 from qspec_core.graph import argument, argument_names
 from qspec_core.patterns._flow import Flow, Mode, Outputs
 from qspec_core.patterns._operands import Check, Operand, PostOp, PreOp, Role
@@ -157,3 +158,17 @@ class PatternTable:
     outputs: Outputs
     float_only: Mapping[OpOverload, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def functions(self) -> Mapping[Callable[..., object], OpOverloadPacket]:
+        """Functions and methods of torch that call a row's anchor, such as `torch.nn.functional.conv2d`.
+
+        They have the operator's name in torch. Each comes with the operator, in all its overloads.
+        """
+        found: dict[Callable[..., object], OpOverloadPacket] = {}
+        for row in self.rows:
+            name = schema_of(row.anchor).name.rpartition("::")[2]
+            for place in (torch.nn.functional, torch, torch.Tensor):
+                function = getattr(place, name, None)
+                if callable(function):
+                    found[function] = row.anchor.overloadpacket
+        return found
