@@ -153,7 +153,7 @@ def nothing() -> Iterator[tuple[Tensor]]:
 @pytest.mark.parametrize(("batches", "found"), [(None, "calibration=None"), ([], "without batches")])
 def test_no_calibration_raises(batches: Any, found: str) -> None:
     for given in (batches, batches if batches is None else nothing()):
-        with pytest.raises(CalibrationError, match="needs calibration, and no batch came") as caught:
+        with pytest.raises(CalibrationError, match="needs calibration, and there is no batch") as caught:
             qspec.quantize(nn.Linear(6, 3), (X,), backend=toy_backend(), calibration=given)
         assert found in str(caught.value.found)
         assert "mode='dynamic'" in caught.value.remedy

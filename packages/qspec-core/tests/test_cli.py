@@ -176,7 +176,7 @@ def test_batches_by_name_are_keyword_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [["image"], ["a.0"], ["0."], ["0.0", "0.image"], [".0"]], ids=str)
 def test_batches_with_other_names_are_refused(names: list[str], tmp_path: Path) -> None:
     save_file({name: X.clone() for name in names}, tmp_path / "b.safetensors")
-    with pytest.raises(CalibrationError, match="says no batch and input") as caught:
+    with pytest.raises(CalibrationError, match="does not give batch and input") as caught:
         read_batches(tmp_path / "b.safetensors")
     assert "0.0" in str(caught.value.expected)
 

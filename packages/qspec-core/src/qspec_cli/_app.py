@@ -1,4 +1,4 @@
-"""The commands, as typer sees them."""
+"""The commands, defined with typer."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What `qspec quantize` does once its arguments are read. Imports torch, so it is imported last."""
+"""The work of `qspec quantize`. This module imports torch, so it is imported after the arguments are read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +28,11 @@ def run_job(
 ) -> tuple[Result, Path]:
     """Quantize a saved program and write it; see `qspec quantize --help`.
 
-    Raises: QSpecError: whatever `quantize` raises, or a file that does not hold what it should.
+    Raises: QSpecError: whatever `quantize` raises, or an error for a file of another format.
     """
     try:
         program = torch.export.load(model)
-    except Exception as error:  # torch.export raises many types for a file that is none of its own
+    except Exception as error:  # torch.export raises many types for a file of another kind
         raise ExportError(
             f"{model} is not a program that torch.export.load reads",
             found=f"{type(error).__name__}: {error}",
@@ -97,8 +97,8 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
 def _unreadable(path: Path, name: str) -> CalibrationError:
     return CalibrationError(
-        f"{path} holds a tensor whose name says no batch and input",
+        f"{path} holds a tensor whose name does not give batch and input",
         found=name,
-        expected="BATCH.INPUT, such as 0.0 or 3.image, numbers or names alike within a batch",
+        expected="BATCH.INPUT, such as 0.0 or 3.image, all numbers or all names within a batch",
         remedy="save the batches with safetensors.torch.save_file({'0.0': x0, '1.0': x1, ...}, path)",
     )

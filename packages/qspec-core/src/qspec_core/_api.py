@@ -1,4 +1,4 @@
-"""The whole job in one call: export, prepare, calibrate, convert, lower."""
+"""`quantize`: export, prepare, calibrate, convert and lower in one call."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,16 +30,16 @@ ProgressCallback = Callable[[str], None]
 
 
 def _silent(_: str) -> None:
-    """The default progress: says nothing."""
+    """The default progress callback: it prints nothing."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `quantize` made.
+    """The result of `quantize`.
 
     Args:
         exported: the float model as it was exported.
-        converted: the quantized program, in operators that every exporter and runtime reads.
+        converted: the quantized program, in `quantized_decomposed` operators, which exporters and runtimes read.
         backend: the backend it was made for.
         target: class of the deployment device.
         example_inputs: the arguments it was exported with.
@@ -56,7 +56,7 @@ class Result:
 
     @property
     def coverage(self) -> Coverage:
-        """What was quantized by which row, and what was not and why."""
+        """The row that quantized each operator, or the reason why it was not quantized."""
         return coverage(self.converted)
 
     @property
@@ -123,16 +123,16 @@ def quantize(
             and lowered to the backend's.
         example_inputs: positional arguments of one call.
         backend: name of an installed backend, or a `Backend`.
-        calibration: batches that stand for the model's real inputs, each a tuple of positional or a mapping of keyword
-            arguments; needed by static quantization alone.
-        target: class of the deployment device, one of the backend's; None for its default.
+        calibration: batches like the model's real inputs, each a tuple of positional or a mapping of keyword arguments;
+            only static quantization needs them.
+        target: class of the deployment device, one of the backend's targets; None for its default.
         mode: when activations are quantized: "static", "dynamic" or "weight only".
         quantizer: used in place of the backend's default one.
-        dynamic_shapes: handed to `torch.export.export`.
-        bias_correction: in static quantization, take off each layer's bias what rounding its weight adds to the mean of
-            its output; see `docs/architecture.md`.
+        dynamic_shapes: passed to `torch.export.export`.
+        bias_correction: in static quantization, subtract from each layer's bias the mean error that rounding its weight
+            adds to the output; see `docs/architecture.md`.
         progress: called with the name of each step as it begins.
-    Returns: the quantized program and what became of each operator.
+    Returns: the quantized program, with the coverage of each operator.
     Raises:
         BackendError: the backend is not installed, or has no such target or mode.
         ExportError: the model cannot be exported with these inputs.
@@ -227,7 +227,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[CalibrationBatch] | None) -
         prepared: from `prepare_pt2e`.
         batches: tuples of positional or mappings of keyword arguments; a lone tensor is one positional argument.
     Returns: how many batches ran.
-    Raises: CalibrationError: no batch came, one does not fit the model, or one is not finite.
+    Raises: CalibrationError: there is no batch, one does not fit the model, or one is not finite.
     """
     count = 0
     with torch.no_grad():
@@ -236,7 +236,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[CalibrationBatch] | None) -
             count += 1
     if count == 0:
         raise CalibrationError(
-            "static quantization needs calibration, and no batch came",
+            "static quantization needs calibration, and there is no batch",
             found="calibration=None" if batches is None else "an iterable without batches",
             expected="an iterable of argument tuples or keyword dictionaries",
             remedy="pass calibration=[(x,), ...] with inputs like the model's real ones, or choose mode='dynamic'",
@@ -254,7 +254,7 @@ def _run(prepared: nn.Module, batch: object, index: int) -> None:
             prepared(batch)
     except CalibrationError:
         raise
-    except Exception as error:  # whatever the model or its guards raise for inputs that do not fit
+    except Exception as error:  # the model and its guards may raise anything
         raise CalibrationError(
             f"calibration batch {index} does not fit the model as it was exported",
             found=f"{_shapes(batch)}; {type(error).__name__}: {error}",

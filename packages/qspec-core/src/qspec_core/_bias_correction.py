@@ -1,7 +1,7 @@
-"""Bias correction: what rounding the weights adds to the mean of a layer's output, taken off its bias.
+"""Bias correction: subtract from a layer's bias the mean error that rounding its weight adds to the output.
 
 A layer with rounded weights Q(W) gives (Q(W) - W) E[x] more than the float layer, on average over its inputs x. The
-mean input of each channel is gathered while a prepared module is calibrated.
+mean input of each channel is recorded while a prepared module is calibrated.
 
 Sources: Finkelstein, Almog, Grobman, "Fighting Quantization Bias With Bias" (2019); Nagel, van Baalen, Blankevoort,
 Welling, "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019), section 4.2.
@@ -36,7 +36,7 @@ __all__ = ["InputMeans", "correct_biases"]
 
 
 class _Mean(nn.Module):
-    """Mean of each channel over all that it is called with."""
+    """Records the mean of each channel over all tensors that it is called with."""
 
     def __init__(self, channel: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class _Mean(nn.Module):
         self._count = 0
 
     def forward(self, x: Tensor) -> None:
-        """Take in a tensor whose dimension `channel`, counted from the end, holds the channels."""
+        """Record a tensor whose dimension `channel`, counted from the end, holds the channels."""
         others = [axis for axis in range(-x.ndim, 0) if axis != self._channel]
         rows = x.numel() // max(x.shape[self._channel], 1)
         if rows:
@@ -60,15 +60,15 @@ class _Mean(nn.Module):
 
 
 class InputMeans:
-    """Gathers the mean input of each convolution and linear layer with a quantized weight.
+    """Records the mean input of each convolution and linear layer with a quantized weight.
 
-    Layers in the bodies of control flow are left out: their weights are operands of the body once converted.
+    Layers in the bodies of control flow are left out: after conversion their weights are operands of the body.
 
     Args:
         prepared: from `prepare_pt2e`; not changed.
 
     Attributes:
-        module: a copy that shares the observers of `prepared`; calibrating it calibrates `prepared`, and gathers.
+        module: a copy that shares the observers of `prepared`. Calibrating it calibrates `prepared` and records means.
     """
 
     def __init__(self, prepared: GraphModule) -> None:
@@ -85,10 +85,10 @@ class InputMeans:
         self.module = module
 
     def shifts(self, converted: GraphModule) -> Mapping[str, Tensor]:
-        """What each layer's bias lacks, by the layer's name.
+        """The correction of each layer's bias, by the layer's name.
 
         Args:
-            converted: what `convert_pt2e` made of the prepared module.
+            converted: from `convert_pt2e`, of the prepared module.
         Returns: float64 tensors (outputs,). Layers that saw no data, or whose weight is not in integers, are left out.
         """
         found = {}
@@ -103,12 +103,12 @@ class InputMeans:
 
 
 def correct_biases(converted: GraphModule, means: InputMeans) -> GraphModule:
-    """Correct the biases of a converted module by the means gathered in calibration.
+    """Correct the biases of a converted module by the means recorded in calibration.
 
     Args:
         converted: from `convert_pt2e`; not changed.
-        means: gathered by running `means.module` on calibration data in place of the prepared module.
-    Returns: a copy that shares everything but the corrected biases.
+        means: recorded by running `means.module` on calibration data in place of the prepared module.
+    Returns: a copy that shares everything except the corrected biases.
     Cost: O(nodes + edges), plus one pass over the weights.
     """
     with gc_paused(), torch.no_grad():
@@ -120,7 +120,7 @@ def correct_biases(converted: GraphModule, means: InputMeans) -> GraphModule:
 
 
 def _record(module: GraphModule, node: Node, channel: int) -> _Mean:
-    """Insert a module in front of a layer that takes the mean of its input."""
+    """Insert a module before a layer that records the mean of the layer's input."""
     name, recorder = fresh_attribute_name(module, "_input_mean_"), _Mean(channel)
     module.add_module(name, recorder)
     with module.graph.inserting_before(node):
@@ -129,7 +129,7 @@ def _record(module: GraphModule, node: Node, channel: int) -> _Mean:
 
 
 def _correct(module: GraphModule, node: Node, shift: Tensor) -> None:
-    """Give a layer a corrected bias; one that the graph computes stays as it is."""
+    """Give a layer a corrected bias. A bias that the graph computes stays as it is."""
     old = argument(node, "bias")
     value = constant_value(module, old)
     if old is not None and value is None:
@@ -155,7 +155,7 @@ def _observed_weight(module: GraphModule, node: Node) -> Tensor | None:
 
 
 def _constant(module: GraphModule, node: Node) -> Tensor | None:
-    """What a node computes from constants alone, by dequantizing and reshaping; None if it reads anything else."""
+    """Value of a node that depends only on constants, dequantized and reshaped; None for any other node."""
     operator, value = called_operator(node), constant_value(module, node)
     if value is not None or operator is None:
         return value
@@ -168,18 +168,25 @@ def _constant(module: GraphModule, node: Node) -> Tensor | None:
 
 
 def _shift(node: Node, lost: Tensor, mean: Tensor) -> Tensor:
-    """What a layer's output loses on average with each output channel's `lost` part of the weight: float64 (outputs,).
+    """The mean that a layer's output loses with the `lost` part of its weight.
 
-    The borders of a padded convolution, which see less of the input, count like its inner part.
+    At the borders of a padded convolution fewer taps see the input; they count like the inner part.
+
+    Args:
+        node: the layer.
+        lost: float weight minus rounded weight, in float64 and the weight's shape.
+        mean: mean input of each channel, float64 (inputs,).
+    Returns: float64 (outputs,).
     """
     if node.target in LINEARS:
         return lost @ mean
     groups = argument(node, "groups")
+    # (d0, d1, kernel...) -> (d0, d1), summed over the kernel -> (groups, d0 / groups, d1)
     taps = lost.flatten(2).sum(2).view(groups, -1, lost.shape[1])
-    means = mean.view(groups, -1)
+    means = mean.view(groups, -1)  # (inputs,) -> (groups, inputs / groups)
     if node.target in CONVOLUTIONS:
-        return torch.einsum("goi,gi->go", taps, means).flatten()
-    # Each input reaches an output through one in `stride` of the taps along a dimension.
+        return torch.einsum("goi,gi->go", taps, means).flatten()  # (groups, outputs / groups) -> (outputs,)
+    # The weight is (inputs, outputs / groups, kernel...). Along a dimension, an output sees one in `stride` taps.
     strides = _each(argument(node, "stride"), lost.ndim - 2)
     return torch.einsum("gio,gi->go", taps, means).flatten() / prod(strides)
 

@@ -1,4 +1,4 @@
-"""Coverage: what became of every floating-point operator of a model, as plain data that prints and serializes."""
+"""Coverage: the report of every floating-point operator of a model, as plain data that prints and serializes."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 COVERAGE_KEY = "qspec_coverage"
-"""Key in a module's `meta` of its coverage, as plain data."""
+"""Key of a module's coverage in its `meta`, as plain data."""
 _DECISION_KEY = "qspec_decision"
 
 _LAYERS = frozenset(map(str, LAYERS))
 
 
 class CoverageStatus(StrEnum):
-    """What became of an operator."""
+    """The outcome for an operator."""
 
     QUANTIZED = "quantized"
     FOLDED = "folded"
@@ -52,8 +52,8 @@ class CoverageEntry:
         node: name of its node.
         operator: the operator called.
         module: path of the module it was traced in; "" for the root.
-        status: what became of it.
-        row: label of the row that quantized it, or what it was folded into; "" if it was skipped.
+        status: quantized, folded into another operator, or skipped.
+        row: label of the row that quantized it, or how it was folded; "" if it was skipped.
         code: value of the `ReasonCode` if it was skipped, else "".
         detail: the reason's detail.
     """
@@ -119,8 +119,8 @@ class Coverage:
         return tuple(entry for entry in self.layers if entry.status is CoverageStatus.QUANTIZED)
 
     def summary(self) -> str:
-        """One line of counts, then a line for each reason, the most frequent first; at the end, for each thing that
-        became of layers that are neither quantized nor skipped.
+        """One line of counts, then one line for each reason, the most frequent first, then one line for each way in
+        which layers were folded.
         """
         lines = [
             f"{len(self.quantized_layers)} of {len(self.layers)} convolution and linear layers quantized; "
@@ -134,7 +134,7 @@ class Coverage:
         return "\n".join(lines)
 
     def explain(self, name: str) -> str:
-        """What became of the operators of a node, or of a module and all inside it, one line each.
+        """Describe a node's operator, or the operators of a module and of the modules in it, one line each.
 
         Args:
             name: a node's name or a module's path.
@@ -161,7 +161,7 @@ class Coverage:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Coverage":
-        """Coverage from what `to_dict` wrote."""
+        """Read the data that `to_dict` wrote."""
         return cls(
             tuple(CoverageEntry(**entry | {"status": CoverageStatus(entry["status"])}) for entry in data["entries"])
         )
@@ -179,7 +179,7 @@ def operators(module: GraphModule) -> dict[str, tuple[str, str]]:
 
 
 def _float_operators(module: GraphModule, prefix: str = "") -> Iterator[tuple[str, Node]]:
-    """Name and node of each float operator, in graph order; those of a body where the body is named."""
+    """Name and node of each float operator, in graph order. Operators of a body come where the graph reads the body."""
     for node in module.graph.nodes:
         inner = attribute(module, str(node.target)) if node.op == "get_attr" else None
         if isinstance(inner, GraphModule):
@@ -193,12 +193,12 @@ def _is_float_operator(node: Node) -> bool:
 
 
 def decide_quantized(node: Node, row: str) -> None:
-    """Note on a node that a row quantizes it."""
+    """Note on a node the row that quantizes it."""
     node.meta[_DECISION_KEY] = {"row": row}
 
 
 def decide_skipped(node: Node, reason: Reason) -> None:
-    """Note on a node why it stays in float, unless a row has it already."""
+    """Note on a node the reason why it stays in float, unless a row quantizes it."""
     node.meta.setdefault(_DECISION_KEY, {"code": reason.code.value, "detail": reason.detail})
 
 
@@ -207,8 +207,8 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
 
     Args:
         module: the annotated graph, before observers are inserted.
-        original: `operators` of the graph as it was given, before anything was folded.
-        quantizer: what to name as the row of a node that was annotated without one.
+        original: `operators` of the graph before any pass folded operators.
+        quantizer: name of the quantizer, used as the row of nodes that were annotated without a row.
     """
     entries = [_entry(name, node, quantizer) for name, node in _float_operators(module)]
     graphs = list(graph_modules(module))
@@ -248,7 +248,7 @@ def coverage(module: torch.nn.Module) -> Coverage:
         raise GraphError(
             "the module has no coverage",
             found=type(module).__qualname__,
-            expected="what prepare_pt2e or convert_pt2e returned",
+            expected="a module from prepare_pt2e or convert_pt2e",
             remedy="pass the prepared or converted module",
         )
     return Coverage.from_dict(data)

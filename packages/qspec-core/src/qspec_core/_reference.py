@@ -1,7 +1,7 @@
-"""The integer-arithmetic form of a converted graph: what a device computes, in plain operators of aten.
+"""Write a converted graph in integer arithmetic of plain aten operators, to check what a device computes.
 
-Layers multiply and add in int32, and one multiplication by a float32 number per channel brings the sum to the scale of
-the output. No `quantized_decomposed` operator is left but `choose_qparams`, and those of groups and tokens.
+Layers multiply and add in int32; one float32 factor per channel rescales the sum to the scale of the output. Of the
+`quantized_decomposed` operators only `choose_qparams` and those by group and by token are left.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ aten = torch.ops.aten
 
 
 class _Writer:
-    """Inserts operators in front of a node, each with the metadata of the node that it stands for."""
+    """Inserts operators before a node, with the metadata of the node `like` that they replace."""
 
     def __init__(self, context: Lowering[None], before: Node, like: Node) -> None:
         self._context, self._before, self._like = context, before, like
@@ -67,7 +67,7 @@ class _Writer:
         """Insert a constant."""
         return self._context.constant("_reference_constant", value, self._before)
 
-    def centred(self, value: Quantized) -> Node:
+    def centered(self, value: Quantized) -> Node:
         """Integers minus their zero point, in int32."""
         wide = self(aten.to.dtype, value.integers, torch.int32)
         if value.zero_point is None or (isinstance(value.zero_point, int) and value.zero_point == 0):
@@ -79,28 +79,28 @@ class _Writer:
         return self(aten.sub.Tensor, wide, zero_point)
 
     def real(self, value: Quantized) -> Node:
-        """The numbers that integers stand for."""
+        """The real numbers: (integers - zero point) * scale."""
         if isinstance(value.zero_point, Node) and is_float(value.zero_point):
             steps = self(aten.sub.Tensor, value.integers, self._along(value.zero_point, value))
         else:
-            steps = self(aten.to.dtype, self.centred(value), torch.float32)
+            steps = self(aten.to.dtype, self.centered(value), torch.float32)
         return self(aten.mul.Tensor, steps, self.scale(value))
 
     def scale(self, value: Quantized) -> Any:  # a number or a node
-        """The scale, so that it multiplies the integers."""
+        """The scale, in a shape that broadcasts against the integers."""
         if not isinstance(value.scale, Node):
             return value.scale
         return self._along(self(aten.to.dtype, value.scale, torch.float32), value)
 
     def _along(self, parameters: Node, value: Quantized) -> Node:
-        """Parameters of channels, with the tensor's rank."""
+        """Parameters by channel in a shape that broadcasts against the tensor: (channels,) -> (1, channels, 1...)."""
         if value.ch_axis is None:
             return parameters
         rank = require_tensor_value(value.integers).dim()
         return self(aten.view.default, parameters, [-1 if axis == value.ch_axis else 1 for axis in range(rank)])
 
     def rounded(self, real: Node, to: Quantized) -> Node:
-        """Real steps of the output's scale, as its integers."""
+        """The integers of `to`, from real numbers divided by its scale."""
         shifted = self(aten.round.default, real)
         if to.zero_point is not None and to.zero_point != 0:
             zero_point: Any = to.zero_point
@@ -112,9 +112,9 @@ class _Writer:
 
 
 def _finish(match: Match, context: Lowering[None], write: _Writer, real: Callable[[float | None], Node]) -> None:
-    """Let the match's readers read its integers where all quantize alike, else its real value.
+    """Replace a match: by its integers if all readers quantize it with the same parameters, else by its real value.
 
-    `real` gives the result over the output's scale, or, for None, the result itself.
+    `real(scale)` writes the result divided by the output's scale; `real(None)` writes the result itself.
     """
     tail, to = match.tail, context.requantize(match.tail)
     if to is None or isinstance(to.scale, Node):
@@ -124,10 +124,10 @@ def _finish(match: Match, context: Lowering[None], write: _Writer, real: Callabl
 
 
 def _lower_layer(match: Match, context: Lowering[None], tail: tuple[Any, ...]) -> Reason | None:
-    """Linear and convolution: int32 sums; their bias is rounded to the step of the sum where that is known.
+    """Lower linear and convolution to int32 sums. In static mode the bias is rounded to the step of the sum.
 
     Args:
-        tail: shape, after the channels, that makes a vector of channels broadcast against the result.
+        tail: trailing dimensions of size 1: (channels, *tail) broadcasts against the result.
     """
     inputs, weights = quantized_operand(match, "input"), quantized_operand(match, "weight")
     if weights.ch_axis not in (None, 0):
@@ -135,8 +135,8 @@ def _lower_layer(match: Match, context: Lowering[None], tail: tuple[Any, ...]) -
     offset = match.operand("bias")
     write = _Writer(context, match.tail, match.tail)
     step = weights.scale if not isinstance(weights.scale, Node) else context.tensor(weights.scale).float()
-    step = torch.as_tensor(step, dtype=torch.float32).reshape(-1, *tail)
-    total = _sums(match.anchor, write, write.centred(inputs), write.centred(weights))
+    step = torch.as_tensor(step, dtype=torch.float32).reshape(-1, *tail)  # (channels,) -> (channels, *tail)
+    total = _sums(match.anchor, write, write.centered(inputs), write.centered(weights))
     offset_value = constant_value(context.module, offset)
     if offset is not None and offset_value is None:
         return Reason.unsupported("the bias is computed, not a constant")
@@ -165,39 +165,40 @@ def _lower_layer(match: Match, context: Lowering[None], tail: tuple[Any, ...]) -
 
 
 def _sums(anchor: Node, write: _Writer, left: Node, right: Node) -> Node:
-    """Products summed in int32."""
+    """Insert the layer on int32 operands."""
     if not is_call(anchor, aten.conv2d.default):
         return write(aten.linear.default, left, right)
     stride, padding, dilation, groups = (argument(anchor, n) for n in ("stride", "padding", "dilation", "groups"))
-    # torch's dilated convolution takes no integers, so that zeros stand between the weights instead.
+    # torch's dilated convolution takes no integers, so zeros are inserted between the weights instead.
     right = _spread(write, _spread(write, right, 3, dilation[-1]), 2, dilation[0])
     return write(aten.conv2d.default, left, right, None, stride, padding, [1, 1], groups)
 
 
 def _spread(write: _Writer, weight: Node, axis: int, distance: int) -> Node:
-    """Put `distance - 1` zeros between the entries along an axis."""
+    """Insert `distance - 1` zeros between the entries along an axis."""
     if distance == 1:
         return weight
     shape = list(require_tensor_value(weight).shape)
+    # (..., n, ...) -> (..., n, 1, ...) -> (..., n, distance, ...) -> (..., n * distance, ...), less the last zeros
     rows = write(aten.view.default, weight, [*shape[: axis + 1], 1, *shape[axis + 1 :]])
-    behind = [0, 0] * (len(shape) - axis - 1)
-    padded = write(aten.constant_pad_nd.default, rows, [*behind, 0, distance - 1])
+    after = [0, 0] * (len(shape) - axis - 1)
+    padded = write(aten.constant_pad_nd.default, rows, [*after, 0, distance - 1])
     flat = write(aten.reshape.default, padded, [*shape[:axis], shape[axis] * distance, *shape[axis + 1 :]])
     return write(aten.slice.Tensor, flat, axis, 0, shape[axis] * distance - distance + 1)
 
 
 def _lower_add(match: Match, context: Lowering[None]) -> Reason | None:
-    """Sum of two tensors of different scales: each brought to the scale of the output."""
+    """Lower a sum of two tensors with different scales: each is rescaled to the scale of the output."""
     if argument(match.anchor, "alpha") != 1:
         return Reason.unsupported("alpha is not 1")
     terms = [quantized_operand(match, name) for name in ("self", "other")]
     if any(isinstance(term.scale, Node) for term in terms):
-        return Reason.unsupported("scales that are computed, or of channels")
+        return Reason.unsupported("a scale that is computed at run time, or by channel")
     write = _Writer(context, match.tail, match.tail)
 
     def real(scale: float | None) -> Node:
         scaled = [
-            write(aten.mul.Tensor, write.centred(term), float(term.scale) / (1.0 if scale is None else scale))  # type: ignore[arg-type]  # numbers, by the check above
+            write(aten.mul.Tensor, write.centered(term), float(term.scale) / (1.0 if scale is None else scale))  # type: ignore[arg-type]  # numbers, by the check above
             for term in terms
         ]
         total = write(aten.add.Tensor, *scaled)
@@ -208,7 +209,7 @@ def _lower_add(match: Match, context: Lowering[None]) -> Reason | None:
 
 
 def _lower_max_pool(match: Match, context: Lowering[None]) -> Reason | None:
-    """The largest integer stands for the largest value: scales are positive."""
+    """Lower a max pool to one of the integers: scales are positive, so the largest integer is the largest value."""
     inputs, to = quantized_operand(match, "self"), context.requantize(match.tail)
     if inputs.ch_axis is not None:
         return Reason.unsupported(f"input channels on axis {inputs.ch_axis}")
@@ -245,8 +246,8 @@ def to_reference(converted: GraphModule) -> GraphModule:
 
     Args:
         converted: a graph from `convert_pt2e`.
-    Returns: a module in which each operator's result differs from the converted one's by one step of its scale at most:
-        sums are rounded once, from int32, and a static bias is rounded to the step of the sum.
+    Returns: a module in which the result of each operator differs from the converted one's by at most one step of its
+        scale: sums are rounded once, from int32, and a static bias is rounded to the step of the sum.
     Cost: O(nodes + edges). int32 products have no fast kernels in torch: this form is for checking, not for speed.
     """
     module = lower_rows(converted, REFERENCE, target="reference").module

@@ -1,4 +1,4 @@
-"""Training and evaluation of graphs: the operators themselves are switched, since the modules are gone."""
+"""Switch exported graphs between training and evaluation, by the arguments of their operators: the modules are gone."""
 
 from types import MethodType
 
@@ -20,10 +20,10 @@ _FLAGS: dict[OpOverload, str] = {
     aten.alpha_dropout.default: "train",
     aten.alpha_dropout_.default: "train",
 }
-"""Operators that behave differently in training, with the argument that says so."""
+"""Operators that behave differently in training, with the argument that switches them."""
 
 _MODE = "_exported_training"
-"""Attribute of a graph module that was switched: to training or not. The name is the field's."""
+"""Attribute of a graph module: the mode it was switched to last, True for training. PT2E's name."""
 
 
 def move_exported_model_to_eval(model: GraphModule) -> GraphModule:
@@ -41,7 +41,7 @@ def move_exported_model_to_eval(model: GraphModule) -> GraphModule:
 def move_exported_model_to_train(model: GraphModule) -> GraphModule:
     """Switch dropout and batch norm of an exported graph, subgraphs included, to training. In place.
 
-    What export or preparation removed, such as dropout traced in evaluation and then folded away, stays removed.
+    Operators that export or preparation removed, such as dropout traced in evaluation, stay removed.
 
     Args:
         model: an exported graph module.
@@ -53,7 +53,7 @@ def move_exported_model_to_train(model: GraphModule) -> GraphModule:
 
 
 def allow_exported_model_train_eval(model: GraphModule) -> GraphModule:
-    """Let `.train()` and `.eval()` of an exported graph switch its operators, where they raised before. In place.
+    """Let `.train()` and `.eval()` of an exported graph switch its operators instead of raising. In place.
 
     Args:
         model: an exported graph module.
@@ -75,7 +75,7 @@ def _eval(self: GraphModule) -> GraphModule:
 
 
 def _switch(model: GraphModule, training: bool) -> GraphModule:
-    if vars(model).get(_MODE) == training:  # a loop that calls train() in every epoch generates no code anew
+    if vars(model).get(_MODE) == training:  # a loop that calls train() in every epoch need not generate code again
         return model
     for _, module in graph_modules(model):
         switched = False

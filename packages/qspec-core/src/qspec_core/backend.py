@@ -1,4 +1,4 @@
-"""The backend contract: what a hardware package registers, and how installed ones are found."""
+"""The backend contract: the object that a hardware package registers, and functions that find the installed ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,10 +43,10 @@ class Packaged(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """One piece of hardware, as its package describes it to qspec.
+    """The description of one kind of hardware, which its package registers.
 
     Args:
-        name: what users pass as `backend=`.
+        name: the name that users pass as `backend=`.
         table: its operator patterns.
         quantizer: builds its default quantizer.
         lower: `(converted, example_inputs, target) -> module` that runs on the device. A module that holds its
@@ -150,7 +150,7 @@ def get_backend(name: str) -> Backend:
         ) from error
     if not isinstance(loaded, Backend):
         raise BackendError(
-            f"what distribution {owner!r} registers as backend {name!r} is not a qspec_core.Backend",
+            f"the object that distribution {owner!r} registers as backend {name!r} is not a qspec_core.Backend",
             found=type(loaded).__qualname__,
             expected="a qspec_core.Backend",
             remedy=f"point its entry point in the group {ENTRY_POINT_GROUP!r} at a Backend",

@@ -1,4 +1,7 @@
-"""qspec's quantizers in torchao's PT2E flow. The other way needs no adapter: `prepare_pt2e` takes torchao's as is."""
+"""Use qspec's quantizers in torchao's PT2E flow.
+
+The other direction needs no adapter: `prepare_pt2e` takes torchao's quantizers as they are.
+"""
 
 import functools
 import importlib
@@ -30,11 +33,11 @@ _FIELDS = ("dtype", "quant_min", "quant_max", "qscheme")
 
 
 def for_torchao(quantizer: Quantizer) -> Any:  # an instance of torchao's Quantizer, which core does not import
-    """Make a quantizer that torchao's flow, and NNCF's `quantize_pt2e`, take: both check classes.
+    """Wrap a quantizer in torchao's class, which torchao's flow and NNCF's `quantize_pt2e` check for.
 
-    Who shares is solved as in `prepare_pt2e` and written as references to the first point of each group; torchao adds
-    none of its own. Observers are qspec's, each inside an observer of torchao's class. The quantizer's `validate` runs
-    on its own annotations, and its `prepare_obs_or_fq_callback` sees its own observers.
+    Sharing is resolved as in `prepare_pt2e` and written as references to the first point of each group; implicit
+    sharing is off. The observers are qspec's, each inside an observer of torchao's class. The quantizer's `validate`
+    sees its own annotations, and its `prepare_obs_or_fq_callback` sees its own observers.
 
     Args:
         quantizer: any of qspec's.
@@ -89,9 +92,9 @@ def _observer_class() -> type:
     observer = _torchao("observer")
 
     class Observer(observer.ObserverBase):  # type: ignore[misc, name-defined]  # torchao is untyped
-        """A qspec observer or fake-quantize in torchao's class. What is not here is looked up in it."""
+        """A qspec observer or fake-quantize in torchao's class. Attributes not found are looked up in it."""
 
-        def __init__(self, observer: Any) -> None:  # Any: read by shape, whosever it is
+        def __init__(self, observer: Any) -> None:  # Any: an observer of any stack
             super().__init__(dtype=observer.dtype, is_dynamic=bool(getattr(observer, "is_dynamic", False)))
             self.observer = observer
 
@@ -103,7 +106,7 @@ def _observer_class() -> type:
             qparams: tuple[Tensor, Tensor] = self.observer.calculate_qparams()
             return qparams
 
-        def __getattr__(self, name: str) -> Any:  # whatever the observer has under this name
+        def __getattr__(self, name: str) -> Any:  # an attribute of the observer
             try:
                 return super().__getattr__(name)
             except AttributeError:
@@ -115,7 +118,7 @@ def _observer_class() -> type:
 @functools.cache
 def _block_observer_class() -> type:
     class BlockObserver(_observer_class()):  # type: ignore[misc]  # torchao is untyped
-        """An observer with a form of its own, which torchao lets it write."""
+        """An observer with its own converted form, which torchao lets it write."""
 
         def convert(self, model: GraphModule, observer_node: Node) -> None:
             value = require_tensor_value(observer_node.all_input_nodes[0])
@@ -125,7 +128,7 @@ def _block_observer_class() -> type:
 
 
 def _write(model: GraphModule, node: Node, form: ConvertedForm) -> None:
-    """Replace the node of an observer by what it is converted to; a constant is stored as integers."""
+    """Replace an observer's node by a quantize and a dequantize; a constant is stored as integers."""
     graph, source = model.graph, node.all_input_nodes[0]
     value = constant_value(model, source)
     with graph.inserting_before(node):
@@ -156,7 +159,7 @@ def _steps(graph: Graph, steps: Sequence[Step], tensor: Node) -> Node:
 
 
 def _translate(model: GraphModule) -> None:
-    """Replace the annotations by torchao's: each group's first point carries the spec, the others refer to it.
+    """Replace the annotations by torchao's: the first point of a group has the spec, the others refer to it.
 
     Cost: O(nodes + edges).
     """
@@ -173,7 +176,7 @@ def _translate(model: GraphModule) -> None:
             first = group.points[0]
             shared = point != first
             written[point] = specs.SharedQuantizationSpec(first) if shared else _spec(group, resolution.groups, specs)
-        # torchao builds observers in this order: those that derive go after what they derive from.
+        # torchao builds observers in this order: derived ones come after those that they derive from.
         inputs = {point[0]: spec for point, spec in written.items() if isinstance(point, tuple)}
         derived = {source: spec for source, spec in inputs.items() if hasattr(spec, "derive_qparams_fn")}
         node.meta[Q_ANNOTATION_KEY] = specs.QuantizationAnnotation(
@@ -209,7 +212,7 @@ def _spec(group: SharingGroup, groups: Sequence[SharingGroup], specs: Any) -> An
 
 
 def _constructor(spec: QuantizationSpec) -> Callable[..., nn.Module]:
-    """What torchao calls to build the observer of a spec; the spec's fields, which it hands over, are known already."""
+    """A function that builds the observer of a spec. torchao passes it the spec's fields, which it does not need."""
 
     def build(**fields: object) -> nn.Module:
         return _wrapped(build_observer(spec))
@@ -233,7 +236,7 @@ def _derive(function: Callable[..., tuple[Tensor, Tensor]], observers: Sequence[
 
 
 def _call_back(quantizer: Quantizer, model: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None:
-    """Let the quantizer edit the map: it sees its own observers, and what it puts there is wrapped."""
+    """Let the quantizer edit the map of observers: it sees qspec's observers, and those it adds are wrapped."""
     wrappers = {_unwrapped(observer): observer for observer in observers.values()}
     own = {point: _unwrapped(observer) for point, observer in observers.items()}
     quantizer.prepare_obs_or_fq_callback(model, own)

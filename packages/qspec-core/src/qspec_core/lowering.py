@@ -1,4 +1,4 @@
-"""What every backend's lowering builds on: rows found again in a converted graph, and the integers behind its edges."""
+"""Tools for a backend's lowering: find rows in a converted graph, and the integers and parameters of its edges."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,18 +58,18 @@ ZeroPoint = int | Node | None
 
 @dataclass(frozen=True)
 class Quantized:
-    """An integer tensor with its parameters: what a dequantize reads, or what a quantize writes.
+    """An integer tensor with its parameters, as a dequantize reads it or a quantize writes it.
 
     Args:
         node: the quantize or dequantize.
         integers: node of the integer tensor.
         scale: a number, or the node of a tensor for parameters by channel, token or group, and for dynamic ones.
-        zero_point: likewise; None where the operator has none.
+        zero_point: a number or a node, as `scale`; None if the operator has none.
         quant_min: smallest quantized value.
         quant_max: largest quantized value.
         dtype: dtype of the integers.
-        ch_axis: dimension of the channels; None where there is no scale for each channel alone.
-        group_size: elements of the last dimension that have one scale; None but for groups.
+        ch_axis: dimension that has one scale for each index; None for any other granularity.
+        group_size: number of elements along the last dimension that have one scale; None if there are no groups.
         by_token: each vector along the last dimension has a scale.
     """
 
@@ -91,12 +91,12 @@ class Quantized:
 
     @property
     def parameters(self) -> tuple[object, ...]:
-        """What two values must have in common for one to stand for the other."""
+        """The fields that two integer tensors must have in common to be interchangeable."""
         return self.scale, self.zero_point, self.quant_min, self.quant_max, self.dtype, self.ch_axis
 
 
 def quantized_value(node: object) -> Quantized | None:
-    """Read a quantize or dequantize node of any form; None for everything else."""
+    """Read a quantize or dequantize node of any granularity; None for everything else."""
     if not isinstance(node, Node) or not (ops.is_quantize(node) or ops.is_dequantize(node)):
         return None
     per_channel = is_call(node, ops.QUANTIZE_PER_CHANNEL, ops.DEQUANTIZE_PER_CHANNEL)
@@ -119,7 +119,7 @@ def quantized_value(node: object) -> Quantized | None:
 
 
 def quantized_operand(match: Match, name: str) -> Quantized:
-    """The integers behind an operand of a match that `match_converted` found.
+    """The integers that an operand is dequantized from, for a match that `match_converted` found.
 
     Raises: LoweringError: the operand is not dequantized, so the match did not come from there.
     """
@@ -140,9 +140,11 @@ def _mode(dequantize: Node) -> Mode:
     return Mode.DYNAMIC if found is not None and found.is_dynamic else Mode.STATIC
 
 
-def _integers_behind(match: Match) -> Reason | None:
-    """Accept a match whose activations and weight are dequantized, and the second operands that must be. Of a row that
-    quantizes weights only, the activations may be anything; one that starts integers takes those of its own modes.
+def _require_integers(match: Match) -> Reason | None:
+    """Accept a match if its activations, its weight and the quantized second operands of its chain are dequantized.
+
+    The activations of a weight-only row may be anything. A row that starts integers takes only activations quantized in
+    one of its modes.
     """
     activations = () if match.row.modes == {Mode.WEIGHT_ONLY} else (Role.ACTIVATION, Role.ACTIVATIONS)
     for operand, node in match.inputs(*activations, Role.WEIGHT):
@@ -159,16 +161,16 @@ def _integers_behind(match: Match) -> Reason | None:
 
 
 def match_converted(module: GraphModule, table: PatternTable) -> tuple[Match, ...]:
-    """Find a table's rows in a converted graph in canonical form, where integers stand behind their operands."""
-    return match_rows(module.graph, table.rows, accept=_integers_behind).matches
+    """Find the rows of a table in a converted graph in canonical form; their operands must be dequantized integers."""
+    return match_rows(module.graph, table.rows, accept=_require_integers).matches
 
 
 def require_converted(module: object, step: str) -> GraphModule:
     """The module itself, if it is a graph from `convert_pt2e`.
 
     Args:
-        module: what the user gave.
-        step: what is about to be done, for the message.
+        module: the object that the user passed.
+        step: name of the calling function, for the message.
     Raises: GraphError: it is no graph, holds live observers, or holds no integers.
     """
     graph = require_exported(module, step)
@@ -193,12 +195,12 @@ def require_converted(module: object, step: str) -> GraphModule:
 
 
 def on_device(module: GraphModule, device: torch.device | str) -> GraphModule:
-    """The same graph on one device: a model may be calibrated or trained on another than it is deployed to.
+    """Copy a graph to a device: a model may be calibrated or trained on another device than it is deployed to.
 
     Args:
         module: an exported graph module; not changed.
-        device: where all tensors are to be, those that the graph makes included.
-    Returns: a copy; the module itself where all tensors are there.
+        device: the device of all tensors of the copy, including those that the graph creates.
+    Returns: a copy; the module itself if all tensors are on the device already.
     Cost: O(nodes + edges + parameters) for the copy.
     """
     device = torch.device(device)
@@ -207,12 +209,12 @@ def on_device(module: GraphModule, device: torch.device | str) -> GraphModule:
         return module
     tensors: dict[int, Tensor] = {}
 
-    def move(value: Any) -> Any:  # an argument or a value of a node
+    def move(value: Any) -> Any:  # an argument of a node, or its value
         if isinstance(value, torch.device):
             return device
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in tensors:  # a tied weight stays one
+        if id(value) not in tensors:  # a tied weight stays one tensor
             moved = value.detach().to(device)
             tensors[id(value)] = nn.Parameter(moved, value.requires_grad) if isinstance(value, nn.Parameter) else moved
         return tensors[id(value)]
@@ -238,7 +240,7 @@ class Lowering(Generic[Options]):
     Args:
         module: the module being lowered, owned by the pass.
         target: class of the deployment device.
-        options: what the backend passes to its rows, of a type of its own.
+        options: the backend's own object, passed to its rows.
     """
 
     module: GraphModule
@@ -262,11 +264,11 @@ class Lowering(Generic[Options]):
         return value
 
     def constant(self, prefix: str, value: Tensor, before: Node) -> Node:
-        """Store a tensor and return a node that reads it, in front of `before`."""
+        """Store a tensor, and insert a node that reads it before `before`."""
         return add_constant(self.module, prefix, value, before)
 
     def call(self, before: Node, target: Any, *args: Any, like: Node | None = None, **kwargs: Any) -> Node:
-        """Insert an operator call in front of `before`; `like` gives it that node's metadata, `val` included."""
+        """Insert an operator call before `before`, with the metadata of `like`, `val` included."""
         with self.module.graph.inserting_before(before):
             node = self.module.graph.call_function(target, args, kwargs)
         if like is not None:
@@ -274,9 +276,9 @@ class Lowering(Generic[Options]):
         return node
 
     def requantize(self, tail: Node) -> Quantized | None:
-        """The one set of parameters to which every reader quantizes `tail`; None if some reader takes the float.
+        """The quantize that reads `tail`, if every reader quantizes it with the same parameters: the first one.
 
-        Where several equal quantizes read it, the first stands for all.
+        None if some reader takes the float, or if the parameters differ.
         """
         found = [quantized_value(user) if ops.is_quantize(user) else None for user in tail.users]
         first = found[0] if found else None
@@ -285,7 +287,7 @@ class Lowering(Generic[Options]):
         return first
 
     def replace_quantizes(self, tail: Node, integers: Node) -> None:
-        """Let every reader of the quantizes of `tail` read `integers` instead, and drop the quantizes."""
+        """Replace the quantizes that read `tail` by `integers`."""
         for user in list(tail.users):
             user.replace_all_uses_with(integers)
             self.module.graph.erase_node(user)
@@ -298,7 +300,7 @@ class Lowered:
     Args:
         module: the lowered module.
         lowered: label of each match that was lowered, by the name of its anchor; in a body, `submod_1.linear`.
-        declined: matches that their row could not lower, each with the reason, by the name of the anchor.
+        declined: the reason for each match that its row could not lower, by the name of the anchor.
         notes: what rows remarked about matches that they lowered, by the name of the anchor.
     """
 
@@ -328,7 +330,7 @@ def lower_rows(converted: GraphModule, table: PatternTable, *, target: str, opti
         for prefix, body in graph_modules(module):
             canonicalize(body)
             context = Lowering(body, target, options)
-            # In graph order, so that a producer's integers stand in their place before its reader is lowered.
+            # In graph order: a producer is lowered before its readers.
             for match in match_converted(body, table):
                 if isinstance(match.row.lower, Delegated):
                     continue

@@ -1,5 +1,7 @@
-"""Graph passes under the field's names, for who composes a flow from parts. `convert_pt2e` needs none of them: what it
-returns has a dequantize for each reader and the metadata in place."""
+"""Graph passes under their PT2E names, for anyone who composes a flow from parts.
+
+A graph from `convert_pt2e` needs none of them: it has a dequantize for each reader, and the metadata is in place.
+"""
 
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
@@ -24,20 +26,20 @@ reference_representation_rewrite = to_reference
 """The PT2E name of `to_reference`: a converted graph in integer arithmetic."""
 
 
-def _choose(quantize: Node) -> Node | None:
-    """What finds a quantize's scale and zero point when the model runs."""
+def _chooser(quantize: Node) -> Node | None:
+    """The `choose_qparams` call that computes a quantize's parameters at run time; None if they are constant."""
     items = (source for source in quantize.all_input_nodes[1:] if source.op == "call_function")
     return next((chosen for item in items for chosen in item.all_input_nodes if chosen.target in _CHOOSES), None)
 
 
 class DuplicateDQPass(PassBase):
-    """Gives each annotated reader a dequantize of its own, but for one whose scale is found when the model runs."""
+    """Gives each annotated reader its own dequantize, except those whose scale is computed at run time."""
 
     def call(self, graph_module: GraphModule) -> PassResult:
         """Edit a graph in place. Cost: O(nodes + edges)."""
         graph, modified = graph_module.graph, False
         for node in list(graph.nodes):
-            if not ops.is_dequantize(node) or _choose(node.all_input_nodes[0]) is not None:
+            if not ops.is_dequantize(node) or _chooser(node.all_input_nodes[0]) is not None:
                 continue
             readers = [reader for reader in node.users if is_valid_annotation(reader.meta.get(Q_ANNOTATION_KEY))]
             for reader in readers if len(readers) < len(node.users) else readers[1:]:
@@ -50,10 +52,10 @@ class DuplicateDQPass(PassBase):
 
 
 class PortNodeMetaForQDQ(PassBase):
-    """Hands `stack_trace` and `quantization_tag` of annotated operators to the quantizes and dequantizes made for them.
+    """Copies `stack_trace` and `quantization_tag` of annotated operators to their quantizes and dequantizes.
 
-    A dequantize of an annotated input has those of its reader, a quantize of an annotated output those of its
-    producer, a quantize of a constant the constant's.
+    The dequantize of an annotated input gets them from its reader, the quantize of an annotated output from its
+    producer, and the quantize of a constant from the constant.
     """
 
     def call(self, graph_module: GraphModule) -> PassResult:
@@ -64,7 +66,7 @@ class PortNodeMetaForQDQ(PassBase):
                 continue
             asked = {source for source, spec in annotation.input_qspec_map.items() if spec is not None}
             for dequantize in node.all_input_nodes:
-                if ops.is_dequantize(dequantize) and _root(dequantize) in asked:
+                if ops.is_dequantize(dequantize) and _before_quantization(dequantize) in asked:
                     _port_input(node, dequantize)
             for quantize in node.users if annotation.output_qspec is not None else ():
                 if ops.is_quantize(quantize):
@@ -72,8 +74,8 @@ class PortNodeMetaForQDQ(PassBase):
         return PassResult(graph_module, True)
 
 
-def _root(node: Node) -> Node:
-    """The tensor behind a chain of quantizes and dequantizes."""
+def _before_quantization(node: Node) -> Node:
+    """The tensor before a chain of quantizes and dequantizes."""
     while ops.is_quantize(node) or ops.is_dequantize(node):
         node = node.all_input_nodes[0]
     return node
@@ -84,7 +86,7 @@ def _port_input(reader: Node, dequantize: Node) -> None:
     quantize = dequantize.all_input_nodes[0]
     if not ops.is_quantize(quantize):
         return
-    chosen, source = _choose(quantize), quantize.all_input_nodes[0]
+    chosen, source = _chooser(quantize), quantize.all_input_nodes[0]
     if chosen is not None:
         port_meta(reader, quantize)
         port_meta(reader, chosen)

@@ -148,7 +148,7 @@ def test_flag_that_is_none(flag: str) -> None:
     prepared = prepare_pt2e(export(nn.Linear(4, 6), torch.randn(8, 4)), quantizer())
     frozen = Frozen(prepared)
     given: Any = {flag: quantizer()}
-    with pytest.raises(ValueError, match=f"{flag} of convert_pt2e is a flag") as caught:
+    with pytest.raises(ValueError, match=f"{flag} of convert_pt2e takes True or False") as caught:
         convert_pt2e(prepared, **given)
     assert isinstance(caught.value, SpecError)
     assert "TableQuantizer" in str(caught.value.found)

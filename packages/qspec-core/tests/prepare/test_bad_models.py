@@ -129,7 +129,7 @@ CASES: dict[Callable[[], Any], tuple[type[QSpecError], str, str, str, str, str]]
     ),
     annotated_twice: (
         AnnotationError,
-        "Named changes what an earlier quantizer annotated",
+        "Named changes an annotation of an earlier quantizer",
         "log",
         "block",
         "the line of the logarithm",

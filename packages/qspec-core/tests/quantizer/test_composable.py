@@ -96,7 +96,7 @@ def test_conflict_is_an_error_unless_a_policy_says_otherwise(exported: GraphModu
 
     frozen = Frozen(exported)
     for policy in (None, OnConflict.ERROR, "error"):
-        with pytest.raises(AnnotationError, match="Step changes what an earlier quantizer annotated") as caught:
+        with pytest.raises(AnnotationError, match="Step changes an annotation of an earlier quantizer") as caught:
             specs(policy)
         assert caught.value.where.node == "relu"
         assert caught.value.where.module_path == "1"

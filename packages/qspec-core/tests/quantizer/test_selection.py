@@ -204,7 +204,7 @@ def test_reasons_of_what_was_not_selected(model: GraphModule) -> None:
         "not selected by any configuration"
     ] * 2 + [""]
     q = quantizer().set_filter_function(lambda _: False)
-    assert reasons(q) == ["excluded by configuration: the filter function declines it"] * 5
+    assert reasons(q) == ["excluded by configuration: the filter function returned False"] * 5
     assert reasons(quantizer(None)) == ["excluded by configuration: global"] * 5
 
 

@@ -1,5 +1,5 @@
 """Conversion: from a calibrated graph with observers to one with integers."""
 
-from qspec_core._convert._flow import convert_pt2e
+from qspec_core._convert._pt2e import convert_pt2e
 
 __all__ = ["convert_pt2e"]

@@ -1,4 +1,4 @@
-"""Observed expressions of constants, computed ahead so that they are stored as integers."""
+"""Fold observed expressions of constants, so that their results are stored as integers."""
 
 from torch.fx import GraphModule, Node
 
@@ -13,15 +13,15 @@ from qspec_core.graph import (
 )
 from qspec_core.graph._folding import compute_constants, constant_nodes, erase_unread
 
-__all__ = ["fold_observed"]
+__all__ = ["fold_observed_expressions"]
 
 
-def fold_observed(model: GraphModule) -> GraphModule:
-    """Let the observers of what follows from constants observe a constant, so that it is stored as integers.
+def fold_observed_expressions(model: GraphModule) -> GraphModule:
+    """Replace each observed expression of constants by its value, as one constant.
 
     Args:
         model: a prepared module; not changed.
-    Returns: a copy; the module itself where no observer observes such a value.
+    Returns: a copy; the module itself if no observer observes such an expression.
     Cost: O(nodes + edges), plus the arithmetic.
     """
     if not any(_observed_expressions(body) for _, body in graph_modules(model)):
@@ -42,7 +42,7 @@ def fold_observed(model: GraphModule) -> GraphModule:
 
 
 def _observed_expressions(body: GraphModule) -> list[Node]:
-    """Observers of what is computed from constants alone."""
+    """Observers of expressions that depend only on constants."""
     observers = [node for node, _ in observer_nodes(body) if node.all_input_nodes[0].op == "call_function"]
     constant = constant_nodes(body) if observers else set()
     return [node for node in observers if node.all_input_nodes[0] in constant]

@@ -1,4 +1,4 @@
-"""Observers of other stacks that write their own converted form, by a method `convert(model, observer_node)`."""
+"""Convert observers of other stacks that write their own form, by a method `convert(model, observer_node)`."""
 
 from collections.abc import Iterator
 
@@ -14,35 +14,35 @@ _KEPT = ("val", "nn_module_stack", "stack_trace", "torch_fn")
 
 
 def convert_custom_observers(model: GraphModule, *, fold_quantize: bool) -> GraphModule:
-    """Let the observers that can convert themselves do so, on a copy.
+    """Convert the observers that have a method `convert`, on a copy.
 
-    Such an observer replaces its node by calls of its own. Of these, a call that turns constants into integers is
-    computed at once, and its result stored.
+    The method replaces the observer's node by operators. Those that turn constants into integers are computed at once,
+    and their results are stored.
 
     Args:
         model: a prepared and calibrated module; not changed.
-        fold_quantize: store constants as integers; False leaves what turns them into integers in the graph.
-    Returns: the copy, or the module itself where no observer converts itself.
-    Cost: O(nodes + edges), plus what the observers do.
+        fold_quantize: store constants as integers; False leaves the operators that quantize them in the graph.
+    Returns: the copy; the module itself if no observer converts itself.
+    Cost: O(nodes + edges), plus the observers' own work.
     """
-    if not any(_converting(body) for _, body in graph_modules(model)):
+    if not any(_custom_observers(body) for _, body in graph_modules(model)):
         return model
     copied = copy_graph_module(model)
     for _, body in graph_modules(copied):
-        for node, observer in _converting(body):
-            _convert(body, node, observer, fold_quantize)
+        for node, observer in _custom_observers(body):
+            _convert_observer(body, node, observer, fold_quantize)
     return copied
 
 
-def _converting(body: GraphModule) -> list[tuple[Node, nn.Module]]:
-    return [(node, observer) for node, observer in observer_nodes(body) if _converts(observer)]
+def _custom_observers(body: GraphModule) -> list[tuple[Node, nn.Module]]:
+    return [(node, observer) for node, observer in observer_nodes(body) if _converts_itself(observer)]
 
 
-def _convert(body: GraphModule, node: Node, observer: nn.Module, fold_quantize: bool) -> None:
+def _convert_observer(body: GraphModule, node: Node, observer: nn.Module, fold_quantize: bool) -> None:
     kept, readers = {key: node.meta[key] for key in _KEPT if key in node.meta}, list(node.users)
     before, after = node.prev, node.next
     convert = observer.convert
-    convert(body, node)  # type: ignore[operator]  # _converts held
+    convert(body, node)  # type: ignore[operator]  # _converts_itself held
     new = list(_between(before, after))
     for other in new:
         if any(reader in other.users for reader in readers):
@@ -52,19 +52,19 @@ def _convert(body: GraphModule, node: Node, observer: nn.Module, fold_quantize: 
 
 
 def _between(before: Node, after: Node) -> Iterator[Node]:
-    """The nodes that now stand between two that were an observer's neighbours: what it wrote in its own place."""
+    """The nodes between an observer's former neighbours: the operators that it wrote in its place."""
     node = before.next
     while node is not after:
         yield node
         node = node.next
 
 
-def _converts(observer: object) -> bool:
+def _converts_itself(observer: object) -> bool:
     return callable(getattr(observer, "convert", None)) and not hasattr(observer, "converted_form")
 
 
 def _freeze(module: GraphModule, new: list[Node]) -> None:
-    """Compute the calls that depend on constants alone, up to those that give integers, and store what these give."""
+    """Fold new nodes that depend only on constants and give integers; store the integers."""
     values: dict[Node, Tensor] = {}
     frozen: set[Node] = set()
     for node in new:

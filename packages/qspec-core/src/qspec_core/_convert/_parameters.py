@@ -18,7 +18,10 @@ def inner_observer(observer: nn.Module) -> nn.Module:
 
 
 def has_observed(observer: nn.Module) -> bool:
-    """Whether an observer needs no more data. Another stack's is asked for its range: empty or reversed at first."""
+    """Whether an observer saw data, or needs none.
+
+    An observer of another stack saw data if its range is not empty: before, it has no elements or the limits reversed.
+    """
     inner = inner_observer(observer)
     found = getattr(inner, "has_observed", None)
     low, high = getattr(inner, "min_val", None), getattr(inner, "max_val", None)
@@ -28,13 +31,14 @@ def has_observed(observer: nn.Module) -> bool:
 
 
 def qparams(node: Node, observer: nn.Module, *, is_per_channel: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of an observer without a form of its own, of any stack.
+    """Scale and zero point of an observer of any stack that has no method `converted_form`.
 
     Args:
         node: calls the observer; errors name its place.
-        observer: has `calculate_qparams`, which may call what a quantizer's author wrote.
+        observer: has `calculate_qparams`, which may call code of a quantizer's author.
         is_per_channel: whether there may be more than one scale.
-    Raises: SpecError: it fails, or gives scales that are not finite and positive, or several for one tensor.
+    Raises: SpecError: `calculate_qparams` fails, or gives scales that are not finite and positive, or several scales
+            for one tensor.
     """
     try:
         scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]  # is_observer held
@@ -72,4 +76,4 @@ def _is_finite_and_positive(scale: Tensor) -> bool:
     if scale.numel() == 0:
         return True
     lowest, highest = (limit.item() for limit in torch.aminmax(scale))
-    return 0.0 < lowest <= highest < math.inf  # NaN is both limits where it is among the values
+    return 0.0 < lowest <= highest < math.inf  # aminmax gives NaN for both if a value is NaN

@@ -1,7 +1,8 @@
-"""The converted form of every observer, decided before the graph is written."""
+"""Decide the converted form of every observer, before the graph is written."""
 
 import warnings
 from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from qspec_core._errors import module_path
 from qspec_core.graph import require_tensor_value
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
 
-__all__ = ["Observed", "plan_forms"]
+__all__ = ["ObserverCall", "plan_forms"]
 
 _PLAIN_DTYPES: Mapping[torch.dtype, torch.dtype] = {
     torch.qint8: torch.int8,
@@ -25,24 +26,38 @@ _CASTS = (torch.float16, torch.bfloat16)
 
 _PER_CHANNEL = (torch.per_channel_affine, torch.per_channel_symmetric, torch.per_channel_affine_float_qparams)
 
-Observed = tuple[str, Node, nn.Module, Tensor | None]
-"""A call of an observer: the node's name, the node, the observer, and the constant observed if it is one."""
-
-_DYNAMIC_EPS = 2.0**-12  # what an observer without a scale floor of its own gets
+_DYNAMIC_EPS = 2.0**-12  # smallest scale, for an observer without an `eps` of its own
 
 
-def plan_forms(observed: Sequence[Observed], unseen: Container[int]) -> dict[int, ConvertedForm | torch.dtype]:
-    """What every observer is written as, by its identity. All that can raise or warn about observers happens here.
+class ObserverCall(NamedTuple):
+    """A node that calls an observer.
 
     Args:
-        observed: the calls of observers.
-        unseen: observers that had seen no data, before they were given the constants that they observe.
+        name: the node's name, with the prefix of its body.
+        node: the node.
+        observer: the observer.
+        constant: the tensor observed, if it is a constant.
+    """
+
+    name: str
+    node: Node
+    observer: nn.Module
+    constant: Tensor | None
+
+
+def plan_forms(calls: Sequence[ObserverCall], unseen: Container[int]) -> dict[int, ConvertedForm | torch.dtype]:
+    """Decide the converted form of every observer. All errors and warnings about observers are raised here.
+
+    Args:
+        calls: the calls of observers.
+        unseen: identities of the observers that saw no data before they observed their constants.
+    Returns: a form for each observer, by its identity; for a cast, the dtype.
     """
     plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ObserverNeverRanWarning)
-        for name, node, observer, value in observed:
+        for name, node, observer, value in calls:
             if id(observer) in plan:
                 continue
             if id(observer) in unseen and not has_observed(observer):
@@ -52,7 +67,7 @@ def plan_forms(observed: Sequence[Observed], unseen: Container[int]) -> dict[int
     if idle:
         shown = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
         warnings.warn(
-            f"{len(idle)} observers saw no data; scale 1.0 and zero point 0 stand in at {shown}. "
+            f"{len(idle)} observers saw no data; scale 1.0 and zero point 0 are used at {shown}. "
             "Run the prepared module on calibration data before convert_pt2e.",
             ObserverNeverRanWarning,
             stacklevel=3,
@@ -61,12 +76,12 @@ def plan_forms(observed: Sequence[Observed], unseen: Container[int]) -> dict[int
 
 
 def _shape(node: Node, value: Tensor | None) -> torch.Size:
-    """Shape of what an observer observes, in which sizes may be symbolic."""
+    """Shape of the observed tensor; sizes may be symbolic."""
     return (require_tensor_value(node) if value is None else value).shape
 
 
 def _form(node: Node, observer: nn.Module) -> ConvertedForm | torch.dtype:
-    """What an observer without a form of its own is written as; for a cast, the dtype."""
+    """The converted form of an observer that has no method `converted_form`; for a cast, the dtype."""
     dtype = observer.dtype
     plain = _PLAIN_DTYPES.get(dtype, dtype)  # type: ignore[call-overload]  # an observer's dtype is a torch.dtype
     if plain in (*_CASTS, torch.float32):

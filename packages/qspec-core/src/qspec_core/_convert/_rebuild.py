@@ -1,4 +1,4 @@
-"""The converted graph, written node by node from the prepared one."""
+"""Write the converted graph, node by node, from the prepared one."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -18,20 +18,20 @@ from qspec_core.graph._attributes import Constants
 from qspec_core.graph._sinking import lift_constants
 from qspec_core.observers import ConvertedForm, Step
 
-__all__ = ["Rebuild"]
+__all__ = ["ConvertedGraphWriter"]
 
 _PASS = "convert_pt2e"
 
-_NAME_THEIR_DTYPE = (ops.DEQUANTIZE, ops.DEQUANTIZE_DYNAMIC, ops.DEQUANTIZE_PER_CHANNEL)
+_TAKE_OUT_DTYPE = (ops.DEQUANTIZE, ops.DEQUANTIZE_DYNAMIC, ops.DEQUANTIZE_PER_CHANNEL)
 
 
-class Rebuild:
+class ConvertedGraphWriter:
     """Writes the converted graph node by node from the prepared one: a single pass, and code is generated once.
 
     Args:
-        prepared: only read.
-        observers: of all nodes that call one, bodies included.
-        plan: what every observer is written as, by its identity.
+        prepared: the graph to read.
+        observers: the observer of each node that calls one, bodies included.
+        plan: the converted form of each observer, by its identity.
         fold_quantize: store constants as integers.
     """
 
@@ -53,20 +53,24 @@ class Rebuild:
         self._frozen: dict[tuple[str, int], str] = {}
 
     def run(self) -> GraphModule:
-        """The converted module."""
+        """Write the graph and return its module."""
         inner = bodies(self._prepared)
         for target, body in inner.items():
-            self._constants.attributes[target] = Rebuild(body, self._observers, self._plan, self._fold).run()
+            self._constants.attributes[target] = ConvertedGraphWriter(
+                body, self._observers, self._plan, self._fold
+            ).run()
         for node in self._prepared.graph.nodes:
             if node in self._observers:
                 if node.users:
                     self._quantize(node, self._observers[node])
             else:
                 copied = self._nodes[node] = self._graph.node_copy(node, self._reads_of(node))
-                copied.meta.pop(Q_ANNOTATION_KEY, None)  # its nodes would keep the float model alive
+                copied.meta.pop(
+                    Q_ANNOTATION_KEY, None
+                )  # it refers to nodes of the float model, and would keep that alive
         move_codegen(self._prepared.graph, self._graph)
         for constant in self._graph.find_nodes(op="get_attr"):
-            if not constant.users:  # a float weight whose integers took its place
+            if not constant.users:  # a float weight that integers have replaced
                 self._graph.erase_node(constant)
         converted = wrap_graph(self._prepared, self._graph, self._constants.attributes)
         if inner:
@@ -74,7 +78,7 @@ class Rebuild:
         return converted
 
     def _reads_of(self, reader: Node) -> Callable[[Node], Node]:
-        """`_read` for one reader: where it takes one tensor twice, that is dequantized once."""
+        """`_read` for one reader. A tensor that it takes twice is dequantized once."""
         made: dict[Node, Node] = {}
 
         def read(node: Node) -> Node:
@@ -85,21 +89,21 @@ class Rebuild:
         return read
 
     def _read(self, reader: Node, node: Node) -> Node:
-        """What a reader of a prepared node reads now: a dequantize of its own where the node was an observer."""
+        """The new node that a reader reads in place of a prepared one; for an observer, its own dequantize."""
         found = self._integers.get(node)
         if found is None:
             return self._nodes[node]
         target, arguments, after = found
         dequantize = self._graph.call_function(target, arguments, _out_dtype(target, node))
         dequantize.meta = derived_meta(node, _PASS)
-        if self._is_asked_for(reader, node):
+        if self._is_annotated(reader, node):
             port_meta(reader, dequantize)
         integers = arguments[0]
         if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
             self._set_value(dequantize, self._cast(tensor_value(integers), torch.float32))
         return self._steps(after, dequantize)
 
-    def _is_asked_for(self, reader: Node, node: Node) -> bool:
+    def _is_annotated(self, reader: Node, node: Node) -> bool:
         """Whether a reader's annotation has a spec for the tensor that an observer observes."""
         while node in self._observers:
             node = node.all_input_nodes[0]
@@ -107,17 +111,20 @@ class Rebuild:
         return annotation is not None and annotation.input_qspec_map.get(node) is not None
 
     def _owner(self, node: Node, source: Node, form: ConvertedForm) -> Node | None:
-        """Whose notes the quantize of an observer takes over: those of a constant, of the reader that quantizes its
-        input when the model runs, or of the producer whose output has a spec."""
+        """The node whose `stack_trace` and `quantization_tag` the quantize of an observer gets.
+
+        That is the constant, if one is observed; the annotated reader, if parameters are computed at run time; else the
+        producer, if its output has a spec.
+        """
         if source.op == "get_attr":
             return source
         if form.choose is not None:
-            return next((reader for reader in node.users if self._is_asked_for(reader, node)), None)
+            return next((reader for reader in node.users if self._is_annotated(reader, node)), None)
         annotation = source.meta.get(Q_ANNOTATION_KEY)
         return source if annotation is not None and annotation.output_qspec is not None else None
 
     def _quantize(self, node: Node, observer: nn.Module) -> None:
-        """Write the quantize that an observer stands for, and note how its readers dequantize."""
+        """Write the quantize of an observer, and keep what its readers need to dequantize."""
         form = self._plan[id(observer)]
         source = node.all_input_nodes[0]
         if isinstance(form, ConvertedForm):
@@ -138,7 +145,7 @@ class Rebuild:
         return None if fake is None else self._constants.fakes.cast(fake, dtype)
 
     def _set_value(self, node: Node, fake: object) -> None:
-        """Set what the node returns, or, where that is not known, leave it out."""
+        """Set the fake tensor of a node, or remove it if it is not known."""
         node.meta.pop("val", None)
         if fake is not None:
             node.meta["val"] = fake
@@ -169,7 +176,7 @@ class Rebuild:
         self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *form.last), form.after
 
     def _qparams(self, form: ConvertedForm, node: Node, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
-        """Scale and zero point: found from `tensor` when the model runs, numbers, or buffers."""
+        """Scale and zero point: numbers, nodes that read buffers, or nodes that compute them from `tensor`."""
         if form.choose is not None:
             chosen = self._graph.call_function(form.choose.target, (tensor, *form.choose.arguments))
             first, second = (self._graph.call_function(operator.getitem, (chosen, i)) for i in range(2))
@@ -191,7 +198,7 @@ class Rebuild:
         )
 
     def _freeze(self, node: Node, source: Node, observer: int, quantize: Callable[[], Tensor]) -> Node:
-        """Node that reads the integers of a constant. Readers of one constant through one observer share the tensor."""
+        """A node that reads the integers of a constant; readers through one observer share them."""
         key = str(source.target), observer
         if key in self._frozen:
             return self._constants.read(self._frozen[key], node, _PASS)
@@ -201,8 +208,8 @@ class Rebuild:
 
 
 def _out_dtype(target: OpOverload, observed: Node) -> dict[str, Argument]:
-    """The dtype to name to a dequantize, which gives float32 unless told otherwise."""
+    """The argument `out_dtype` of a dequantize; empty for float32, its default."""
     value = tensor_value(observed)
-    if target not in _NAME_THEIR_DTYPE or value is None or value.dtype is torch.float32:
+    if target not in _TAKE_OUT_DTYPE or value is None or value.dtype is torch.float32:
         return {}
     return {"out_dtype": value.dtype}

@@ -1,4 +1,4 @@
-"""Annotations of other stacks, read by shape: a quantizer written for another PT2E flow works as it is."""
+"""Read annotations of other PT2E stacks by their fields, so that quantizers written for those work unchanged."""
 
 import warnings
 from typing import Any
@@ -19,7 +19,7 @@ from qspec_core.observers._constructor import converts_itself
 
 __all__ = ["adopt_annotations"]
 
-_OWN = (QuantizationSpec, FixedQParamsQuantizationSpec, SharedQuantizationSpec, DerivedQuantizationSpec)
+_OWN_SPECS = (QuantizationSpec, FixedQParamsQuantizationSpec, SharedQuantizationSpec, DerivedQuantizationSpec)
 _RANGED = ("dtype", "quant_min", "quant_max", "qscheme", "is_dynamic")
 
 
@@ -27,17 +27,17 @@ def adopt_annotations(module: GraphModule) -> None:
     """Replace annotations of other classes, on a graph that qspec owns, by qspec's own with the same content.
 
     A spec is recognised by its fields: `edge_or_node` shares, `derive_qparams_fn` derives, `scale` is fixed,
-    `observer_or_fake_quant_ctr` observes. Its constructor is kept, whosever it is.
+    `observer_or_fake_quant_ctr` observes. Its constructor is kept, whatever its class.
 
-    A spec for an edge that the graph does not have is left out, as other flows do: some quantizers annotate by what an
-    argument was before they rewrote it. What shares with it shares with the output that the edge leads from, or, where
-    that carries no spec, takes the spec over.
+    A spec for an edge that the graph does not have is left out, as other stacks do: some quantizers rewrite an argument
+    and still annotate the old one. Points that share with such an edge share with its producer's output instead. If
+    that has no spec, the first of them gets the spec of the edge.
 
-    Raises: AnnotationError: an annotation holds something with the fields of no spec.
+    Raises: AnnotationError: an annotation holds an object that has the fields of no spec.
     Warns: UserWarning, once: specs were left out.
     Cost: O(nodes + edges).
     """
-    stale: dict[Any, Any] = {}  # by edge, as EdgeOrNode
+    stale: dict[Any, Any] = {}  # specs by edge
     for node in module.graph.nodes:
         found = node.meta.get(Q_ANNOTATION_KEY)
         if found is None or _is_own(found) or not hasattr(found, "input_qspec_map"):  # prepare refuses the last
@@ -59,7 +59,7 @@ def adopt_annotations(module: GraphModule) -> None:
 
 
 def _redirect(node: Node, stale: dict[Any, Any]) -> None:  # specs by edge
-    """Let what shares with a point that was left out share with the tensor's output, or else stand in for the point."""
+    """Redirect the points of a node that share with a stale edge: to its producer's output, or to its spec."""
     annotation = node.meta.get(Q_ANNOTATION_KEY)
     if annotation is None:
         return
@@ -67,7 +67,7 @@ def _redirect(node: Node, stale: dict[Any, Any]) -> None:  # specs by edge
         spec = annotation.output_qspec if place is node else annotation.input_qspec_map[place]
         if not isinstance(spec, SharedQuantizationSpec) or spec.edge_or_node not in stale:
             continue
-        edge: Any = spec.edge_or_node  # a pair: what is stale is an edge
+        edge: Any = spec.edge_or_node  # a pair, since only edges are stale
         source = edge[0]
         producer = source.meta.get(Q_ANNOTATION_KEY) if isinstance(source, Node) else None
         if producer is not None and producer.output_qspec is not None and source is not node:
@@ -85,7 +85,7 @@ def _is_own(annotation: object) -> bool:
     if not isinstance(annotation, QuantizationAnnotation):
         return False
     specs = (*annotation.input_qspec_map.values(), annotation.output_qspec)
-    return all(spec is None or isinstance(spec, _OWN) for spec in specs)
+    return all(spec is None or isinstance(spec, _OWN_SPECS) for spec in specs)
 
 
 def _fields(spec: object, *names: str) -> dict[str, Any]:  # each field has a type of its own
@@ -93,8 +93,8 @@ def _fields(spec: object, *names: str) -> dict[str, Any]:  # each field has a ty
 
 
 def _spec(node: Node, spec: object) -> QuantizationSpecBase | None:
-    """The same spec in qspec's class. A per-channel scheme without an axis means axis 0 elsewhere."""
-    if spec is None or isinstance(spec, _OWN):
+    """The same spec in qspec's class. In other stacks a per-channel scheme without an axis means axis 0."""
+    if spec is None or isinstance(spec, _OWN_SPECS):
         return spec
     if hasattr(spec, "edge_or_node"):
         return SharedQuantizationSpec(spec.edge_or_node)
@@ -105,7 +105,7 @@ def _spec(node: Node, spec: object) -> QuantizationSpecBase | None:
     if hasattr(spec, "zero_point") and hasattr(spec, "scale"):
         return FixedQParamsQuantizationSpec(**_fields(spec, "scale", "zero_point", *_RANGED))
     if hasattr(spec, "observer_or_fake_quant_ctr"):
-        return _observed(node, axis | _fields(spec, "observer_or_fake_quant_ctr", "ch_axis", *_RANGED))
+        return _observing_spec(node, axis | _fields(spec, "observer_or_fake_quant_ctr", "ch_axis", *_RANGED))
     raise AnnotationError(
         "an annotation holds something that is not a quantization spec",
         where=node,
@@ -115,9 +115,12 @@ def _spec(node: Node, spec: object) -> QuantizationSpecBase | None:
     )
 
 
-def _observed(node: Node, fields: dict[str, Any]) -> QuantizationSpec:  # each field has a type of its own
-    """The spec with these fields. Dtype and range need not agree where the observer writes its own converted form:
-    they say nothing then, and some leave there what they do not mean."""
+def _observing_spec(node: Node, fields: dict[str, Any]) -> QuantizationSpec:  # each field has a type of its own
+    """A `QuantizationSpec` with these fields.
+
+    If the observer writes its own converted form, nothing reads the range, so a range that does not fit the dtype is
+    dropped.
+    """
     try:
         return QuantizationSpec(**fields)
     except SpecError as error:

@@ -1,4 +1,4 @@
-"""One observer for each group of points that share."""
+"""Build one observer for each group of points that share."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ __all__ = ["build_observers"]
 
 
 def build_observers(resolution: SharingResolution) -> dict[EdgeOrNode, nn.Module]:
-    """One observer for each group, under every point of the group."""
+    """Build one observer for each group. Every point of a group maps to the group's observer."""
     made: dict[int, nn.Module] = {}
     for index in resolution.order:
         group = resolution.groups[index]
@@ -38,19 +38,21 @@ def _build(group: SharingGroup, sources: list[nn.Module]) -> nn.Module:
     if isinstance(spec, DerivedQuantizationSpec):
         fields = {name: getattr(spec, name) for name in ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")}
         return DerivedObserverOrFakeQuantize(obs_or_fqs=sources, derive_qparams_fn=spec.derive_qparams_fn, **fields)
-    raise TypeError(f"no observer is built from {type(spec).__qualname__}")  # resolve() has refused every other class
+    raise TypeError(
+        f"no observer is built from {type(spec).__qualname__}"
+    )  # resolve_sharing has refused every other class
 
 
 def _move(observer: nn.Module, group: SharingGroup) -> None:
     """Move an observer to the device of its group's first tensor."""
     point = group.points[0]
     value = tensor_value(point[0] if isinstance(point, tuple) else point)
-    if value is not None and value.device != torch.get_default_device():  # where it was built
+    if value is not None and value.device != torch.get_default_device():  # the device it was built on
         observer.to(value.device)
 
 
 def _not_built(error: Exception, place: SourceLocation) -> QSpecError:
-    """What an observer's constructor raised, with the place of its point."""
+    """The error for an exception that an observer's constructor raised, with the place of its point."""
     if isinstance(error, QSpecError):
         return error.at(place)
     return SpecError(
@@ -62,7 +64,7 @@ def _not_built(error: Exception, place: SourceLocation) -> QSpecError:
 
 
 def _place(group: SharingGroup) -> SourceLocation:
-    """Place of a group's first point; a parameter, which is traced nowhere, is where it is read."""
+    """Place of a group's first point. A parameter has no place of its own, so its reader's is used."""
     point = group.points[0]
     source, reader = point if isinstance(point, tuple) else (point, point)
     place = SourceLocation.of(source)

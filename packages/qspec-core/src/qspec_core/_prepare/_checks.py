@@ -1,4 +1,4 @@
-"""Checks of what prepare is given: the model, the quantizer, its annotations and its edits of the observers."""
+"""Checks in prepare: the model, the quantizer, its annotations, and its edits of the observers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +53,7 @@ def require_fresh(model: GraphModule) -> None:
 
 
 def require_quantizer(quantizer: object) -> None:
+    """Raise unless the object has the methods of a quantizer and is an instance."""
     missing = [step for step in _STEPS if not callable(getattr(quantizer, step, None))]
     if missing or isinstance(quantizer, type):
         raise AnnotationError(
@@ -66,7 +67,7 @@ def require_quantizer(quantizer: object) -> None:
 def _training_flag(node: Node) -> str | None:
     """Name of the operand that says whether the node was traced in training mode.
 
-    A batch norm without running statistics has none: it takes those of its input in either mode.
+    A batch norm without running statistics has none: it uses the statistics of its input in either mode.
     """
     if is_call(node, *_DROPOUTS):
         return "train"
@@ -75,7 +76,7 @@ def _training_flag(node: Node) -> str | None:
 
 
 def require_tensors(module: GraphModule) -> None:
-    """Raise unless every annotation is one, and every tensor that it has a spec for holds floating-point numbers."""
+    """Raise unless every annotation is a `QuantizationAnnotation` and has specs for floating-point tensors only."""
     for node in module.graph.nodes:
         annotation = node.meta.get(Q_ANNOTATION_KEY)
         if annotation is None:
@@ -103,6 +104,7 @@ def require_tensors(module: GraphModule) -> None:
 
 
 def require_some(found: Coverage) -> None:
+    """Raise if no row matched."""
     if not found.quantized:
         raise NothingQuantizedError(
             "the quantizer matched nothing in the model",
@@ -112,8 +114,10 @@ def require_some(found: Coverage) -> None:
         )
 
 
-def require_observers(module: GraphModule, observers: Mapping[Any, Any]) -> None:  # Any: a callback edited it
-    """Raise unless a quantizer left a map from points of the graph to modules."""
+def require_observers(
+    module: GraphModule, observers: Mapping[Any, Any]
+) -> None:  # Any: a callback may have put in anything
+    """Raise unless the map that a quantizer edited still maps points of the graph to modules."""
     for point, observer in observers.items():
         source, consumer = point if isinstance(point, tuple) else (point, None)
         is_here = isinstance(source, Node) and source.graph is module.graph

@@ -1,4 +1,4 @@
-"""Observers inserted into a graph."""
+"""Insert observers into a graph."""
 
 from torch import nn
 from torch.fx import GraphModule, Node
@@ -11,11 +11,11 @@ __all__ = ["insert_observers"]
 
 
 def insert_observers(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]) -> None:
-    """Insert the observers: after each producer its output's, then one for each other group among its readers.
+    """Insert observers after each producer: that of its output, then one for each other group among its readers.
 
-    An edge whose observer differs from that of its producer's output reads through both. An edge over which the reader
-    writes to a tensor that others see stays as it is: what it writes must reach the tensor itself. Guards read the
-    inputs themselves.
+    An edge whose observer differs from the one of its producer's output reads through both. An edge stays as it is if
+    the reader writes to the tensor and others see that: the write must reach the tensor itself. Guards read the inputs,
+    not the observers.
 
     Cost: O(points + edges).
     """
@@ -52,7 +52,7 @@ def insert_observers(module: GraphModule, observers: dict[EdgeOrNode, nn.Module]
 
 
 def _after_inputs(module: GraphModule) -> Node:
-    """The first node behind the inputs and the guards of `torch.export`: what these refuse must not be observed."""
+    """The first node after the inputs and the guards of `torch.export`: a refused input must not be observed."""
     inputs = module.graph.find_nodes(op="placeholder")
     spot: Node = inputs[-1].next if inputs else next(iter(module.graph.nodes))
     while spot.op == "get_attr" or _is_guard(spot):

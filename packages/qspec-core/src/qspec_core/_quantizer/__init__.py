@@ -1,4 +1,4 @@
-"""Quantizers: what decides which points of a graph carry which spec."""
+"""Quantizers: they decide which points of a graph carry which spec."""
 
 from qspec_core._quantizer._base import (
     Quantizer,

@@ -1,4 +1,4 @@
-"""The interface of every quantizer, and the two ways to write an annotation."""
+"""The interface of every quantizer, and functions that write annotations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,7 +19,7 @@ __all__ = [
 
 
 class Quantizer(ABC):
-    """Writes `QuantizationAnnotation`s into `node.meta`. A subclass may edit the graph it is given: prepare owns it."""
+    """Writes `QuantizationAnnotation`s into `node.meta`. A subclass may edit its graph: prepare owns it."""
 
     @property
     def has_configuration(self) -> bool:
@@ -38,7 +38,7 @@ class Quantizer(ABC):
     def validate(self, model: GraphModule) -> None:
         """Raise if the annotated graph is not one that the backend can run."""
 
-    def prepare_obs_or_fq_callback(  # not abstract: most quantizers leave the map as it is
+    def prepare_obs_or_fq_callback(  # not abstract: most quantizers do not edit the map
         self, model: GraphModule, edge_or_node_to_obs_or_fq: dict[EdgeOrNode, nn.Module]
     ) -> None:
         """Edit the map from points to observers before they are inserted. Points of one group hold one instance."""
@@ -61,12 +61,12 @@ def annotate_output_qspec(node: Node, qspec: QuantizationSpecBase | None) -> Non
 
 
 def is_valid_annotation(annotation: QuantizationAnnotation | None) -> bool:
-    """Whether an annotation says anything: of an input edge, if only that it stays in float, or of the output."""
+    """Whether an annotation has an entry: for an input edge (None means that it stays in float) or for the output."""
     return annotation is not None and (bool(annotation.input_qspec_map) or annotation.output_qspec is not None)
 
 
 def get_module_name_filter(module_name: str) -> Callable[[Node], bool]:
-    """A function that says whether a node was traced in the module of this path or in a module inside it."""
+    """A predicate: whether a node was traced in the module of this path or in a module inside it."""
 
     def is_inside(node: Node) -> bool:
         return any(path == module_name for path, _ in module_stack(node))

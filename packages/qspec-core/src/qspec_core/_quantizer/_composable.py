@@ -1,4 +1,4 @@
-"""Several quantizers on one model, with a stated policy for what two of them want to annotate."""
+"""Several quantizers on one model, with a policy for conflicts."""
 
 from collections.abc import Sequence
 from enum import Enum
@@ -14,7 +14,7 @@ __all__ = ["ComposableQuantizer", "OnConflict"]
 
 
 class OnConflict(Enum):
-    """What happens when a later quantizer changes what an earlier one annotated."""
+    """The policy for a later quantizer that changes an annotation of an earlier one."""
 
     ERROR = "error"
     KEEP_FIRST = "keep first"
@@ -25,8 +25,8 @@ class ComposableQuantizer(Quantizer):
     """Applies quantizers in order: every step of each, validation and the callback included.
 
     Args:
-        quantizers: the first has the first word.
-        on_conflict: what happens when a later one changes or removes an annotation of an earlier one.
+        quantizers: in the order in which they annotate.
+        on_conflict: the policy for a later one that changes or removes an annotation of an earlier one.
     Raises: SpecError: no quantizer is given.
     """
 
@@ -53,10 +53,10 @@ class ComposableQuantizer(Quantizer):
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Let each quantizer annotate, in order, and hold it to the policy on conflicts.
+        """Let each quantizer annotate, in order, and apply the policy on conflicts.
 
         Raises: AnnotationError: the policy is ERROR and a quantizer changed an annotation of an earlier one.
-        Cost: O(quantizers * nodes) on top of theirs.
+        Cost: O(quantizers * nodes) plus the quantizers' own work.
         """
         for quantizer in self.quantizers:
             before = {node: _copy(node) for node in model.graph.nodes if Q_ANNOTATION_KEY in node.meta}
@@ -71,7 +71,7 @@ class ComposableQuantizer(Quantizer):
             node.meta[Q_ANNOTATION_KEY] = annotation
             return
         raise AnnotationError(
-            f"{type(quantizer).__name__} changes what an earlier quantizer annotated",
+            f"{type(quantizer).__name__} changes an annotation of an earlier quantizer",
             where=node,
             found=node.meta.get(Q_ANNOTATION_KEY),
             expected=annotation,
@@ -92,7 +92,7 @@ class ComposableQuantizer(Quantizer):
 
 
 def _copy(node: Node) -> QuantizationAnnotation | None:
-    """The annotation as it is now, apart from later changes to its map."""
+    """A copy of the annotation, which later changes to its map do not reach."""
     found = node.meta.get(Q_ANNOTATION_KEY)
     if found is None:
         return None

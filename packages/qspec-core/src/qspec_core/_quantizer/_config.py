@@ -33,7 +33,7 @@ class QuantizationConfig:
         output_activation: spec of its output.
         weight: spec of its weight.
         bias: spec of its bias.
-        is_qat: made for training: its constructors build fake-quantizes.
+        is_qat: whether it is for training: its constructors build fake-quantizes.
     """
 
     input_activation: QuantizationSpec | None
@@ -51,15 +51,15 @@ class QuantizationConfig:
 
 
 OperatorPatternType = list[Callable[..., object]]
-"""Modules or functions that one pattern consists of, in order."""
+"""The modules or functions of one pattern, in order."""
 
 
 class OperatorConfig(NamedTuple):
-    """A configuration and what it serves.
+    """A configuration and the operators that it applies to.
 
     Args:
         config: the specs by role.
-        operators: the patterns that can have it.
+        operators: the patterns that can be configured so.
     """
 
     config: QuantizationConfig

@@ -1,4 +1,4 @@
-"""Embedding tables as integers: weight-only, on any backend that reads `quantized_decomposed` operators."""
+"""Quantize embedding tables, weights only, for any backend that reads `quantized_decomposed` operators."""
 
 import torch
 from torch import nn
@@ -39,12 +39,13 @@ _TABLE = PatternTable(
 
 
 def get_embedding_operators_config(bits: int = 8) -> OperatorConfig:
-    """Configuration of an embedding table, unsigned integers with a float scale and zero point for each row, and what
-    it serves.
+    """Configuration of embedding tables, with the operators that it applies to.
+
+    The integers are unsigned; each row has a float scale and a float zero point.
 
     Args:
         bits: 8, or 4 (stored one to a byte in uint8, values 0..15).
-    Raises: SpecError: another number of bits.
+    Raises: SpecError: `bits` is neither 8 nor 4.
     """
     if bits not in (4, 8):
         raise SpecError(
@@ -65,7 +66,7 @@ def get_embedding_operators_config(bits: int = 8) -> OperatorConfig:
 
 
 class EmbeddingQuantizer(TableQuantizer):
-    """Quantizes the tables of embedding and embedding_bag; selectors exclude single ones, or change their bits.
+    """Quantizes the tables of embedding and embedding_bag. Selectors exclude single tables, or change their bits.
 
     Args:
         bits: 8 or 4.
@@ -77,7 +78,7 @@ class EmbeddingQuantizer(TableQuantizer):
 
     @classmethod
     def get_supported_operators(cls) -> list[OperatorConfig]:
-        """Configurations, each with the operators that it serves."""
+        """Configurations, each with the operators that it applies to."""
         return [get_embedding_operators_config(bits) for bits in (8, 4)]
 
     @classmethod
@@ -89,6 +90,6 @@ class EmbeddingQuantizer(TableQuantizer):
     def get_supported_operator_for_quantization_config(
         cls, quantization_config: QuantizationConfig
     ) -> list[OperatorPatternType]:
-        """The operators that a configuration serves; empty for one of another quantizer."""
+        """The operators that a configuration applies to; empty for a configuration of another quantizer."""
         found = (operators for config, operators in cls.get_supported_operators() if config == quantization_config)
         return next(found, [])

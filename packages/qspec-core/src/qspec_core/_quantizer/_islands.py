@@ -1,4 +1,4 @@
-"""Rows that only join: where integers already flow, they keep flowing."""
+"""Choose the joining and sharing matches: they run in integers where their inputs are integers already."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,13 @@ from torch.fx import Node
 
 from qspec_core.patterns import Flow, Match, OtherRole, Outputs, Reason, ReasonCode, Role
 
-__all__ = ["choose_joins", "ends_in_float_sum", "of_common_range"]
+__all__ = ["choose_joins", "ends_in_float_sum", "tensors_of_common_range"]
 
 aten = torch.ops.aten
 
-_TAKE_A_PART = frozenset({aten.slice.Tensor, aten.select.int})
-"""A quantize above one of these would take more values, and a range that may be wider: that of all tokens in place of
-the one that is classified.
+_TAKES_A_PART = frozenset({aten.slice.Tensor, aten.select.int})
+"""Operators that take a part of their input. A quantize before one would have the range of the whole tensor, which may
+be wider than that of the part: of all tokens, not of the one that is classified.
 """
 
 
@@ -27,16 +27,16 @@ def choose_joins(
 ) -> tuple[tuple[Match, ...], Mapping[Node, Reason]]:
     """Choose which joining and sharing matches run in integers, in one sweep forward and one backward.
 
-    A match joins where each of its inputs is an integer tensor already: the result of a chosen match, or a tensor that
-    some chosen match quantizes for itself. A sharing match with one input and one reader may also stand behind a float
-    producer if its reader takes integers: the quantize then rises above it, unless it takes a part. On a device that
-    quantizes on demand, a match must have an integer reader too.
+    A match is chosen if each of its inputs is an integer tensor already: the result of a chosen match, or a tensor that
+    a chosen match quantizes. A sharing match with one input and one reader is also chosen after a float producer, if
+    the reader takes integers: the quantize then moves before the match, unless the match takes a part of its input. On
+    a device that quantizes on demand, a match needs an integer reader too.
 
     Args:
         starts: matches that start integers, each static.
         candidates: joining and sharing matches, in graph order.
-        outputs: the device's policy.
-    Returns: the chosen candidates in graph order, and the reason of each anchor left out.
+        outputs: which outputs the device wants quantized.
+    Returns: the chosen candidates in graph order, and the reason for each anchor left out.
     Cost: O(edges).
     """
     integer: set[Node] = set()
@@ -52,10 +52,10 @@ def choose_joins(
     return _backward(starts, candidates, forward, outputs)
 
 
-def of_common_range(matches: Sequence[Match]) -> set[Node]:
-    """The float tensors that sharing matches with several inputs quantize: one range holds all inputs of such a match.
+def tensors_of_common_range(matches: Sequence[Match]) -> set[Node]:
+    """The float tensors that sharing matches with several inputs quantize: all inputs of such a match have one range.
 
-    What a sharing match made is in integers already, and a range of its own would round it twice.
+    Results of sharing matches are left out. They are integers already, and another range would round them twice.
     """
     common: set[Node] = set()
     sharing = [match for match in matches if match.row.flow is Flow.SHARES]
@@ -67,7 +67,7 @@ def of_common_range(matches: Sequence[Match]) -> set[Node]:
 
 
 def _edges(match: Match) -> list[tuple[Node, Node]]:
-    """Edges over which a match reads integers."""
+    """Edges on which a match reads integers."""
     edges = [(node, match.consumer(operand)) for operand, node in match.inputs(Role.ACTIVATION, Role.ACTIVATIONS)]
     return edges + [(link.other, link.node) for link in match.links if link.post_op.other is OtherRole.QUANTIZED]
 
@@ -97,10 +97,10 @@ def _backward(
 
 
 def _can_rise(match: Match, readers: Sequence[bool]) -> bool:
-    """Whether the quantize of the only reader may stand above a match.
+    """Whether the quantize of a match's only reader may move before the match.
 
     Args:
         readers: for each user, whether it takes integers.
     """
-    shares = match.row.flow is Flow.SHARES and match.anchor.target not in _TAKE_A_PART
+    shares = match.row.flow is Flow.SHARES and match.anchor.target not in _TAKES_A_PART
     return shares and len(_inputs(match)) == 1 and len(readers) == 1 and readers[0]

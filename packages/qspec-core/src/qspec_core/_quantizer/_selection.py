@@ -1,4 +1,4 @@
-"""Which configuration a node gets: rules by module name, module type and operator, over a global one."""
+"""Select the configuration of a node: rules by module name, module type and operator, over a global one."""
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ __all__ = ["Rule", "RuleKind", "Selection"]
 
 
 class RuleKind(IntEnum):
-    """Kinds of rule, the one that decides first having the largest value."""
+    """Kinds of rule. The kind with the largest value decides first."""
 
     GLOBAL = 0
     OPERATOR_TYPE = 1
@@ -28,7 +28,7 @@ class RuleKind(IntEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """One selector with its configuration; None switches quantization off there."""
+    """One selector with its configuration. The configuration None switches quantization off."""
 
     kind: RuleKind
     selector: object
@@ -52,7 +52,7 @@ def _place(node: Node) -> Place:
 
 
 def _fits(rule: Rule, place: Place) -> int | None:
-    """How closely a rule fits an operator (a larger number is closer); None if it does not."""
+    """Closeness of a rule to an operator, a larger number being closer; None if the rule does not fit."""
     operator, stack = place
     if rule.kind is RuleKind.GLOBAL:
         return 0
@@ -105,9 +105,9 @@ class Selection:
         self._filter = predicate
 
     def choose(self, node: Node) -> QuantizationConfig | Reason:
-        """Configuration of a node, or why it has none."""
+        """Configuration of a node, or the reason why it has none."""
         if self._filter is not None and not self._filter(node):
-            return Reason(ReasonCode.EXCLUDED, "the filter function declines it")
+            return Reason(ReasonCode.EXCLUDED, "the filter function returned False")
         best: tuple[tuple[int, int, int], Rule] | None = None
         place = _place(node)
         for index, rule in enumerate(self._rules):
@@ -122,9 +122,9 @@ class Selection:
         return rule.config
 
     def require_matches(self, modules: Iterable[GraphModule]) -> None:
-        """Check that every selector matches some operator of these graphs, or one that was folded out of them.
+        """Check that every selector matches an operator of these graphs, or one that a pass removed from them.
 
-        Raises: SelectorError: one matches nothing; it suggests the nearest names.
+        Raises: SelectorError: a selector matches nothing; the error suggests the nearest names.
         """
         rules = [rule for rule in self._rules if rule.kind is not RuleKind.GLOBAL]
         if not rules:
@@ -135,17 +135,17 @@ class Selection:
             places += module.meta.get(REMOVED_KEY, ())
         for rule in rules:
             if not any(_fits(rule, place) is not None for place in places):
-                raise _nothing(rule, places)
+                raise _matches_nothing(rule, places)
 
 
 def _near_by_last_part(wanted: str, known: set[str]) -> list[str]:
-    """Names whose last part is near that of `wanted`: a class given without its module, say."""
+    """Names whose last part is near the last part of `wanted`, for a class given without its module."""
     last = {name: name.rpartition(".")[2] for name in sorted(known)}
     near = difflib.get_close_matches(wanted.rpartition(".")[2], last.values(), n=5)
     return [name for name, part in last.items() if part in near][:5]
 
 
-def _nothing(rule: Rule, places: list[Place]) -> SelectorError:
+def _matches_nothing(rule: Rule, places: list[Place]) -> SelectorError:
     if rule.kind is RuleKind.OPERATOR_TYPE:
         wanted, known = str(rule.selector), {operator for operator, _ in places}
     elif rule.kind is RuleKind.MODULE_TYPE:

@@ -1,4 +1,4 @@
-"""The quantizer of a pattern table: the rows decide what is annotated, the selection decides how."""
+"""The quantizer of a pattern table: rows decide which operators are annotated, selectors decide with which specs."""
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
@@ -11,7 +11,7 @@ from qspec_core import ops
 from qspec_core._coverage import decide_quantized, decide_skipped
 from qspec_core._quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
 from qspec_core._quantizer._config import QuantizationConfig
-from qspec_core._quantizer._islands import choose_joins, ends_in_float_sum, of_common_range
+from qspec_core._quantizer._islands import choose_joins, ends_in_float_sum, tensors_of_common_range
 from qspec_core._quantizer._selection import Rule, RuleKind, Selection
 from qspec_core._spec import Q_ANNOTATION_KEY, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from qspec_core._torch import OpOverload, OpOverloadPacket
@@ -36,7 +36,7 @@ __all__ = ["TableQuantizer"]
 
 
 class TableQuantizer(Quantizer):
-    """Annotates what the rows of a table match, by the configuration selected for each match's anchor.
+    """Annotates the matches of a table's rows, by the configuration selected for each match's anchor.
 
     Args:
         table: the device's rows.
@@ -49,7 +49,7 @@ class TableQuantizer(Quantizer):
         self._selection = Selection()
 
     def set_global(self, config: QuantizationConfig | None) -> Self:
-        """Configure every match that no closer rule selects."""
+        """Configure every match that no other rule selects."""
         return self._set(RuleKind.GLOBAL, "", config)
 
     def set_module_name(self, name: str, config: QuantizationConfig | None) -> Self:
@@ -79,12 +79,12 @@ class TableQuantizer(Quantizer):
         return self._selection.has_configuration
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Bring the graph to canonical form, so that each operator has one spelling."""
+        """Bring the graph to canonical form."""
         canonicalize(model)
         return model
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Annotate every match of the table that has a configuration, and note on each node why or why not.
+        """Annotate every match that has a configuration, and note on each node its row, or the reason why it has none.
 
         Cost: O(nodes + edges).
         """
@@ -92,13 +92,13 @@ class TableQuantizer(Quantizer):
 
         def admit(row: Row, anchor: Node) -> Reason | None:
             chosen = self._selection.choose(anchor)
-            return None if isinstance(chosen, Reason) else _other_mode(row, chosen.mode)
+            return None if isinstance(chosen, Reason) else _unsupported_mode(row, chosen.mode)
 
         def accept(match: Match) -> Reason | None:
             chosen = self._selection.choose(match.anchor)
             if isinstance(chosen, Reason):
                 return chosen
-            reason = _unfit(model, match, chosen)
+            reason = _refusal(model, match, chosen)
             if reason is None:
                 configs[match.anchor] = chosen
             return reason
@@ -111,7 +111,7 @@ class TableQuantizer(Quantizer):
         for match in (*starts, *joins):
             self._annotate_match(match, configs[match.anchor])
         if self.table.outputs is Outputs.DEMAND:
-            _keep_ranges_apart(static, of_common_range(joins))
+            _keep_ranges_apart(static, tensors_of_common_range(joins))
         self._note_skipped(model, {**matching.declined, **reasons})
         return model
 
@@ -144,7 +144,7 @@ class TableQuantizer(Quantizer):
         """Each input edge of a match as `(producer, consumer, spec)`; edges without a spec are left out."""
         for operand, node in match.inputs():
             consumer = match.consumer(operand)
-            spec = _of_role(config, operand)
+            spec = _spec_for(config, operand)
             if spec is None:
                 continue
             if operand.adapt is not None:
@@ -166,8 +166,13 @@ class TableQuantizer(Quantizer):
 
 
 def _keep_ranges_apart(starts: Iterable[Match], common: Container[Node]) -> None:
-    """Let layers quantize for themselves, together, what a concatenation reads too: the range that it needs for all its
-    inputs may be many times that of one, and a quantize more costs little beside the bits lost.
+    """Give layers that share an input with a concatenation their own range: the joint range costs precision.
+
+    The joint range may be many times as wide as that of one input. One more quantize costs less than the bits lost.
+
+    Args:
+        starts: static matches that start integers.
+        common: tensors with a joint range, from `tensors_of_common_range`.
     """
     first: dict[tuple[Node, QuantizationSpecBase | None], Node] = {}
     for match in starts:
@@ -182,9 +187,12 @@ def _keep_ranges_apart(starts: Iterable[Match], common: Container[Node]) -> None
                 annotate_input_qspec_map(consumer, node, SharedQuantizationSpec((node, earlier)))
 
 
-def _of_role(config: QuantizationConfig, operand: Operand) -> QuantizationSpec | None:
-    """The configured spec of an operand. A scale for each channel lies along the row's channels, wherever they are: a
-    transposed convolution has its output channels second."""
+def _spec_for(config: QuantizationConfig, operand: Operand) -> QuantizationSpec | None:
+    """The configured spec of an operand.
+
+    A per-channel weight spec gets the channel axis of the row: a transposed convolution has its output channels in
+    dimension 1.
+    """
     if operand.role in (Role.ACTIVATION, Role.ACTIVATIONS):
         return config.input_activation
     if operand.role is Role.BIAS:
@@ -197,14 +205,14 @@ def _of_role(config: QuantizationConfig, operand: Operand) -> QuantizationSpec |
     return replace(spec, ch_axis=operand.ch_axis)
 
 
-def _other_mode(row: Row, mode: Mode) -> Reason | None:
+def _unsupported_mode(row: Row, mode: Mode) -> Reason | None:
     if mode in row.modes:
         return None
     return Reason(ReasonCode.UNSUPPORTED_MODE, f"row {row.name} has no {mode.value} form")
 
 
-def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reason | None:
-    """Why a match cannot take a configuration, whatever the device."""
+def _refusal(model: GraphModule, match: Match, config: QuantizationConfig) -> Reason | None:
+    """The reason why a match cannot have a configuration, on any device; None if it can."""
     mode = config.mode
     for pre_op, node in match.absorbed.values():
         if not pre_op.absorbs_in(mode):
@@ -219,7 +227,7 @@ def _unfit(model: GraphModule, match: Match, config: QuantizationConfig) -> Reas
             detail = f"operand {operand.name} is torch.float64, which the quantize operators do not take"
             return Reason.unsupported(detail)
     for operand in match.row.operands:
-        spec = _of_role(config, operand)
+        spec = _spec_for(config, operand)
         refusal = operand.refuses(match.anchor, spec) if operand.refuses is not None and spec is not None else None
         if refusal is not None:
             return refusal

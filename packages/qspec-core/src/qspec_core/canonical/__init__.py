@@ -1,6 +1,7 @@
-"""One form for every operator, whatever way a model was written or exported, so that a row needs one anchor.
+"""The canonical form: one spelling for each operator, however a model was written or exported, so that a row needs one
+anchor.
 
-Each pass edits a graph module that qspec owns, in place, and leaves generating code to its caller.
+Each pass edits a graph module that qspec owns, in place. The caller generates code afterwards.
 """
 
 from torch.fx import GraphModule
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 _PASSES = (
-    remove_identities,  # before make_functional: dropout in evaluation returns its input itself, an alias
+    remove_identities,  # before make_functional: dropout in evaluation returns its input itself, which is an alias
     make_functional,
     canonicalize_activations,
     canonicalize_convolutions,
@@ -53,7 +54,7 @@ def canonicalize(module: GraphModule) -> None:
     """Bring an owned graph to canonical form, in place; the values it computes stay the same.
 
     Args:
-        module: an exported graph module that the caller owns; its code is left as it was until it is recompiled.
+        module: an exported graph module that the caller owns; its code is not generated again.
     Cost: O(nodes + edges).
     """
     for canonical_pass in _PASSES:

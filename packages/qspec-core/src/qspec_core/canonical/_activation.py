@@ -1,4 +1,4 @@
-"""Clamps in all their spellings become relu, hardtanh or, with one bound, clamp."""
+"""Write all clamps as relu, hardtanh or, with one bound, clamp."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -14,7 +14,7 @@ _CLAMPS = (aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default)
 
 
 def _bounds(node: Node) -> tuple[object, object]:
-    """Lower and upper bound of one of these operators; None for a side without one."""
+    """Lower and upper bound of one of these operators; None for a bound that it does not have."""
     if is_call(node, aten.relu6.default):
         return 0.0, 6.0
     if is_call(node, aten.clamp.default):
@@ -27,9 +27,9 @@ def _bounds(node: Node) -> tuple[object, object]:
 
 
 def canonicalize_activations(module: GraphModule) -> None:
-    """Write relu6 and clamps as `hardtanh(x, low, high)`, as `relu(x)` where they clamp at 0 alone, and as
-    `clamp(x, low, high)` with another lone bound.
+    """Write relu6 and clamps as `hardtanh(x, low, high)`.
 
+    A clamp with the lower bound 0 only becomes `relu(x)`, one with another single bound `clamp(x, low, high)`.
     A clamp of integers, or with tensors or symbols as bounds, stays.
 
     Cost: O(clamps).

@@ -1,4 +1,4 @@
-"""Batch norms in evaluation mode are folded into the convolution or linear layer before them."""
+"""Fold batch norms in evaluation mode into the convolution or linear layer before them."""
 
 from dataclasses import dataclass
 
@@ -35,8 +35,10 @@ class _Affine:
 
 
 def fold_batch_norms(module: GraphModule) -> None:
-    """Fold each batch norm in evaluation mode into the convolution, transposed convolution or linear layer that feeds
-    it alone. The folded weight takes the old one's place under its name, in this module only.
+    """Fold each batch norm in evaluation mode into the convolution, transposed convolution or linear layer before it.
+
+    The batch norm must be the only reader of the layer. The folded weight replaces the old one under its name, in this
+    module only.
 
     Args:
         module: an exported graph module that the caller owns.
@@ -69,7 +71,7 @@ def fold_batch_norms(module: GraphModule) -> None:
 
 
 def _layer_before(norm: Node) -> tuple[Node, list[Node]]:
-    """What feeds a batch norm, past operators that do nothing in evaluation and that it alone reads, and those."""
+    """The operator before a batch norm, and the identities between them that nothing else reads."""
     source: Node = argument(norm, "input")
     passed: list[Node] = []
     while is_identity(source) and len(source.users) == 1:
@@ -79,9 +81,11 @@ def _layer_before(norm: Node) -> tuple[Node, list[Node]]:
 
 
 def _scales_channels(layer: Node) -> bool:
-    """Whether a batch norm, which scales dimension 1, scales the layer's output channels: for a linear layer those are
-    dimension 1 for inputs of rank 2 only, for a convolution where the input has a batch dimension. Both then have the
-    rank of the weight."""
+    """Whether dimension 1, which a batch norm scales, holds the layer's output channels.
+
+    It does for a linear layer with inputs of rank 2, and for a convolution with a batch dimension: the result then has
+    the rank of the weight.
+    """
     value, held = tensor_value(layer), tensor_value(argument(layer, "weight"))
     return value is not None and held is not None and value.dim() == held.dim()
 
@@ -106,8 +110,7 @@ def _affine(module: GraphModule, norm: Node) -> _Affine | None:
 
 
 def _scaled(layer: Node, weight: Tensor, factor: Tensor) -> Tensor:
-    """Weight times the factor of its output channel. A transposed convolution holds (in, out / groups, ...), with the
-    groups along dimension 0."""
+    """Weight times the factor of its output channel."""
     value = weight.detach().double()
     transposed = is_call(layer, *TRANSPOSED) or (
         is_call(layer, aten.convolution.default) and argument(layer, "transposed")
@@ -115,11 +118,17 @@ def _scaled(layer: Node, weight: Tensor, factor: Tensor) -> Tensor:
     if transposed:
         groups = argument(layer, "groups")
         tail = value.shape[2:]
+        # (in, out / groups, kernel...) -> (groups, in / groups, out / groups, kernel...)
         grouped = value.reshape(groups, value.shape[0] // groups, value.shape[1], *tail)
-        shape = (groups, 1, value.shape[1], *(1 for _ in tail))
+        shape = (
+            groups,
+            1,
+            value.shape[1],
+            *(1 for _ in tail),
+        )  # of the factors: (out,) -> (groups, 1, out / groups, 1...)
         scaled = (grouped * factor.reshape(shape)).reshape(value.shape)
     else:
-        scaled = value * factor.reshape(-1, *(1 for _ in value.shape[1:]))
+        scaled = value * factor.reshape(-1, *(1 for _ in value.shape[1:]))  # (out,) -> (out, 1, 1...)
     return scaled.to(weight.dtype)
 
 
@@ -132,7 +141,7 @@ def _set_constant(
     readers: dict[str, int],
     fake: Tensor | None,
 ) -> None:
-    """Give the layer a constant: under the old name where the layer is its only reader, else under a new one."""
+    """Give the layer a constant, under the old name if the layer is its only reader, else under a new one."""
     if old is not None and readers[str(old.target)] == 1:
         path, _, field = str(old.target).rpartition(".")
         owner = attribute(module, path) if path else module
@@ -145,7 +154,7 @@ def _set_constant(
 
 
 def _remove(module: GraphModule, norm: Node, layer: Node) -> None:
-    """Take the batch norm out; one that returns a tuple leaves through its getitem nodes."""
+    """Remove the batch norm. For one that returns a tuple, its getitem nodes are removed first."""
     note = f"folded into {layer.name}"
     if is_call(norm, aten._native_batch_norm_legit_no_training.default):
         for user in list(norm.users):

@@ -1,4 +1,4 @@
-"""Convolutions in all their spellings become conv1d, conv2d, conv3d or conv_transpose with numeric padding."""
+"""Write all convolutions as conv1d, conv2d, conv3d or conv_transpose with numeric padding."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -20,14 +20,14 @@ _NAMED_PADDING: dict[OpOverload, int] = {aten.conv1d.padding: 1, aten.conv2d.pad
 
 
 def canonicalize_convolutions(module: GraphModule) -> None:
-    """Rewrite `aten.convolution` (decomposed graphs) and the overloads whose padding is a word.
+    """Rewrite `aten.convolution` (decomposed graphs) and the overloads whose padding is a string.
 
     Cost: O(convolutions).
     """
     for node in calls(module.graph, aten.convolution.default):
         _undo_decomposition(node)
     for node in calls(module.graph, *_NAMED_PADDING):
-        _number_the_padding(module, node)
+        _write_padding_as_numbers(module, node)
 
 
 def _spatial(node: Node) -> int | None:
@@ -48,8 +48,11 @@ def _undo_decomposition(node: Node) -> None:
     retarget(node, target, *(argument(node, name) for name in names))
 
 
-def _number_the_padding(module: GraphModule, node: Node) -> None:
-    """`valid` is no padding. `same` pads `dilation * (kernel - 1)` in all, the odd one at the end by a pad."""
+def _write_padding_as_numbers(module: GraphModule, node: Node) -> None:
+    """Write a string padding as numbers: `valid` as 0, `same` as `dilation * (kernel - 1)` over both sides.
+
+    If that is odd, a pad operator before the convolution adds one more at the end.
+    """
     spatial = _NAMED_PADDING[node.target]  # type: ignore[index]  # calls() found it by them
     weight = argument(node, "weight")
     kernel = tuple(require_tensor_value(weight).shape[2:])

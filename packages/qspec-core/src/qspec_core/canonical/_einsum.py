@@ -1,4 +1,4 @@
-"""Einsums and tensordots over a constant become linear."""
+"""Write einsums and tensordots with a constant as linear."""
 
 from dataclasses import dataclass
 from math import prod
@@ -24,11 +24,11 @@ class _Product:
     """An einsum that is a linear layer.
 
     Args:
-        source: its operand that changes with the input.
-        rows: letters of the source that the result keeps, in the result's order.
+        source: the operand that changes with the input.
+        rows: letters of the source that the result has, in the result's order.
         inner: letters summed over.
-        columns: letters of the constant that the result keeps, in the result's order.
-        letters: of the source, of the constant and of the result.
+        columns: letters of the constant that the result has, in the result's order.
+        letters: letters of the source, of the constant and of the result.
         weight: the constant.
     """
 
@@ -41,11 +41,12 @@ class _Product:
 
 
 def canonicalize_einsums(module: GraphModule) -> None:
-    """Rewrite an einsum or tensordot of a tensor and a constant as `linear`, where each letter of the constant is
-    summed over or is the constant's alone. What is summed over moves last, and the result's dimensions into their
-    order.
+    """Rewrite an einsum or tensordot of a tensor and a constant as `linear`.
 
-    Cost: O(einsums), plus one copy of a constant whose dimensions must move.
+    Each letter of the constant must be summed over, or occur in the constant only. A permute moves the dimensions that
+    are summed over to the end; another one gives the result its order.
+
+    Cost: O(einsums), plus a copy of each constant whose dimensions must be permuted.
     """
     for node in calls(module.graph, aten.einsum.default, aten.tensordot.default):
         found = _product(module, node)
@@ -54,8 +55,8 @@ def canonicalize_einsums(module: GraphModule) -> None:
 
 
 def _product(module: GraphModule, node: Node) -> _Product | None:
-    """The linear layer that an einsum is; None if it is none."""
-    equation, tensors = _spelled(node) if is_call(node, aten.tensordot.default) else _written(node)
+    """The linear layer that an einsum computes; None if it computes something else."""
+    equation, tensors = _tensordot_equation(node) if is_call(node, aten.tensordot.default) else _equation(node)
     if len(tensors) != 2:
         return None
     constants = [constant_value(module, tensor) for tensor in tensors]
@@ -77,11 +78,11 @@ def _product(module: GraphModule, node: Node) -> _Product | None:
     return _Product(source, rows, inner, columns, letters, weight) if is_linear else None
 
 
-def _written(node: Node) -> tuple[str, list[Any]]:
+def _equation(node: Node) -> tuple[str, list[Any]]:
     return argument(node, "equation"), argument(node, "tensors")
 
 
-def _spelled(node: Node) -> tuple[str, list[Any]]:
+def _tensordot_equation(node: Node) -> tuple[str, list[Any]]:
     """A tensordot as an einsum: its equation and its operands."""
     tensors = [argument(node, name) for name in ("self", "other")]
     left, right = map(tensor_value, tensors)
@@ -100,7 +101,10 @@ def _spelled(node: Node) -> tuple[str, list[Any]]:
 
 
 def _letters(equation: str, place: int, rank: int) -> tuple[str, str, str] | None:
-    """Letters of the source, the constant and the result; an ellipsis of the source is spelled out."""
+    """Letters of the source, the constant and the result, with letters in place of an ellipsis of the source.
+
+    None if the result has no explicit order, or a letter repeats within a term.
+    """
     inputs, arrow, kept = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     own, held = terms[1 - place], terms[place]
@@ -126,17 +130,19 @@ def _rewrite(module: GraphModule, node: Node, found: _Product) -> None:
     order = [held.index(letter) for letter in found.columns + found.inner]
     sizes = [found.weight.shape[index] for index in order]
     features = sizes[: len(found.columns)]
+    # the constant -> (columns..., inner...) -> (product of columns, product of inner): out and in features
     matrix = found.weight.detach().permute(order).reshape(prod(features), -1)
     weight = add_constant(module, "_linear_weight", matrix, before=node)
     with module.graph.inserting_before(node):
         x = found.source
         if own != found.rows + found.inner:
+            # -> (rows..., inner...)
             x = call(aten.permute.default, x, [own.index(letter) for letter in found.rows + found.inner])
         if len(found.inner) > 1:
-            x = call(aten.flatten.using_ints, x, -len(found.inner), -1)
-        x = call(aten.linear.default, x, weight)
+            x = call(aten.flatten.using_ints, x, -len(found.inner), -1)  # -> (rows..., in features)
+        x = call(aten.linear.default, x, weight)  # -> (rows..., out features)
         if len(found.columns) > 1:
-            x = call(aten.unflatten.int, x, -1, features)
+            x = call(aten.unflatten.int, x, -1, features)  # -> (rows..., columns...)
         if not found.columns:
             retarget(node, aten.squeeze.dim, x, -1)
             return

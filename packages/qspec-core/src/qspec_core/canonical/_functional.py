@@ -1,4 +1,4 @@
-"""In-place operators become functional ones, where no later reader can tell."""
+"""Replace in-place operators by functional ones if no later reader can see the difference."""
 
 from functools import cache
 
@@ -26,7 +26,7 @@ def _functional_form(target: OpOverload) -> OpOverload | None:
 
 
 def _read_later(node: Node, position: dict[Node, int], at: int, depth: int = 0) -> bool:
-    """Whether `node`, or a view of it, is read after position `at`. Views of views are followed a few steps only;
+    """Whether `node`, or a view of it, is read after position `at`. Views of views are followed for four steps;
     deeper ones count as read."""
     for user in node.users:
         if position[user] > at:
@@ -37,7 +37,7 @@ def _read_later(node: Node, position: dict[Node, int], at: int, depth: int = 0) 
 
 
 def is_private(node: Node, position: dict[Node, int], at: int) -> bool:
-    """Whether the storage of `node` belongs to this graph run and has no reader after position `at`."""
+    """Whether the storage of `node` was made in this run of the graph and has no reader after position `at`."""
     current = node
     for _ in range(8):  # a longer chain of views is left as it is
         if current.op != "call_function" or _read_later(current, position, at):
@@ -49,14 +49,14 @@ def is_private(node: Node, position: dict[Node, int], at: int) -> bool:
 
 
 def _promotes(node: Node, source: Node) -> bool:
-    """Whether the functional form could give another dtype: in place, the result keeps that of `source`."""
+    """Whether the functional form could give another dtype: in place, the result has the dtype of `source`."""
     kept = tensor_value(source)
     others = [tensor_value(other) for other in node.all_input_nodes]
     return any(o is not None and o.is_floating_point() and (kept is None or o.dtype != kept.dtype) for o in others)
 
 
 def make_functional(module: GraphModule) -> None:
-    """Replace in-place operators whose input has no reader after them, directly or through a view.
+    """Replace in-place operators whose input is not read after them, directly or through a view.
 
     An operator that writes to an input of the graph or to a buffer stays.
 

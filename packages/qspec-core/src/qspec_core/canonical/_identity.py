@@ -1,4 +1,4 @@
-"""Operators that do nothing in evaluation leave the graph."""
+"""Remove operators that do nothing in evaluation."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -9,7 +9,7 @@ from qspec_core.graph import argument, argument_names, called_operator, calls, i
 __all__ = ["IDENTITY_NOTE", "is_identity", "remove_identities"]
 
 IDENTITY_NOTE = "identity in evaluation"
-"""What coverage says of an operator that does nothing in evaluation."""
+"""The text in coverage for an operator that does nothing in evaluation."""
 
 aten = torch.ops.aten
 _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default)
@@ -17,14 +17,14 @@ _CASTS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, at
 
 
 def is_identity(node: Node) -> bool:
-    """Whether a node is dropout traced in evaluation mode, or a cast to what its input already is."""
+    """Whether a node is dropout traced in evaluation mode, or a cast that changes neither dtype, device nor layout."""
     if is_call(node, *_DROPOUTS):
         return argument(node, "train") is False
-    return is_call(node, *_CASTS) and _is_its_input(node)
+    return is_call(node, *_CASTS) and _returns_its_input(node)
 
 
-def _is_its_input(cast: Node) -> bool:
-    """Whether torch returns the input itself: neither a copy nor a memory format is asked for, and nothing differs."""
+def _returns_its_input(cast: Node) -> bool:
+    """Whether a cast returns its input: no copy or memory format is requested, and dtype, device and layout agree."""
     value, source = tensor_value(cast), tensor_value(argument(cast, "self"))
     if value is None or source is None:
         return False
@@ -35,7 +35,7 @@ def _is_its_input(cast: Node) -> bool:
 
 
 def remove_identities(module: GraphModule) -> None:
-    """Remove dropout traced in evaluation mode, and casts to what a tensor already is.
+    """Remove dropout traced in evaluation mode, and casts that change nothing.
 
     Cost: O(dropouts + casts).
     """

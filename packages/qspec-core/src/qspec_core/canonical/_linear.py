@@ -1,4 +1,4 @@
-"""Matrix products with a constant become linear."""
+"""Write matrix products with a constant as linear."""
 
 import torch
 from torch import Tensor
@@ -18,26 +18,26 @@ from qspec_core.graph import (
     tensor_value,
 )
 
-__all__ = ["MOVES", "canonicalize_linears"]
+__all__ = ["MATRIX_VIEWS", "canonicalize_linears"]
 
 aten = torch.ops.aten
-MOVES = (
+MATRIX_VIEWS = (
     *(aten.t.default, aten.numpy_T.default, aten.mT.default, aten.transpose.int, aten.permute.default),
     *(aten.view.default, aten.expand.default, aten.unsqueeze.default, aten.detach.default, aten.alias.default),
 )
-"""Operators that lay out their input anew and never copy it, so that strides say what they did."""
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
+"""Operators that return a view of their input and never copy it: the strides of the result show what they did."""
+_RESHAPES = (aten.view.default, aten._unsafe_view.default)
 _PRODUCTS = (aten.addmm.default, aten.mm.default, aten.bmm.default, aten.matmul.default)
 _PASS = "canonicalize_linears"
 
 
-def _matrix_behind(module: GraphModule, node: object) -> tuple[Node, bool] | None:
-    """The matrix that a node only lays out anew, and whether as its transpose.
+def _viewed_matrix(module: GraphModule, node: object) -> tuple[Node, bool] | None:
+    """The matrix that a node is a view of, and whether the view is its transpose; None if there is none.
 
-    The matrix is a float constant or is dequantized. The node may repeat it along a first dimension, of a batch.
+    The matrix is a float constant or is dequantized. The view may repeat it along a first dimension, as a batch.
     """
     root = node
-    while is_call(root, *MOVES):
+    while is_call(root, *MATRIX_VIEWS):
         root = argument(root, "self")
     if not isinstance(root, Node) or not (ops.is_dequantize(root) or constant_value(module, root) is not None):
         return None
@@ -54,8 +54,8 @@ def _matrix_behind(module: GraphModule, node: object) -> tuple[Node, bool] | Non
 
 
 def _weight(module: GraphModule, node: object, reader: Node, *, transposed: bool) -> Node | None:
-    """Node of the matrix that `node` lays out, or of its transpose, without a copy; None if there is none."""
-    found = _matrix_behind(module, node)
+    """Node of the matrix that `node` is a view of, or of its transpose, without a copy; None if there is none."""
+    found = _viewed_matrix(module, node)
     if found is None:
         return None
     root, is_transpose = found
@@ -77,9 +77,10 @@ def _operands(node: Node) -> tuple[Node, Node, Node | None] | None:
 
 
 def canonicalize_linears(module: GraphModule) -> None:
-    """Rewrite addmm, mm, bmm and matmul with a constant or dequantized matrix as `linear` over its transpose, and
-    `linear` over a matrix that the graph transposes as `linear` over the view. Where the matrix comes first, the
-    `linear` runs between two transposes. No weight is copied.
+    """Rewrite addmm, mm, bmm and matmul with a constant or dequantized matrix as `linear` with the transposed matrix.
+
+    If the matrix is the first operand, the `linear` runs between two transposes. A `linear` whose weight the graph
+    transposes gets a transposed constant instead. No weight is copied.
 
     Cost: O(layers and products).
     """
@@ -88,7 +89,7 @@ def canonicalize_linears(module: GraphModule) -> None:
             _take_transposed_weight(module, node)
             continue
         found = _operands(node)
-        if found is None or _turn_around(module, node):
+        if found is None or _rewrite_matrix_first(module, node):
             continue
         source, matrix, bias = found
         if not _is_bias(module, bias) or constant_value(module, source) is not None or _is_vector(matrix):
@@ -96,25 +97,29 @@ def canonicalize_linears(module: GraphModule) -> None:
         weight = _weight(module, matrix, node, transposed=True)
         if weight is not None and _keeps_rank(source, matrix):
             retarget(node, aten.linear.default, source, weight, bias)
-            _undo_flattening(module, node)
+            _remove_flattening(module, node)
 
 
-def _undo_flattening(module: GraphModule, node: Node) -> None:
-    """Let a `linear` between a view of its input as rows and a view of the result in the input's shape take the input
-    itself: decomposed graphs write linear layers so."""
+def _remove_flattening(module: GraphModule, node: Node) -> None:
+    """Remove the views that decomposed graphs write around a `linear`.
+
+    They are (..., in) -> (rows, in) before it and (rows, out) -> (..., out) after it.
+    """
     rows, after = argument(node, "input"), next(iter(node.users), None)
-    if not is_call(rows, aten.view.default) or not is_call(after, *_VIEWS) or len(node.users) != 1:
+    if not is_call(rows, aten.view.default) or not is_call(after, *_RESHAPES) or len(node.users) != 1:
         return
     source = argument(rows, "self")
     before, flat, shaped = tensor_value(source), tensor_value(rows), tensor_value(after)
     if before is None or flat is None or shaped is None or flat.dim() != 2 or before.dim() < 2:
         return
-    outer = [list(map(str, value.shape[:-1])) for value in (before, shaped)]  # by name: comparing symbols guards them
+    outer = [
+        list(map(str, value.shape[:-1])) for value in (before, shaped)
+    ]  # as strings: comparing symbols would add guards
     if str(before.shape[-1]) != str(flat.shape[-1]) or outer[0] != outer[1]:
         return
     replace_argument(node, "input", source)
     node.meta["val"] = shaped
-    fold_node(module, after, node, "linear takes its input in this shape")
+    fold_node(module, after, node, "linear takes its input without this view")
 
 
 def _is_vector(matrix: Node) -> bool:
@@ -123,7 +128,7 @@ def _is_vector(matrix: Node) -> bool:
 
 
 def _keeps_rank(source: Node, matrix: Node) -> bool:
-    """Whether a matrix repeated along a batch meets inputs that have this batch, so that `linear` gives the shape."""
+    """Whether `linear` gives the shape of the product: a matrix that is repeated needs an input with that batch."""
     value, other = tensor_value(source), tensor_value(matrix)
     if value is None or other is None:
         return False
@@ -131,11 +136,11 @@ def _keeps_rank(source: Node, matrix: Node) -> bool:
         return True
     if value.dim() < 3:
         return False
-    return str(other.shape[0]) in ("1", str(value.shape[-3]))  # by name: comparing symbols would guard them
+    return str(other.shape[0]) in ("1", str(value.shape[-3]))  # as strings, as above
 
 
-def _turn_around(module: GraphModule, node: Node) -> bool:
-    """Rewrite a product `matrix @ x` of a constant as `linear(x.mT, matrix).mT`; False where it is none."""
+def _rewrite_matrix_first(module: GraphModule, node: Node) -> bool:
+    """Rewrite `matrix @ x` with a constant matrix as `linear(x.mT, matrix).mT`; False for any other node."""
     if not is_call(node, aten.matmul.default, aten.mm.default):
         return False
     matrix, other = (argument(node, name) for name in argument_names(node.target)[:2])  # type: ignore[arg-type]  # a call
@@ -181,7 +186,7 @@ def _is_bias(module: GraphModule, bias: Node | None) -> bool:
 
 def _take_transposed_weight(module: GraphModule, node: Node) -> None:
     matrix = argument(node, "weight")
-    if not is_call(matrix, *MOVES):
+    if not is_call(matrix, *MATRIX_VIEWS):
         return
     weight = _weight(module, matrix, node, transposed=False)
     if weight is not None:

@@ -1,4 +1,4 @@
-"""Zero pads: one spelling, and into the convolution's own padding where both sides are alike."""
+"""Write zero pads in one way, and fold pads that are equal on both sides into the padding of convolutions."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -13,21 +13,21 @@ _CONVOLUTIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.def
 
 
 def canonicalize_pads(module: GraphModule) -> None:
-    """Write `constant_pad_nd` as `pad`, and fold even zero pads into the convolutions that read them.
+    """Write `constant_pad_nd` as `pad`, and fold zero pads with equal sides into the convolutions that read them.
 
-    An uneven pad stays an operator: devices differ in what they do with it.
+    A pad with different sides stays an operator: devices treat it differently.
 
-    Cost: O(pads and what reads them).
+    Cost: O(pads and their readers).
     """
     for node in calls(module.graph, aten.constant_pad_nd.default):
         sides, value = argument(node, "pad"), argument(node, "value")
         retarget(node, aten.pad.default, argument(node, "self"), sides, "constant", value)
     for node in calls(module.graph, aten.pad.default):
-        _fold_even(module, node)
+        _fold_symmetric(module, node)
 
 
-def _even_zero_pad(node: Node) -> list[int] | None:
-    """Padding of each padded dimension, the first one first; None for a pad of another kind."""
+def _symmetric_zero_pad(node: Node) -> list[int] | None:
+    """Padding of each padded dimension, in order; None for a pad with different sides or of another mode."""
     sides = argument(node, "pad")
     if argument(node, "mode") != "constant" or argument(node, "value") not in (None, 0):
         return None
@@ -36,8 +36,8 @@ def _even_zero_pad(node: Node) -> list[int] | None:
     return list(reversed(sides[::2]))
 
 
-def _fold_even(module: GraphModule, node: Node) -> None:
-    padding = _even_zero_pad(node)
+def _fold_symmetric(module: GraphModule, node: Node) -> None:
+    padding = _symmetric_zero_pad(node)
     if padding is None:
         return
     for user in list(node.users):

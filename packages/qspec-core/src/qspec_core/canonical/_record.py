@@ -1,4 +1,4 @@
-"""What the passes took out of a graph, kept for coverage: an operator that vanished is not an operator forgotten."""
+"""Record the operators that passes remove from a graph, so that coverage and selectors still find them."""
 
 from typing import Any
 
@@ -21,16 +21,16 @@ __all__ = [
 ]
 
 FOLDED_KEY = "qspec_folded"
-"""Key in a module's `meta`: name of each operator that a pass removed, to what became of it."""
+"""Key in a module's `meta`: for each operator that a pass removed, by name, a note about how."""
 NUMERIC_DEBUG_HANDLE_KEY = "numeric_debug_handle"
-"""Key in a node's `meta["custom"]` of its number in numeric debugging."""
+"""Key of a node's number in numeric debugging, in its `meta["custom"]`."""
 REMOVED_KEY = "qspec_removed"
-"""Key in a module's `meta`: operator and module stack of what the passes removed, for selectors that name it."""
+"""Key in a module's `meta`: operator and module stack of each removed operator, for selectors that name it."""
 _SOURCE_KEY = "qspec_value_of"
-"""Key in a node's `meta` of the exported operator whose value it has, where that is not the one it was made from."""
+"""Key in a node's `meta`: the exported operator whose value it has, if that is not the one it was made from."""
 _INSERTED = ("prepare_pt2e", "convert_pt2e")
 STANDS_FOR_KEY = "qspec_stands_for"
-"""Key in a module's `meta`: name of each operator that a pass removed, to the node that has its value now."""
+"""Key in a module's `meta`: for each operator that a pass removed, by name, the node that has its value now."""
 
 
 def debug_handle(node: Node) -> int | None:
@@ -40,12 +40,12 @@ def debug_handle(node: Node) -> int | None:
 
 
 def set_debug_handle(node: Node, handle: int) -> None:
-    """Number a node. What else its `meta["custom"]` holds is kept, in a copy: graphs that were copied share it."""
+    """Number a node. Other entries of its `meta["custom"]` are kept, in a copy: copied graphs share the original."""
     node.meta["custom"] = node.meta.get("custom", {}) | {NUMERIC_DEBUG_HANDLE_KEY: handle}
 
 
 def value_source(node: Node) -> tuple[str, int] | None:
-    """Name and graph of the exported operator whose value a node has; None for what export or qspec inserted."""
+    """Name and graph of the exported operator whose value a node has; None for a node that export or qspec inserted."""
     noted: tuple[str, int] | None = node.meta.get(_SOURCE_KEY)
     history = node.meta.get("from_node")
     if noted is not None or not history or is_unlifted(history) or history[-1].pass_name in _INSERTED:
@@ -57,14 +57,14 @@ def value_source(node: Node) -> tuple[str, int] | None:
 
 
 def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_value: bool = True) -> None:
-    """Let the readers of `old` read `new`, erase `old`, and record what became of it.
+    """Replace `old` by `new`, erase it, and record that.
 
     Args:
         module: owned graph module, whose `meta` is its own too.
         old: node to erase.
-        new: node that its readers read now.
-        note: what became of `old`.
-        same_value: `new` has the value that `old` had.
+        new: node that the readers of `old` read now.
+        note: how it was removed, for coverage.
+        same_value: whether `new` has the value of `old`.
     """
     old.replace_all_uses_with(new)
     module.meta.setdefault(FOLDED_KEY, {})[old.name] = note
@@ -81,15 +81,17 @@ def fold_node(module: GraphModule, old: Node, new: Node, note: str, *, same_valu
 
 
 def retarget(node: Node, target: OpOverload, *args: Any) -> None:
-    """Let a node call another operator with the same value. It keeps its name and metadata, so that reports, selectors
-    and the user's own notes still find it."""
+    """Let a node call another operator that computes the same value.
+
+    It keeps its name and metadata, so that reports, selectors and the user's own notes still find it.
+    """
     node.target = target
     node.args = args
     node.kwargs = {}
 
 
 def remove_unread(module: GraphModule) -> None:
-    """Remove what no node reads, and record that it was not read.
+    """Remove nodes that nothing reads, and record that.
 
     Args:
         module: owned graph module, whose `meta` is its own too.

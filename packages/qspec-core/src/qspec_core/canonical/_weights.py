@@ -1,5 +1,5 @@
-"""Weights and biases that a model computes from its parameters alone become constants: a weight norm, a standardized
-kernel, a slice of a fused projection."""
+"""Fold weights and biases that a model computes from its parameters only: a weight norm, a standardized kernel, a slice
+of a fused projection."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from qspec_core.canonical._linear import MOVES
+from qspec_core.canonical._linear import MATRIX_VIEWS
 from qspec_core.canonical._record import fold_node
 from qspec_core.graph import add_constant, argument, calls, is_call, tensor_value
 from qspec_core.graph._folding import compute_constants, constant_nodes
@@ -22,14 +22,14 @@ _MATRICES: dict[Any, tuple[str, ...]] = {  # an operator overload, as node targe
     _aten.bmm.default: ("mat2",),
     _aten.matmul.default: ("self", "other"),
 }
-"""Operands of products that may be weights."""
+"""Operands of products that may be weights, by operator."""
 
 
 def fold_weights(module: GraphModule) -> None:
-    """Compute ahead each weight and bias of a convolution or linear layer, and each matrix of a product, that follows
-    from constants alone. A constant that is only laid out anew is no computation.
+    """Fold each weight and bias of a layer, and each matrix of a product, that is computed from constants only.
 
-    What is random, mutates something or dequantizes stays in the graph, with all that depends on it.
+    A view of a constant stays as it is. Operators that are random, mutate something or dequantize stay in the graph,
+    with all that depends on them.
 
     Args:
         module: an exported graph module that the caller owns.
@@ -50,10 +50,10 @@ def fold_weights(module: GraphModule) -> None:
         if isinstance(value, Tensor):
             held = nn.Parameter(value, requires_grad=False)
             folded = add_constant(module, "_folded_weight_", held, node, fake=tensor_value(node))
-            fold_node(module, node, folded, "computed ahead: it follows from constants alone")
+            fold_node(module, node, folded, "folded: it depends only on constants")
     for node in reversed(values):
         if node not in wanted and not node.users and node.op == "call_function":
-            fold_node(module, node, node.all_input_nodes[0], "computed ahead: it follows from constants alone")
+            fold_node(module, node, node.all_input_nodes[0], "folded: it depends only on constants")
 
 
 def _weights(node: Node) -> tuple[object, ...]:
@@ -64,7 +64,7 @@ def _weights(node: Node) -> tuple[object, ...]:
 
 
 def _computed(matrix: object) -> object:
-    """What a matrix is computed by, before it is laid out for its product."""
-    while is_call(matrix, *MOVES):
+    """The node that computes a matrix, before the views that its product takes."""
+    while is_call(matrix, *MATRIX_VIEWS):
         matrix = argument(matrix, "self")
     return matrix

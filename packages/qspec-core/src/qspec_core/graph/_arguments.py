@@ -1,4 +1,4 @@
-"""The one accessor of operands: by the name in the operator's schema, whether given by position, keyword or default."""
+"""Access to a call's operands by their name in the operator's schema, whether given by position, keyword or default."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -47,7 +47,7 @@ def is_call(node: object, *targets: OpOverload) -> TypeGuard[Node]:
 def calls(graph: Graph, *targets: OpOverload) -> list[Node]:
     """The nodes of a graph that call one of `targets`, in graph order.
 
-    Cost: O(n log n) for n nodes found, whatever the size of the graph: torch.fx keeps an index of targets.
+    Cost: O(n log n) for n nodes found, independent of the size of the graph: torch.fx keeps an index of targets.
     """
     return sorted(
         node for target in targets for node in graph.find_nodes(op="call_function", target=target, sort=False)
@@ -57,7 +57,7 @@ def calls(graph: Graph, *targets: OpOverload) -> list[Node]:
 def _overload(node: Node) -> OpOverload:
     if not isinstance(node.target, OpOverload):
         raise GraphError(
-            "an operand was asked of a node that calls no operator",
+            "the node calls no operator, so it has no operands",
             where=node,
             found=node.format_node(),
             expected="a call of a torch operator overload",
@@ -79,7 +79,7 @@ def written_arguments(target: OpOverload) -> tuple[str, ...]:
 def argument(node: Node, name: str) -> Any:  # an operand can be any of fx's argument types
     """Value of operand `name` of a call: a node, a constant, or the schema's default.
 
-    Raises: GraphError: the operator has no such operand, or the call leaves out one that has no default.
+    Raises: GraphError: the operator has no such operand, or the call leaves it out and it has no default.
     """
     target = _overload(node)
     names, defaults, _ = _schema(target)
@@ -107,7 +107,7 @@ def expand_integers(values: int | Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def replace_argument(node: Node, name: str, value: Any) -> None:  # as in `argument`
-    """Set operand `name` of a call: by position where it stands there or comes next, else by keyword.
+    """Set operand `name` of a call: by position if it is given by position or is the next one, else by keyword.
 
     Raises: GraphError: the operator has no such operand.
     """

@@ -37,8 +37,8 @@ def add_constant(module: GraphModule, prefix: str, value: Tensor, before: Node, 
         module: a graph module that qspec owns.
         prefix: start of the attribute's name; a number is added.
         value: the tensor; stored, not copied.
-        before: node in front of which the new one goes.
-        fake: a fake tensor of the same shape and dtype, where one is at hand; making one costs 0.3 ms.
+        before: the node before which the new one is inserted.
+        fake: a fake tensor of the same shape and dtype, if the caller has one; making one costs 0.3 ms.
     Returns: the `get_attr` node.
     """
     name = fresh_attribute_name(module, prefix)
@@ -62,7 +62,7 @@ def _example(module: GraphModule) -> Tensor | None:
 
 
 class Constants:
-    """Tensors and submodules of a graph that is being written, before a module holds them.
+    """The tensors and submodules of a graph that is being written and has no module yet.
 
     Args:
         source: module that the graph is written from; only read. Buffers that its graph mutates are cloned.
@@ -80,8 +80,10 @@ class Constants:
         self.fakes = FakeTensors(_example(source))
 
     def add(self, prefix: str, value: Tensor, like: Node, pass_name: str) -> Node:
-        """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it, with the
-        metadata of the node that it stands for."""
+        """Keep a tensor under the first free name that starts with `prefix`, and write a node that reads it.
+
+        The node gets the metadata of `like`.
+        """
         index = self._counters.get(prefix, 0)
         while f"{prefix}{index}" in self.attributes:
             index += 1

@@ -19,13 +19,13 @@ __all__ = ["ControlCall", "attribute", "bodies", "control_calls", "graph_modules
 
 @dataclass(frozen=True)
 class _Form:
-    """Where a control-flow operator takes its bodies and operands, by position.
+    """The positions of the bodies and operands among a control-flow operator's arguments.
 
     Args:
         bodies: its bodies.
-        lists: its lists of operands, which follow one another as a body's placeholders; empty where all arguments
-            after the bodies are operands.
-        fixed: the last list alone is the same in every iteration.
+        lists: its lists of operands; the placeholders of a body are these lists, one after the other. Empty if all
+            arguments after the bodies are operands.
+        fixed: only the last list is the same in every iteration.
     """
 
     bodies: slice
@@ -43,7 +43,7 @@ _FORMS = MappingProxyType(
         "map_impl": _Form(slice(0, 1), (1, 2), fixed=True),
     }
 )
-"""By the operator's name. The bodies of another are quantized too, but for their weights, which stay operands."""
+"""By the operator's name. Bodies of other operators are quantized too, except their weights, which stay operands."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class ControlCall:
     Args:
         node: the call.
         readers: the `get_attr` node of each body.
-        bodies: what it calls; the placeholders of each stand for the operands, in order.
-        operands: what it hands to each body.
-        first_fixed: index of the first operand that is the same whenever a body runs.
+        bodies: the graphs it calls; their placeholders are the operands, in order.
+        operands: the arguments it passes to each body.
+        first_fixed: index of the first operand that is the same in every run of a body.
     """
 
     node: Node
@@ -65,7 +65,7 @@ class ControlCall:
     first_fixed: int
 
     def set_fixed(self, operands: Sequence[Argument]) -> None:
-        """Hand other operands to the bodies from `first_fixed` on."""
+        """Pass other operands to the bodies, from `first_fixed` on."""
         form, args = _FORMS[str(self.node.target)], self.node.args
         if form.lists:
             last = form.lists[-1]
@@ -74,8 +74,8 @@ class ControlCall:
             self.node.args = (*args[: form.bodies.stop], *operands)
 
 
-def attribute(module: nn.Module, target: str) -> Any:  # a tensor, a module, or whatever else was stored there
-    """What a `get_attr` or `call_module` target names; None where nothing has that name."""
+def attribute(module: nn.Module, target: str) -> Any:  # a tensor, a module, or any other value stored there
+    """The value that a `get_attr` or `call_module` target names; None if nothing has that name."""
     value: Any = module
     for atom in target.split("."):
         value = getattr(value, atom, None)
@@ -85,7 +85,7 @@ def attribute(module: nn.Module, target: str) -> Any:  # a tensor, a module, or 
 
 
 def set_attribute(module: nn.Module, target: str, value: object) -> None:
-    """Store under a target; the modules on the way to it must be there."""
+    """Store a value under a target; the modules on its path must exist."""
     path, _, name = target.rpartition(".")
     setattr(attribute(module, path) if path else module, name, value)
 
@@ -98,14 +98,14 @@ def bodies(module: GraphModule) -> dict[str, GraphModule]:
 
 
 def graph_modules(module: GraphModule, prefix: str = "") -> Iterator[tuple[str, GraphModule]]:
-    """A graph and all bodies in it, however deep, each with the prefix of its nodes' names: "" and "submod_1."."""
+    """A graph and all bodies in it, nested ones too, each with the prefix of its nodes' names: "" and "submod_1."."""
     yield prefix, module
     for target, body in bodies(module).items():
         yield from graph_modules(body, f"{prefix}{target}.")
 
 
 def control_calls(module: GraphModule) -> Iterator[ControlCall]:
-    """Calls of the control-flow operators whose form is known, in graph order."""
+    """Calls of the control-flow operators listed in `_FORMS`, in graph order."""
     for node in module.graph.nodes:
         form = _FORMS.get(str(node.target)) if node.op == "call_function" else None
         if form is None:

@@ -1,4 +1,4 @@
-"""Graphs that `torch.export` made, told from other modules."""
+"""Checks that a module is a graph made by `torch.export`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ def require_exported(module: object, step: str) -> GraphModule:
 
 
 def model_is_exported(m: nn.Module) -> bool:
-    """Whether a module is a graph that `torch.export` made, by the fake tensors that it leaves on the nodes."""
+    """Whether a module is a graph that `torch.export` made, recognised by the fake tensors on its nodes."""
     return isinstance(m, GraphModule) and any("val" in node.meta for node in m.graph.nodes)
 
 
@@ -47,6 +47,6 @@ class WrapperModule(nn.Module):
         super().__init__()
         self.fn = fn
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # as the function's
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # as the wrapped function's
         """Call the function."""
         return self.fn(*args, **kwargs)

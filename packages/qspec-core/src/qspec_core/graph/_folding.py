@@ -1,4 +1,4 @@
-"""What follows from constants alone: found in one sweep, computed once."""
+"""Constant folding: find the nodes that depend only on constants, compute them, and store the results."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,14 @@ __all__ = ["compute_constants", "constant_fold", "constant_nodes", "erase_unread
 
 
 def constant_nodes(module: GraphModule, *, quantizes: bool = False) -> set[Node]:
-    """Nodes whose value is the same in every call and that do nothing else.
+    """Nodes that depend only on constants, directly or through other such nodes.
 
-    What is random, mutates something or dequantizes is none, nor is what depends on it; nor, unless `quantizes`, is
-    what quantizes.
+    Left out, with all that depends on them: nodes that are random, mutate something or dequantize.
 
-    Cost: O(nodes), and O(edges) of what reads constants.
+    Args:
+        module: an exported graph module, only read.
+        quantizes: include nodes that quantize.
+    Cost: O(nodes), plus O(edges) of the nodes found.
     """
     mutated = mutated_attributes(module)
     constants = (node for node in module.graph.find_nodes(op="get_attr") if str(node.target) not in mutated)
@@ -49,7 +51,7 @@ def _is_pure(node: Node, quantizes: bool) -> bool:
 
 
 def compute_constants(module: GraphModule, nodes: Sequence[Node]) -> dict[Node, Any]:
-    """Values of constant nodes and of all that they follow from, in graph order.
+    """Values of constant nodes and of all nodes that they depend on, in graph order.
 
     Cost: O(nodes of the graph), plus the arithmetic.
     """
@@ -60,7 +62,7 @@ def compute_constants(module: GraphModule, nodes: Sequence[Node]) -> dict[Node, 
 
 
 def _needed(nodes: Sequence[Node], module: GraphModule) -> list[Node]:
-    """These nodes and all that they follow from, in graph order."""
+    """These nodes and all nodes that they depend on, in graph order."""
     found: set[Node] = set()
     stack = list(nodes)
     while stack:
@@ -80,20 +82,20 @@ def _value(module: GraphModule, node: Node, values: dict[Node, Any]) -> Any:  # 
 
 
 def erase_unread(module: GraphModule, values: Mapping[Node, Any]) -> None:
-    """Erase those of `values`, which are in graph order, that nothing reads."""
+    """Erase the nodes of `values` that nothing reads; `values` is in graph order."""
     for node in reversed(list(values)):
         if not node.users:
             module.graph.erase_node(node)
 
 
 def constant_fold(gm: GraphModule, constraint_fn: Callable[[Node], bool] | None = None) -> None:
-    """Store what follows from constants alone, integers included, as constants, in place.
+    """Fold constants, integers included, in place.
 
-    What dequantizes stays, with all that depends on it: a device reads the integers.
+    Dequantizes stay, with all that depends on them: a device reads the integers.
 
     Args:
         gm: a graph module that the caller owns.
-        constraint_fn: folds a node only if this returns True for it; None folds all.
+        constraint_fn: a node is folded only if this returns True for it; None folds all.
     Cost: O(nodes + edges), plus the arithmetic.
     """
     constant = constant_nodes(gm, quantizes=True)

@@ -1,4 +1,4 @@
-"""The operators that hold most of a model's arithmetic, in every form in which exported graphs call them."""
+"""The operators that hold most of a model's arithmetic, with every overload that exported graphs call."""
 
 import torch
 
@@ -20,4 +20,4 @@ TRANSPOSED: tuple[OpOverload, ...] = (
 )
 """With weights (inputs, outputs / groups, ...)."""
 LAYERS = (*LINEARS, *CONVOLUTIONS, *TRANSPOSED, _aten.convolution.default)
-"""All of them, and the one operator that stands for every convolution."""
+"""All layers, including `aten.convolution`, which decomposed graphs call for every convolution."""

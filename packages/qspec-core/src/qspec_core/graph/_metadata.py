@@ -1,4 +1,4 @@
-"""Metadata of nodes that a pass makes for others."""
+"""Metadata of nodes that a pass inserts for other nodes."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ __all__ = ["derived_meta", "port_meta"]
 
 
 def derived_meta(source: Node, pass_name: str, reader: Node | None = None) -> dict[str, Any]:  # as node.meta is
-    """Metadata of a node made for another: its value and place, and that it was made from it.
+    """Metadata of a node made for another one: value, place in the model, and `from_node`.
 
     Args:
         source: the node it is made for.
-        pass_name: what makes it.
-        reader: where the source has no place (an input, a constant), the place of this node is taken.
+        pass_name: name of the pass that makes it.
+        reader: if the source has no place in the model (an input, a constant), the place of this node is used.
     """
     meta: dict[str, Any] = {"from_node": history_after(source, pass_name)}
     for key in ("val", "nn_module_stack", "stack_trace", "torch_fn"):
@@ -27,5 +27,5 @@ def derived_meta(source: Node, pass_name: str, reader: Node | None = None) -> di
 
 
 def port_meta(owner: Node, made: Node) -> None:
-    """Give a node what users and quantizers noted on the operator that it serves."""
+    """Copy `stack_trace` and `quantization_tag` from the operator `owner` to a node made for it."""
     made.meta |= {key: owner.meta[key] for key in ("stack_trace", "quantization_tag") if key in owner.meta}

@@ -30,7 +30,7 @@ def written_roots(module: GraphModule) -> set[Node]:
     return roots
 
 
-def _root(value: Any) -> tuple[Node, ...]:  # an operand, which is a node where it is a tensor
+def _root(value: Any) -> tuple[Node, ...]:  # an operand: a node if it is a tensor
     while is_view(value):
         value = value.all_input_nodes[0]
     return (value,) if isinstance(value, Node) else ()

@@ -9,7 +9,7 @@ __all__ = ["is_observer", "observer_nodes"]
 
 
 def is_observer(module: object) -> bool:
-    """Whether a submodule is an observer or a fake-quantize, ours or another stack's: it can compute parameters."""
+    """Whether a submodule is an observer or a fake-quantize, of qspec or another stack: it has `calculate_qparams`."""
     return isinstance(module, nn.Module) and callable(getattr(module, "calculate_qparams", None))
 
 

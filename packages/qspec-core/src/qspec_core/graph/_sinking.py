@@ -1,8 +1,8 @@
-"""Constants of control-flow bodies: sunk into them for the passes, lifted out of them for `torch.export`.
+"""Constants of control-flow bodies: moved into the bodies for the passes, and out again for `torch.export`.
 
-Export hands every constant to a body as an operand, so that inside the body a weight is a placeholder. Prepare sinks
-the constants, so that every pass finds them as in any graph. Convert lifts them again, since export cannot trace a body
-that holds tensors (torch 2.13 leaves fake tensors in the program).
+Export passes every constant to a body as an operand, so that inside the body a weight is a placeholder. Prepare moves
+the constants into the bodies, so that every pass finds them as in any graph. Convert moves them out again, because
+export cannot trace a body that holds tensors (torch 2.13 leaves fake tensors in the program).
 """
 
 from torch import Tensor, nn
@@ -16,14 +16,14 @@ from qspec_core.graph._values import tensor_value
 __all__ = ["ORIGIN_KEY", "lift_constants", "sink_constants"]
 
 ORIGIN_KEY = "qspec_origin"
-"""Key in the metadata of a body's `get_attr` node: what the graph around the body calls the same tensor."""
+"""Key in the metadata of a body's `get_attr` node: name of the same tensor in the graph around the body."""
 
 
 def sink_constants(module: GraphModule) -> None:
-    """Let every body read its constants as attributes of its own, shared by reference, instead of as operands.
+    """Turn the constant operands of each body into attributes of the body. The tensors are shared, not copied.
 
-    A tensor that the graph or a body writes to stays an operand, and so do those of a body that two calls share. Nodes
-    that export left without a module path get that of the call.
+    A tensor that the graph or a body writes to stays an operand. So do the operands of a body that two calls share.
+    Nodes that export left without a module path get the path of the call.
 
     Args:
         module: a graph module that qspec owns, with the bodies in it. Their code is left as it was.
@@ -89,15 +89,16 @@ def _inherit_stack(call: ControlCall) -> None:
 
 
 def lift_constants(module: GraphModule) -> None:
-    """Let the bodies of a graph read the tensors that they hold as operands, which the graph reads as attributes of
-    its own: under the name that it has for them, or a new one.
+    """Turn the tensors that bodies hold back into operands, which the graph around the bodies reads as attributes.
+
+    The graph keeps each tensor under the name that it has for it, or under a new one.
 
     Args:
-        module: a graph module that qspec owns, with the bodies in it. Their code is generated anew, one by one.
+        module: a graph module that qspec owns, with the bodies in it. Their code is generated again, one by one.
     Cost: O(nodes + edges).
     """
     for call in control_calls(module):
-        lifted: dict[int, Node] = {}  # by the tensor's identity; what reads it around the body
+        lifted: dict[int, Node] = {}  # by the tensor's identity: the node around the body that reads it
         readers = [_held(body) for body in call.bodies]
         for constant, value in (entry for held in readers for entry in held):
             if id(value) not in lifted:
@@ -117,13 +118,13 @@ def _read_outside(module: GraphModule, constant: Node, value: Tensor) -> Node:
 
 
 def _held(body: GraphModule) -> list[tuple[Node, Tensor]]:
-    """The nodes of a body that read tensors of its own."""
+    """The nodes of a body that read the body's own tensors."""
     constants = ((node, constant_value(body, node)) for node in body.graph.find_nodes(op="get_attr"))
     return [(node, value) for node, value in constants if value is not None]
 
 
 def _keep(module: GraphModule, origin: str | None, name: str, value: Tensor) -> str:
-    """Target under which a graph keeps a tensor."""
+    """Store a tensor in a graph, unless it is there already, and return its target."""
     target = origin
     if target is None or not any(attribute(module, target) is known for known in (None, value)):
         target = fresh_attribute_name(module, name.rstrip("0123456789"))
@@ -142,7 +143,7 @@ def _keep(module: GraphModule, origin: str | None, name: str, value: Tensor) -> 
 
 
 def _read_operands(body: GraphModule, tensors: list[int], held: list[tuple[Node, Tensor]]) -> None:
-    """Add a placeholder for each tensor, by its identity, after those that are there."""
+    """Add a placeholder for each tensor, by its identity, after the existing placeholders."""
     existing = body.graph.find_nodes(op="placeholder")
     spot = existing[-1].next if existing else next(iter(body.graph.nodes))
     added: dict[int, Node] = {}

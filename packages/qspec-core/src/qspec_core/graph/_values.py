@@ -46,8 +46,10 @@ def is_float(node: object) -> bool:
 
 
 def is_view(node: object) -> bool:
-    """Whether a node's value may share storage with its first input: by the operator's schema, or as an item of a list
-    of such values."""
+    """Whether a node's value may share storage with its first input, by the operator's schema.
+
+    An item of a list of views is a view too.
+    """
     while isinstance(node, Node) and node.op == "call_function" and node.target is operator.getitem:
         node = node.args[0]
     called = called_operator(node)

@@ -6,7 +6,7 @@ __all__ = ["Flow", "Mode", "Outputs"]
 
 
 class Flow(Enum):
-    """How a row meets integers."""
+    """Whether a row starts integers, joins them, or also shares the parameters of its input."""
 
     STARTS = "starts"  # its inputs are worth a quantize
     JOINS = "joins"  # it runs in integers where every input is an integer tensor already

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Role(Enum):
-    """What an operand is to the kernel."""
+    """The role of an operand in the kernel."""
 
     ACTIVATION = "activation"
     ACTIVATIONS = "activations"  # a list of tensors, as cat takes
@@ -37,7 +37,7 @@ class Role(Enum):
 
 
 class OtherRole(Enum):
-    """What the second operand of a binary post-op is."""
+    """The form of the second operand of a binary post-op."""
 
     QUANTIZED = "quantized"
     FLOAT = "float"
@@ -75,7 +75,7 @@ class Operand:
 
     Args:
         name: argument name in the operator's schema.
-        role: what it is to the kernel.
+        role: its role in the kernel.
         ch_axis: dimension of a weight's output channels.
         absorbs: operators before it that the kernel takes in.
         adapt: `(anchor, spec, target) -> spec`, called with the configured spec: the form that the kernel computes, or

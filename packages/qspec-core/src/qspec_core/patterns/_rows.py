@@ -1,4 +1,4 @@
-"""Rows and their matches: one operator pattern as data, read alike by annotation, lowering, tests and docs."""
+"""Rows and their matches: one operator pattern as data, read by annotation, lowering, tests and docs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ __all__ = ["DELEGATED", "Delegated", "Link", "Match", "PatternTable", "Row"]
 
 @dataclass(frozen=True)
 class Delegated:
-    """Lowering of a row whose device takes the quantized pattern as it stands, by a partitioner."""
+    """Lowering of a row whose device takes the quantized pattern as it is, through a partitioner."""
 
 
 DELEGATED = Delegated()
@@ -34,7 +34,7 @@ class Row:
         name: unique in its table; coverage, docs and tests show it.
         anchor: canonical operator overload that the pattern starts from.
         operands: the anchor's tensor operands, by role.
-        flow: how the row meets integers.
+        flow: whether the row starts, joins or shares integers.
         lower: rewrites a match in the converted graph. It returns None, a `Note` for the backend's report, or the
             `Reason` why it cannot. Or `DELEGATED`.
         chains: whole chains of post-ops that may follow, longest first; `()` is the anchor alone.
@@ -87,7 +87,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Match:
-    """A row found at an anchor. Operands are read when asked for, since lowering replaces the nodes that produce them.
+    """A row found at an anchor. Operands are read on demand, because lowering replaces the nodes that produce them.
 
     Args:
         row: the row.
@@ -121,7 +121,7 @@ class Match:
         return self.absorbed[operand.name][1] if operand.name in self.absorbed else self.anchor
 
     def operand(self, name: str) -> Any:  # as in Link.other
-        """Value of an operand of the anchor as the graph is now, taken before whatever the kernel absorbs."""
+        """Value of an operand in the graph as it is now; before the operator that the kernel absorbs, if any."""
         if name in self.absorbed:
             pre_op, node = self.absorbed[name]
             return argument(node, pre_op.operand)

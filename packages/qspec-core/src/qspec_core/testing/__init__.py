@@ -1,4 +1,4 @@
-"""The conformance kit: the tests that every backend must pass, made from its table.
+"""The conformance kit: tests that every backend must pass, generated from its table.
 
     @pytest.mark.parametrize("case", conformance_cases(BACKEND), ids=str)
     def test_conformance(case: Case) -> None:
@@ -7,9 +7,10 @@
         except DeviceMissingError as missing:
             pytest.skip(missing.problem)
 
-For each row, chain and mode it builds the smallest module, quantizes it with the backend's own quantizer and checks:
-which row covers it; that weights are integers; that the result is as close to float as the steps imply; that the
-lowered module computes the same; that nothing given was changed. The kit itself needs no test runner.
+For each row, chain and mode it builds the smallest module and quantizes it with the backend's own quantizer. It checks
+which row quantized it, that weights are integers, that the result is as close to the float result as the steps imply,
+that the lowered module computes the same, and that the modules passed in were not changed. The kit needs no test
+runner.
 """
 
 from qspec_core.testing._cases import Case, conformance_cases

@@ -1,4 +1,4 @@
-"""The cases of a backend: one for each row, chain, mode and sample, and what holds of every backend."""
+"""The cases of a backend: one for each row, chain, mode and sample, and the general ones."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,28 +40,28 @@ Ran = Callable[[nn.Module], Mapping[str, str]]
 
 
 class Case(Protocol):
-    """One test of a backend. `str` of it is its name."""
+    """One test of a backend. `str(case)` is its name."""
 
     def check(self) -> None:
         """Test it.
 
         Raises:
-            ConformanceError: the backend does not do what it says.
-            DeviceMissingError: the backend's runtime is missing here; all before lowering holds.
+            ConformanceError: the backend does not do what its table says.
+            DeviceMissingError: the backend's runtime is missing here; all checks before lowering passed.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Device:
-    """A backend as the kit runs it.
+    """A backend, with the options of the kit.
 
     Args:
         backend: the backend.
         targets: classes of deployment device whose lowered form can run here.
-        lower: how to lower.
+        lower: the function that lowers.
         ran: labels of the rows that a lowered module runs in integers; None if the backend does not say.
-        rules: how operators pass on errors.
+        rules: the error rule of each operator.
     """
 
     backend: Backend
@@ -73,7 +73,7 @@ class Device:
 
 @dataclass(frozen=True)
 class UntestableCase:
-    """A row that the kit cannot call. It fails: a row must not exist without being tested."""
+    """A row that the kit has no sample for. The case fails, because every row must be tested."""
 
     name: str
     row: Row
@@ -86,7 +86,7 @@ class UntestableCase:
         """Raises: ConformanceError: always."""
         missing = ", ".join(map(str, self.operators))
         raise ConformanceError(
-            f"row {self.row.name} cannot be tested: nothing says how to call {missing}",
+            f"row {self.row.name} cannot be tested: there is no sample call of {missing}",
             found=f"no sample of {missing}",
             expected="a Sample for the anchor, each post-op and each absorbed operator",
             remedy="pass samples={" + ", ".join(f"{operator}: Sample(...)" for operator in self.operators) + "}",
@@ -95,7 +95,7 @@ class UntestableCase:
 
 @dataclass(frozen=True)
 class UnreachableCase:
-    """A row whose modes the backend does not have. It fails, as an untestable one does."""
+    """A row without a chain, or whose modes the backend does not have. The case fails."""
 
     row: Row
     backend: Backend
@@ -119,7 +119,7 @@ def _modes(modes: frozenset[Mode]) -> str:
 
 @dataclass(frozen=True)
 class RowCase:
-    """One chain of one row, in one mode, called as one sample says, for every target."""
+    """One chain of one row, in one mode, for one sample and every target."""
 
     device: Device
     plan: Plan
@@ -134,7 +134,7 @@ class RowCase:
         return ", ".join(parts)
 
     def check(self) -> None:
-        """Quantize the probe for each target and check all that must hold.
+        """Quantize the probe for each target and run all checks.
 
         Raises: ConformanceError, DeviceMissingError: as `Case.check`.
         """
@@ -157,7 +157,7 @@ class RowCase:
     def _converted(
         self, probe: Probe, exported: GraphModule, batches: list[tuple[Tensor, ...]], target: str
     ) -> GraphModule:
-        """Quantize, and check all but lowering."""
+        """Quantize, and run all checks before lowering."""
         before = Snapshot.of(exported)
         quantizer = self.device.backend.quantizer(mode=self.mode, target=target)
         prepared = prepare_pt2e(exported, quantizer, allow_empty=True)
@@ -191,11 +191,11 @@ class RowCase:
         _, match = tested_match(converted, self.device.backend.table, self.plan)
         if ran.get(match.anchor.name) != self.plan.label:
             raise ConformanceError(
-                f"row {self.plan.label!r} was quantized, and the device does not run it in integers",
+                f"row {self.plan.label!r} was quantized, but the device does not run it in integers",
                 where=match.anchor,
                 found=ran.get(match.anchor.name, "not lowered"),
                 expected=self.plan.label,
-                remedy="let the row's lowering take the call, or a check of the row refuse it when it is annotated",
+                remedy="lower the call, or add a check to the row that refuses it at annotation",
             )
 
 
@@ -209,7 +209,7 @@ def _export(probe: Probe, inputs: tuple[Tensor, ...]) -> GraphModule:
 
 @dataclass(frozen=True)
 class _Planner:
-    """Makes the plans of a table's rows."""
+    """Makes the cases of a table's rows."""
 
     device: Device
     samples: Mapping[OpOverload, tuple[Sample, ...]]
@@ -251,8 +251,10 @@ class _Planner:
         yield RowCase(self.device, plan, mode)
 
     def _reads(self, row: Row, mode: Mode) -> tuple[bool, ...]:
-        """Whether to test with an integer reader, without one, or both: a device that quantizes on demand writes
-        integers in the one case and floats in the other."""
+        """Whether to test with an integer reader, without one, or both.
+
+        A device that quantizes on demand writes integers for an integer reader and floats without one.
+        """
         if row.flow is not Flow.STARTS:
             return (True,)
         on_demand = self.device.backend.table.outputs is Outputs.DEMAND
@@ -278,7 +280,7 @@ def conformance_cases(
     lower: Lower | None = None,
     ran: Ran | None = None,
 ) -> tuple[Case, ...]:
-    """The tests that a backend must pass: for each row, chain and mode, and for the backend as a whole.
+    """Generate the tests that a backend must pass: for each row, chain and mode, and for the backend as a whole.
 
         @pytest.mark.parametrize("case", conformance_cases(BACKEND), ids=str)
         def test_conformance(case):
@@ -286,12 +288,12 @@ def conformance_cases(
 
     Args:
         backend: the backend.
-        samples: how to call the operators of its rows that core has no sample of, or whose samples its rows refuse.
-        targets: classes of deployment device whose lowered form can run on this machine; None for all of the backend's.
-        lower: used in place of the backend's own, where that takes long.
-        ran: from a lowered module, the label of each row that runs in integers, by the name of its anchor's node; a row
-            that is missing there fails.
-    Returns: the cases, those of a row in the table's order. A row without a sample is a case that fails.
+        samples: sample calls of operators of its rows, if core has none or its rows refuse those of core.
+        targets: classes of deployment device whose lowered form can run on this machine; None for all targets.
+        lower: used in place of the backend's own, if that takes long.
+        ran: reads a lowered module and returns the label of each row that runs in integers, by the name of its anchor's
+            node. A case fails if its row is missing there.
+    Returns: the cases, rows in the table's order. A row without a sample gets a case that fails.
     Raises: BackendError: the backend has no such target.
     """
     chosen = tuple(backend.resolve_target(name) for name in (backend.targets if targets is None else targets))

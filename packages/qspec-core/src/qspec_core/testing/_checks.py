@@ -1,4 +1,4 @@
-"""What must hold of one quantized probe."""
+"""Checks of one quantized probe."""
 
 import json
 from collections.abc import Iterable
@@ -27,19 +27,19 @@ __all__ = [
     "tested_match",
 ]
 
-# A range is as wide as its values, to within these factors: a power-of-two scale doubles it, a symmetric range over
-# one-sided values doubles it again, and a histogram may cut off outliers.
+# A range is at most this many times as wide as its values: a power-of-two scale doubles it, a symmetric range over
+# one-sided values doubles it again. A histogram may cut off outliers, up to this part of the values' span.
 _WIDEST = 8.0
 _MOST_CUT = 0.5
-# Of float32 arithmetic: a few hundred roundings of 2**-24 each, relative to the largest value.
+# Error of float32 arithmetic: a few hundred roundings of 2**-24 each, relative to the largest value.
 _ROUNDING = 2.0**-14
-# How many elements a device must give to the same integer: it may round otherwise in between, but rarely.
+# Share of elements that a device must round to the same integer. Few may differ, by intermediate rounding.
 _SAME = 0.75
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How a module was: its code, each node with its metadata, its tensors by storage, version and value."""
+    """The state of a module: its code, its nodes with their metadata, its tensors by storage and value."""
 
     code: str
     nodes: tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
@@ -48,7 +48,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, module: GraphModule) -> "Snapshot":
-        """The module as it is now."""
+        """Take a snapshot of a module."""
         nodes = tuple(
             (str(node.format_node()), tuple((key, id(value)) for key, value in node.meta.items()))
             for node in module.graph.nodes
@@ -57,7 +57,7 @@ class Snapshot:
         return cls(module.code, nodes, tensors, repr(module.meta))
 
     def check(self, module: GraphModule, step: str) -> None:
-        """Raises: ConformanceError: the module is not as it was."""
+        """Raises: ConformanceError: the module has changed since the snapshot."""
         now = Snapshot.of(module)
         changed = [name for name in ("code", "nodes", "metadata") if getattr(self, name) != getattr(now, name)]
         before, after = ({name: (at, value) for name, at, value in shot.tensors} for shot in (self, now))
@@ -67,10 +67,10 @@ class Snapshot:
             changed += [] if same else [f"tensor {name}"]
         if changed:
             raise ConformanceError(
-                f"{step} changed the module that it was given",
+                f"{step} changed its input module",
                 found=", ".join(sorted(changed)),
                 expected="the same code, nodes, metadata and tensors",
-                remedy=f"let {step} work on a copy: qspec_core.graph.copy_graph_module shares the parameters",
+                remedy=f"make {step} work on a copy: qspec_core.graph.copy_graph_module shares the parameters",
             )
 
 
@@ -80,9 +80,9 @@ def _tensors(module: torch.nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def check_coverage(converted: GraphModule, plan: Plan) -> None:
-    """Every operator under test is quantized by the row and chain under test, and coverage survives JSON.
+    """Check that the row and chain under test quantized every operator under test, and that coverage survives JSON.
 
-    Raises: ConformanceError: it is not, or it does not.
+    Raises: ConformanceError: either is not so.
     """
     found = coverage(converted)
     tested = [entry for entry in found if entry.module == TESTED]
@@ -93,8 +93,8 @@ def check_coverage(converted: GraphModule, plan: Plan) -> None:
             f"row {plan.label!r} did not quantize {_names(wrong) or ', '.join(absent)}",
             found="; ".join(map(str, tested)) or "no operator in the coverage",
             expected=f"{', '.join(map(str, plan.operators))}: quantized, by row {plan.label}",
-            remedy="correct the row, the order of the rows or a check; where the check is right, pass "
-            f"samples={{{plan.row.anchor}: Sample(...)}} with a call that the row takes",
+            remedy="correct the row, the order of the rows or a check; if the check is right, pass "
+            f"samples={{{plan.row.anchor}: Sample(...)}} with a call that the row accepts",
         )
     again = Coverage.from_dict(json.loads(json.dumps(found.to_dict())))
     if again != found:
@@ -102,7 +102,7 @@ def check_coverage(converted: GraphModule, plan: Plan) -> None:
             "coverage does not survive JSON",
             found="; ".join(str(theirs) for _, theirs in found.compare(again)),
             expected="the same entries",
-            remedy="name the row, its post-ops and the details of its reasons by plain strings",
+            remedy="use plain strings for the names of the row and its post-ops, and for the details of its reasons",
         )
 
 
@@ -113,7 +113,7 @@ def _names(entries: Iterable[CoverageEntry]) -> str:
 def tested_match(converted: GraphModule, table: PatternTable, plan: Plan) -> tuple[GraphModule, Match]:
     """The match of the row under test in a canonical copy of the converted graph, and that copy.
 
-    Raises: ConformanceError: the row is not found again, so no lowering would find it.
+    Raises: ConformanceError: the row is not found again, so lowering would not find it either.
     """
     copy = copy_graph_module(converted)
     canonicalize(copy)
@@ -125,15 +125,15 @@ def tested_match(converted: GraphModule, table: PatternTable, plan: Plan) -> tup
             found=", ".join(matches) or "no row",
             expected=plan.label,
             remedy="the quantizer must give a spec to each activation and weight of the row, and to each quantized "
-            "second operand of its chain; checks must hold of the converted graph too",
+            "second operand of its chain; checks must also accept the converted graph",
         )
     return copy, matches[plan.label]
 
 
 def check_weights(converted: GraphModule, table: PatternTable, probe: Probe) -> None:
-    """The row's weights are stored as integers, the nearest ones on a grid that fits them, and not as floats too.
+    """Check that the row's weights are stored as the nearest integers of a fitting range, and not as floats too.
 
-    Raises: ConformanceError: one is not.
+    Raises: ConformanceError: a weight is not.
     """
     names = [name for name, role in probe.plan.constants.items() if role is Role.WEIGHT]
     if not names:
@@ -148,17 +148,17 @@ def check_weights(converted: GraphModule, table: PatternTable, probe: Probe) -> 
                 f"operand {name!r} of row {probe.plan.row.name} is not stored as integers",
                 where=match.anchor,
                 found=quantized.integers.format_node(),
-                expected="a constant tensor of integers behind a dequantize",
+                expected="a constant tensor of integers, read by a dequantize",
                 remedy="give the operand a spec with an integer dtype, and role WEIGHT in the row",
             )
         axis = next(operand.ch_axis for operand in probe.plan.row.operands if operand.name == name)
         if quantized.ch_axis not in (None, axis):
             raise ConformanceError(
-                f"operand {name!r} has a scale for each index of another dimension than the row's",
+                f"operand {name!r} has its channels in another dimension than the row says",
                 where=match.anchor,
                 found=f"ch_axis={quantized.ch_axis}",
                 expected=f"ch_axis={axis}",
-                remedy="let the spec's ch_axis and the row's agree",
+                remedy="make the spec's ch_axis and the row's agree",
             )
         low, high = quantized.quant_min, quantized.quant_max
         scale, zero = (
@@ -182,7 +182,7 @@ def _parameters(module: GraphModule, item: object, axis: int | None, like: Tenso
 
 
 def _check_grid(name: str, original: Tensor, stored: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
-    """The stored weights are the original ones to the nearest step, and the steps fit them."""
+    """Check that stored weights are the original ones, rounded to the nearest step, and that the range fits them."""
     nearest = torch.minimum(torch.maximum(original, low), high)
     off = ((stored - nearest).abs() / scale).max().item()
     axes = [dim for dim in range(original.dim()) if scale.dim() == 0 or scale.shape[dim] == 1]
@@ -190,7 +190,7 @@ def _check_grid(name: str, original: Tensor, stored: Tensor, scale: Tensor, low:
     ratio = torch.maximum(high, -low) / largest
     if off > 0.5 + _ROUNDING or (ratio > _WIDEST).any() or (ratio < _MOST_CUT).any():
         raise ConformanceError(
-            f"the integers of operand {name!r} do not stand for its values",
+            f"the integers of operand {name!r} do not represent its values",
             found=f"values up to {off:.3g} steps off; the range is {ratio.min():.3g} to {ratio.max():.3g} times as "
             "wide as the values",
             expected=f"at most 0.5 steps; {_MOST_CUT} to {_WIDEST} times",
@@ -205,13 +205,13 @@ def _check_no_copy(converted: GraphModule, name: str, original: Tensor, scale: T
             raise ConformanceError(
                 f"the converted module still holds operand {name!r} as floats",
                 found=f"{key}: {value.dtype}{list(value.shape)}",
-                expected="its integers alone",
-                remedy="convert with folded weights, and let nothing else in the graph read the float ones",
+                expected="only its integers",
+                remedy="convert with fold_quantize=True, and make sure that no operator reads the float weight",
             )
 
 
 def check_agreement(floats: Tensor, run: Walk, plan: Plan) -> None:
-    """The converted module is as close to the float one as the steps imply.
+    """Check that the converted module is as close to the float one as the steps imply.
 
     Raises: ConformanceError: it is not.
     """
@@ -227,9 +227,9 @@ def check_agreement(floats: Tensor, run: Walk, plan: Plan) -> None:
 
 
 def check_ranges(runs: Iterable[Walk], plan: Plan) -> None:
-    """Static ranges fit the values that they were calibrated on; else a bound made of steps would say nothing.
+    """Check that static ranges fit the values of calibration; else a bound computed from steps means nothing.
 
-    Raises: ConformanceError: one is far too wide or too narrow.
+    Raises: ConformanceError: a range is far too wide or too narrow.
     """
     seen: dict[tuple[float, int, int, int], list[float]] = {}
     for run in runs:
@@ -242,20 +242,20 @@ def check_ranges(runs: Iterable[Walk], plan: Plan) -> None:
             raise ConformanceError(
                 f"row {plan.label!r}: a range does not fit the values that it was calibrated on",
                 found=f"{low:.4g}..{high:.4g} for values in {min(ends):.4g}..{max(ends):.4g}",
-                expected=f"at most {_WIDEST:g} times as wide, and at most {_MOST_CUT:g} of them cut off",
+                expected=f"at most {_WIDEST:g} times as wide, with at most {_MOST_CUT:g} of their span cut off",
                 remedy="check the observer of the activations' spec, and which points share parameters",
             )
 
 
 def check_same(lowered: Tensor, run: Walk, plan: Plan) -> None:
-    """The lowered module gives what the converted one gives, but for an integer rounded to its neighbour now and then.
+    """Check that the lowered module computes what the converted one does, up to few integers that are off by one.
 
     Raises: ConformanceError: it does not.
     """
     _require_finite(lowered, "the lowered module")
     if lowered.shape != run.output.shape:
         raise ConformanceError(
-            f"row {plan.label!r}: the lowered module gives another shape",
+            f"row {plan.label!r}: the lowered module returns a tensor of another shape",
             found=list(lowered.shape),
             expected=list(run.output.shape),
             remedy="check the row's lowering",
@@ -276,13 +276,13 @@ def check_same(lowered: Tensor, run: Walk, plan: Plan) -> None:
 
 
 def _inside(value: Tensor) -> Tensor:
-    """Elements between the smallest and the largest: a clamp makes many of the two ends agree, whatever came to it."""
+    """Mask of the elements strictly between the smallest and the largest: a clamp makes the ends agree by itself."""
     inside = (value > value.min()) & (value < value.max())
     return inside if inside.any() else torch.ones_like(inside)
 
 
 def _slack(value: Tensor) -> float:
-    """What rounding alone may change. Narrower floats are summed in float32, and rounded a few times between sums."""
+    """Error from rounding only. Narrower floats are summed in float32, and rounded a few times between sums."""
     rounding = _ROUNDING if value.dtype is torch.float32 else 4 * torch.finfo(value.dtype).eps
     return rounding * max(1.0, value.abs().max().item())
 

@@ -1,4 +1,4 @@
-"""What the conformance kit raises."""
+"""Errors of the conformance kit."""
 
 from qspec_core._errors import QSpecError
 
@@ -10,7 +10,7 @@ class ConformanceError(QSpecError, AssertionError):
 
 
 class DeviceMissingError(QSpecError, RuntimeError):
-    """Everything up to lowering holds; the lowered form could not be made here, since the backend's runtime is missing.
+    """All checks up to lowering passed; the module could not be lowered, because the backend's runtime is missing here.
 
     A test turns it into a skip: `except DeviceMissingError as missing: pytest.skip(missing.problem)`.
     """

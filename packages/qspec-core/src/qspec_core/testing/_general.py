@@ -1,4 +1,4 @@
-"""What holds of every backend, whatever its rows."""
+"""Cases for every backend, independent of its rows: consistent tables, refused input."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def _names(table: PatternTable) -> list[str]:
 
 
 def _chains(table: PatternTable) -> list[str]:
-    """A chain after a shorter one that begins it is never tried."""
+    """Chains that come after a shorter one. If that is their beginning, they are never tried."""
     found = []
     for row in table.rows:
         lengths = [len(chain) for chain in row.chains]
@@ -40,7 +40,7 @@ def _chains(table: PatternTable) -> list[str]:
 
 
 def _claims(table: PatternTable) -> list[str]:
-    """Where two rows or chains have the same anchor and post-ops, the second is never reached, unless checks differ."""
+    """Anchors and chains that occur twice with the same checks: the second one is never reached."""
     claims = Counter(claim for row in table.rows for claim in _claims_of(row))
     return [f"{operators} is claimed {count} times" for (operators, _), count in claims.items() if count > 1]
 
@@ -73,7 +73,7 @@ _REMEDY = "correct the table"
 
 @dataclass(frozen=True)
 class TableCase:
-    """One thing that holds of a table as data."""
+    """One rule that a table must follow."""
 
     name: str
     rule: str
@@ -85,18 +85,18 @@ class TableCase:
 
     @classmethod
     def all(cls, backend: Backend) -> tuple["TableCase", ...]:
-        """Every such case of a backend."""
+        """All cases of this class for a backend."""
         table = backend.table
         return (
-            cls("names", "every row has a name of its own", _names, table),
-            cls("chains", "the chains of a row stand longest first", _chains, table),
+            cls("names", "no two rows have the same name", _names, table),
+            cls("chains", "the chains of a row are listed longest first", _chains, table),
             cls("claims", "no anchor and chain is claimed twice", _claims, table),
             cls("operands", "every operand is an argument of the anchor", _operands, table),
             cls("float only", "every operator that stays in float has a reason", _float_only, table),
         )
 
     def check(self) -> None:
-        """Raises: ConformanceError: it does not hold."""
+        """Raises: ConformanceError: the table breaks the rule."""
         found = self.find(self.table)
         if found:
             raise ConformanceError(
@@ -105,19 +105,19 @@ class TableCase:
 
 
 class Bad(Enum):
-    """What every backend's lowering must refuse."""
+    """Inputs that every backend's lowering must refuse."""
 
     TARGET = "an unknown target"
     FLOAT = "a float graph"
     PREPARED = "a prepared graph"
-    MODULE = "a module that is no graph"
+    MODULE = "a module that is not a graph"
 
 
 _NO_TARGET = "no-such-target"
 
 
 class _Layers(nn.Module):
-    """A convolution and a linear layer, of which every backend has one at least."""
+    """A convolution and a linear layer: every backend has a row for at least one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Layers(nn.Module):
 
 @dataclass(frozen=True)
 class RefusalCase:
-    """Something that lowering must refuse with an error of qspec's own, rather than lower or fail somewhere inside."""
+    """An input that lowering must refuse with a `QSpecError`."""
 
     bad: Bad
     backend: Backend
@@ -142,7 +142,7 @@ class RefusalCase:
 
     @classmethod
     def all(cls, backend: Backend, lower: Lower) -> tuple["RefusalCase", ...]:
-        """Every such case of a backend."""
+        """All cases of this class for a backend."""
         return tuple(cls(bad, backend, lower) for bad in Bad)
 
     def check(self) -> None:
@@ -153,12 +153,12 @@ class RefusalCase:
             self.lower(self._given(inputs), inputs, target)
         except QSpecError as error:
             self._check_error(error)
-        except Exception as error:  # whatever happens where nobody looked at the input
+        except Exception as error:  # an input that nobody checked can raise anything
             raise self._not_refused(f"{type(error).__name__}: {error}") from error
         else:
             raise self._not_refused("it was lowered")
 
-    def _given(self, inputs: tuple[torch.Tensor, ...]) -> Any:  # on purpose not always what lowering takes
+    def _given(self, inputs: tuple[torch.Tensor, ...]) -> Any:  # on purpose not always an input that lowering takes
         model = _Layers().eval()
         if self.bad is Bad.MODULE:
             return model
@@ -184,8 +184,8 @@ class RefusalCase:
         return ConformanceError(
             f"backend {self.backend.name!r} does not refuse {self.bad.value} to lower",
             found=found,
-            expected="a QSpecError that says what was given and what to do",
-            remedy="check the target, and that the graph is one from convert_pt2e, before anything else",
+            expected="a QSpecError that names the input and a remedy",
+            remedy="first check the target, and that the graph is from convert_pt2e",
         )
 
 

@@ -1,4 +1,4 @@
-"""The smallest module that exercises a row: the anchor and its chain, between integers where the row needs them."""
+"""The smallest module that exercises a row: the anchor and its chain, between integer layers if the row needs them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from qspec_core.testing._samples import Integers, Sample
 __all__ = ["TESTED", "Plan", "Probe", "inputs_of", "integer_layer"]
 
 TESTED = "tested"
-"""Path of the submodule that holds the anchor, its chain, and what it absorbs."""
+"""Path of the submodule that holds the anchor, its chain, and the operator that it absorbs."""
 _KERNEL = 1
 
 aten = torch.ops.aten
@@ -26,15 +26,15 @@ _CONVOLUTION_MODULES: dict[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a probe holds.
+    """The content of a probe.
 
     Args:
         row: the row.
         chain: one of its chains.
-        sample: how to call its anchor.
-        others: how to call each operator that the chain or an absorbing operand names.
-        absorbed: the operand that absorbs an operator, with that operator; None to leave it out.
-        read: an integer layer reads the result.
+        sample: the sample call of its anchor.
+        others: a sample call of each operator of the chain, and of the absorbed operator.
+        absorbed: the operand that absorbs an operator, with that operator; None for no absorbed operator.
+        read: whether an integer layer reads the result.
     """
 
     row: Row
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """What coverage must name as the row of every operator of the probe."""
+        """The row that coverage must name for every operator under test."""
         return " + ".join((self.row.name, *(post_op.kernel for post_op in self.chain)))
 
     @property
@@ -62,8 +62,10 @@ class Plan:
         return {name: role for name, role in roles.items() if role in (Role.WEIGHT, Role.BIAS)}
 
 
-def call_positionally(operator: OpOverload, values: Mapping[str, Any]) -> Any:  # whatever an operator takes and gives
-    """Call an operator as models do: by position as far as the arguments are given, the rest by keyword."""
+def call_positionally(
+    operator: OpOverload, values: Mapping[str, Any]
+) -> Any:  # of any type that an operator takes or returns
+    """Call an operator as models do: by position up to the first argument left out, then by keyword."""
     rest, args = dict(values), []
     for argument in schema_of(operator).arguments:
         if argument.name not in rest or argument.kwarg_only:
@@ -73,7 +75,7 @@ def call_positionally(operator: OpOverload, values: Mapping[str, Any]) -> Any:  
 
 
 class Anchored(nn.Module):
-    """What is under test: constants, and a forward from the anchor's activations and the post-ops' second operands."""
+    """The submodule under test. Its inputs are the anchor's activations and the post-ops' second operands."""
 
     def __init__(self, plan: Plan, constants: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class Anchored(nn.Module):
             constants = plan.others[pre_op.target].constants
             values[name] = call_positionally(pre_op.target, {pre_op.operand: values[name], **constants})
         found = call_positionally(plan.row.anchor, {**values, **plan.sample.constants})
-        result: Tensor = found[0] if isinstance(found, tuple) else found  # embedding_bag has results beside its sums
+        result: Tensor = found[0] if isinstance(found, tuple) else found  # embedding_bag returns more than its sums
         rest = iter(others)
         for post_op in plan.chain:
             first, second = (*argument_names(post_op.target), "")[:2]
@@ -99,14 +101,15 @@ class Anchored(nn.Module):
 
 
 class Probe(nn.Module):
-    """A plan as a module. Its inputs are the anchor's activations, then the second operands of the post-ops; the first
-    of its outputs is what is compared.
+    """A plan as a module. Its inputs are the anchor's activations, then the second operands of the post-ops.
+
+    Its first output is compared with that of the converted and the lowered module.
 
     Args:
-        plan: what it holds.
-        table: the device's rows, among which it finds layers that start integers.
+        plan: its content.
+        table: the device's rows; those that start integers give the layers around the tested part.
         generator: source of its weights.
-    Raises: ConformanceError: the table starts integers nowhere that this row could meet them.
+    Raises: ConformanceError: no row of the table starts integers in the shapes of this row.
     """
 
     def __init__(self, plan: Plan, table: PatternTable, generator: torch.Generator) -> None:
@@ -121,13 +124,13 @@ class Probe(nn.Module):
         result = self._result([_random(shape, generator, plan.sample.dtype) for shape in flat])
         self.other_shapes = [tuple(result.shape) for post_op in plan.chain if post_op.other is not None]
         floats = [post_op.other is OtherRole.FLOAT for post_op in plan.chain if post_op.other is not None]
-        behind_float = [isinstance(shape, Integers) for shape in flat] + floats
+        are_plain = [isinstance(shape, Integers) for shape in flat] + floats
         self.input_shapes = [*flat, *self.other_shapes]
         self.producers = nn.ModuleList(
             nn.Identity() if plain or plan.row.flow is Flow.STARTS else integer_layer(table, plan, _shape(shape))
-            for shape, plain in zip(self.input_shapes, behind_float, strict=True)
+            for shape, plain in zip(self.input_shapes, are_plain, strict=True)
         )
-        # A producer's row may fuse the anchor as its post-op, unless something else reads the producer too: an output.
+        # A second reader of the producer, an output, keeps the producer's row from fusing the anchor as its post-op.
         fusing = {chain[0].target for r in table.rows if r.flow is Flow.STARTS for chain in r.chains if chain}
         self.shows_producers = plan.row.flow is not Flow.STARTS and plan.row.anchor in fusing
         self.reader = integer_layer(table, plan, tuple(result.shape)) if plan.read else nn.Identity()
@@ -136,7 +139,7 @@ class Probe(nn.Module):
         self.eval()
 
     def _grouped(self, values: list[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
-        """Flat values as the anchor's activations by name, and the rest."""
+        """Split flat values into the anchor's activations, by name, and the rest."""
         rest = iter(values)
         activations: dict[str, Any] = {}
         for name in self.names:
@@ -160,9 +163,9 @@ class Probe(nn.Module):
 
 
 def integer_layer(table: PatternTable, plan: Plan, shape: tuple[int, ...]) -> nn.Module:
-    """A layer from a tensor of this shape to one like it that the table starts integers with.
+    """A layer that the table starts integers with, and whose input and output have this shape.
 
-    Raises: ConformanceError: it starts no convolution of this rank and no linear layer.
+    Raises: ConformanceError: the table starts no convolution of this rank and no linear layer.
     """
     starts = {r.anchor for r in table.rows if r.flow is Flow.STARTS and Mode.STATIC in r.modes and () in r.chains}
     if _CONVOLUTIONS.get(len(shape)) in starts:
@@ -171,10 +174,10 @@ def integer_layer(table: PatternTable, plan: Plan, shape: tuple[int, ...]) -> nn
     if aten.linear.default in starts and shape:
         return nn.Linear(shape[-1], shape[-1])
     raise ConformanceError(
-        f"row {plan.row.name} meets integers nowhere: no row of the table starts them at rank {len(shape)}",
+        f"row {plan.row.name} never gets integers: no row of the table starts them at rank {len(shape)}",
         found=", ".join(map(str, starts)) or "no static row that starts integers",
         expected="a row with Flow.STARTS for the convolution of this rank, or for linear",
-        remedy="add such a row, or drop this one: nothing can make it run in integers",
+        remedy="add such a row, or remove this one: it can never run in integers",
     )
 
 
@@ -204,7 +207,7 @@ def _is_list(shape: object) -> bool:
 
 
 def _shapes(shape: Any) -> Iterator[Any]:  # as in _random
-    """The shapes of an operand: those of its tensors where it is a list."""
+    """The shapes of an operand: one, or one for each tensor of a list."""
     yield from shape if _is_list(shape) else (shape,)
 
 

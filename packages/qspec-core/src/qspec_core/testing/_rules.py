@@ -1,12 +1,12 @@
-"""How operators pass on errors: for each, a bound on its result's error from the errors of its operands.
+"""Error rules: for each operator, a bound on the error of its result, from bounds on the errors of its operands.
 
-With an operand known as c and the true one f, |f - c| <= e element by element:
+With a computed operand c and the true one f, |f - c| <= e for each element:
 
-- operators that move elements, take maxima or average, with coefficients >= 0 that sum to at most one, applied to e;
+- operators that move elements, take maxima or average (coefficients >= 0 that sum to at most one): the operator on e;
 - functions of one variable with Lipschitz constant L: L e;
 - sums: e_a + |alpha| e_b;
-- products, from f_a f_b - c_a c_b = (f_a - c_a) f_b + c_a (f_b - c_b), with |f_b| <= |c_b| + e_b: for anything bilinear
-  (mul, matmul, linear, convolutions), op(e_a, |c_b| + e_b) + op(|c_a|, e_b).
+- bilinear operators (mul, matmul, linear, convolutions): op(e_a, |c_b| + e_b) + op(|c_a|, e_b), because
+  f_a f_b - c_a c_b = (f_a - c_a) f_b + c_a (f_b - c_b) and |f_b| <= |c_b| + e_b.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def _on_errors(call: Operands) -> Tensor:
 
 
 def _pad(call: Operands) -> Tensor:
-    """What is padded with is exact."""
+    """The padding value is exact, so constant padding has no error."""
     value = 0.0 if call.values["mode"] == "constant" else call.values["value"]
     result: Tensor = call.call({**call.errors, "value": value})
     return result
@@ -63,7 +63,7 @@ def _extremum(call: Operands) -> Tensor:
 
 
 def _bilinear(call: Operands, *, first: str, second: str) -> Tensor:
-    """Linear in `first` and in `second`; an operand `bias` is added."""
+    """Bound for an operator that is linear in `first` and in `second`, and adds an operand `bias`."""
     size_a, size_b = (_size(call.values[name]) for name in (first, second))
     error_a, error_b = (_or_zero(call.errors.get(n), size) for n, size in ((first, size_a), (second, size_b)))
     has_bias = call.values.get("bias") is not None
@@ -119,4 +119,4 @@ RULES: Mapping[OpOverload, ErrorRule] = MappingProxyType(
         aten.minimum.default: _extremum,
     }
 )
-"""Rules of the operators that core knows."""
+"""Error rules of the operators that core has samples of."""

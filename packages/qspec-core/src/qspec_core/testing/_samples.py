@@ -1,4 +1,4 @@
-"""How to call an operator in the smallest module that exercises a row."""
+"""Sample calls of operators, for the smallest module that exercises a row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,21 +33,21 @@ class Integers:
 
 @dataclass(frozen=True)
 class Operands:
-    """A call of an operator, as a rule of errors sees it.
+    """A call of an operator, as an error rule sees it.
 
     Args:
         operator: the operator.
         values: value of each argument, by its name in the schema, defaults included.
-        errors: for each floating-point tensor among them, how far each of its elements may be off, in float64; the same
-            structure as the value for lists.
+        errors: for each floating-point tensor among them, a bound on the error of each element, in float64. For a list
+            of tensors, a list.
     """
 
     operator: OpOverload
-    values: Mapping[str, Any]  # whatever an operator takes
+    values: Mapping[str, Any]  # of any type that an operator takes
     errors: Mapping[str, Any]  # a tensor, or a list of tensors
 
-    def call(self, replaced: Mapping[str, Any]) -> Any:  # whatever an operator gives
-        """The operator in float64, some arguments replaced."""
+    def call(self, replaced: Mapping[str, Any]) -> Any:  # of any type that an operator returns
+        """Call the operator in float64, with some arguments replaced."""
         return self.operator(**{name: _double(value) for name, value in {**self.values, **replaced}.items()})
 
 
@@ -58,7 +58,7 @@ def _double(value: Any) -> Any:  # as in Operands
 
 
 ErrorRule = Callable[[Operands], Any]
-"""How far each element of an operator's result may be off, given how far its operands may: a float64 tensor."""
+"""Computes a bound on the error of each element of an operator's result: a float64 tensor."""
 
 
 def _all_modes() -> frozenset[Mode]:
@@ -69,20 +69,20 @@ def _all_modes() -> frozenset[Mode]:
 class Sample:
     """The smallest useful call of an operator.
 
-    Where the operator is a row's post-op, its first tensor is the chain's value and a second one gets that value's
-    shape; of the sample only the constants count. Likewise where a row's operand absorbs it.
+    For a post-op or an absorbed operator only the constants are used: its first tensor is the value of the chain, and a
+    second tensor has that value's shape.
 
     Args:
         tensors: shape of each tensor operand by its name in the schema, in order; a tuple of shapes for a list.
-        constants: the other arguments, by name; those left out have the schema's defaults.
-        name: tells it from other samples of the operator in the name of a case.
-        error: how the operator passes on errors, where core does not know it.
+        constants: the other arguments, by name; arguments left out have the schema's defaults.
+        name: part of the name of a case, to distinguish several samples of one operator.
+        error: the error rule of the operator, if core has none.
         dtype: of its floating-point tensors.
-        modes: the modes that it is a sample of.
+        modes: the modes to test it in.
     """
 
     tensors: Mapping[str, Shape | tuple[Shape, ...] | Integers]
-    constants: Mapping[str, Any] = field(default_factory=dict)  # whatever an operator takes
+    constants: Mapping[str, Any] = field(default_factory=dict)  # of any type that an operator takes
     name: str = ""
     error: ErrorRule | None = None
     dtype: torch.dtype = torch.float32
@@ -90,7 +90,7 @@ class Sample:
 
 
 Samples = Mapping[OpOverload, Sample | Sequence[Sample]]
-"""Samples by operator. A vendor's stand before core's."""
+"""Samples by operator. Those of a vendor replace those of core."""
 
 
 def _conv(rank: int) -> tuple[Sample, ...]:
@@ -165,6 +165,6 @@ SAMPLES: Samples = MappingProxyType(
 
 
 def merge_samples(own: Samples | None) -> Mapping[OpOverload, tuple[Sample, ...]]:
-    """Core's samples under a vendor's."""
+    """Core's samples, replaced by a vendor's if it has some for the operator."""
     merged = {**SAMPLES, **(own if own is not None else {})}
     return {operator: (found,) if isinstance(found, Sample) else tuple(found) for operator, found in merged.items()}

@@ -1,4 +1,4 @@
-"""Runs a converted graph and bounds, element by element, how far its values may be from those of another program."""
+"""Run a converted graph, and bound the distance of each element of its values from those of another program."""
 
 import operator
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ __all__ = ["Other", "Range", "Walk", "first_tensor", "walk"]
 
 
 class Other(Enum):
-    """Which program the graph is compared with.
+    """The program that the graph is compared with.
 
-    A quantize with step s whose input may be off by e, and lies d outside of the representable range, gives:
+    The bound for a quantize with step s, an input error of at most e, and an input d outside of the range is:
 
-    - against the float program, e + d + s / 2: the input is off by e, clamping adds d, rounding half a step;
+    - against the float program, e + d + s / 2: the error of the input, clamping by d, and half a step of rounding;
     - against the lowered program, which quantizes too, s (floor(e / s) + 1): two inputs e apart are rounded to integers
-      at most that many apart, the last of them where the two lie on different sides of a rounding boundary.
+      that are at most floor(e / s) + 1 apart, one more if a rounding boundary lies between them.
 
-    A weight that is stored as integers is off by s / 2 in the first case, and the same in the second.
+    The error of a weight stored as integers is s / 2 in the first case, and 0 in the second.
     """
 
     FLOAT = "float"
@@ -39,11 +39,11 @@ class Other(Enum):
 
 @dataclass
 class Range:
-    """What one set of static parameters had to hold.
+    """The values that were quantized with one set of static parameters.
 
     Args:
-        low: smallest value that came.
-        high: largest value that came.
+        low: smallest value.
+        high: largest value.
     """
 
     low: float = 0.0
@@ -56,9 +56,9 @@ class Walk:
 
     Args:
         output: the result.
-        bound: how far each element may be off, in float64.
+        bound: bound on the error of each element, in float64.
         step: step of the result if it is a dequantized tensor, else None.
-        ranges: what came to the quantizes, by their parameters: scale, zero point, smallest and largest integer.
+        ranges: the values that were quantized, by the parameters: scale, zero point, smallest and largest integer.
     """
 
     output: Tensor
@@ -68,15 +68,15 @@ class Walk:
 
 
 def walk(module: GraphModule, inputs: tuple[Tensor, ...], rules: Mapping[OpOverload, ErrorRule], other: Other) -> Walk:
-    """Run a converted graph, carrying a bound of the error along; its first output is the result.
+    """Run a converted graph and compute a bound on the error of its first output.
 
     Args:
         module: from `convert_pt2e`.
         inputs: its arguments.
-        rules: how operators pass on errors.
-        other: what it is compared with.
+        rules: the error rule of each operator.
+        other: the program that it is compared with.
     Raises: ConformanceError: an operator has no rule.
-    Cost: two to three times a run, in float64 on top.
+    Cost: two to three times a run, with error bounds in float64.
     """
     run = _Run(module, rules, other)
     with torch.no_grad():
@@ -91,21 +91,21 @@ def walk(module: GraphModule, inputs: tuple[Tensor, ...], rules: Mapping[OpOverl
 def first_tensor(value: object) -> Tensor:
     """A module's first output.
 
-    Raises: ConformanceError: it is no tensor.
+    Raises: ConformanceError: it is not a tensor.
     """
     first = value[0] if isinstance(value, tuple | list) and value else value
     if isinstance(first, Tensor):
         return first
     raise ConformanceError(
-        "a module that should give tensors gives something else",
+        "the first output of a module is not a tensor",
         found=type(first).__qualname__,
         expected="the outputs of the float module, in their structure",
-        remedy="let the lowered module return what the converted one returns",
+        remedy="return the outputs of the converted module, in their structure",
     )
 
 
 class _Run(Interpreter):
-    """Keeps for each node the bound of its value: a tensor, a list of such, or None where errors have no meaning."""
+    """Keeps the error bound of each node's value: a tensor, a list of tensors, or None if it has no floats."""
 
     def __init__(self, module: GraphModule, rules: Mapping[OpOverload, ErrorRule], other: Other) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -114,7 +114,7 @@ class _Run(Interpreter):
         self._rules = rules
         self._other = other
 
-    def run_node(self, n: Node) -> Any:  # whatever a node gives
+    def run_node(self, n: Node) -> Any:  # a node may return anything
         value = super().run_node(n)
         self.errors[n] = self._error(n, value)
         return value
@@ -137,7 +137,7 @@ class _Run(Interpreter):
         rule = self._rules.get(called)
         if rule is None:
             raise ConformanceError(
-                f"there is no rule of how {called} passes on errors",
+                f"there is no error rule of {called}",
                 where=node,
                 found=called,
                 remedy=f"pass samples={{{called}: Sample(..., error=<rule>)}} to conformance_cases",
@@ -178,12 +178,14 @@ class _Run(Interpreter):
 
 
 def _along(value: Any, found: Quantized, like: Tensor) -> Tensor:
-    """A number or tensor of parameters, in float64, shaped to broadcast against `like`."""
+    """Parameters in float64, in a shape that broadcasts against `like`: (channels,) -> (1, channels, 1...)."""
     tensor, axis = torch.as_tensor(value, dtype=torch.float64), found.ch_axis
     if found.by_token:
-        return tensor.reshape(*like.shape[:-1], 1)
+        return tensor.reshape(*like.shape[:-1], 1)  # (tokens,) -> (..., 1)
     if found.group_size is not None:
-        return tensor.reshape(like.shape[0], -1).repeat_interleave(found.group_size, dim=1)
+        return tensor.reshape(like.shape[0], -1).repeat_interleave(
+            found.group_size, dim=1
+        )  # (rows, groups) -> (rows, in)
     if axis is None:
         return tensor.reshape(())
     return tensor.reshape([-1 if dim == axis % like.dim() else 1 for dim in range(like.dim())])

@@ -1,4 +1,4 @@
-"""convert: observers become quantize and dequantize operators, weights become integers."""
+"""`convert_pt2e`: observers become quantize and dequantize operators, weights become integers."""
 
 from collections.abc import Container, Sequence
 
@@ -6,11 +6,11 @@ import torch
 from torch.fx import GraphModule
 
 from qspec_core import ops
-from qspec_core._convert._constants import fold_observed
+from qspec_core._convert._constants import fold_observed_expressions
 from qspec_core._convert._custom import convert_custom_observers
 from qspec_core._convert._parameters import has_observed
-from qspec_core._convert._plan import Observed, plan_forms
-from qspec_core._convert._rebuild import Rebuild
+from qspec_core._convert._plan import ObserverCall, plan_forms
+from qspec_core._convert._rebuild import ConvertedGraphWriter
 from qspec_core._coverage import COVERAGE_KEY
 from qspec_core._errors import GraphError, SpecError
 from qspec_core._reference import to_reference
@@ -22,21 +22,22 @@ __all__ = ["convert_pt2e"]
 def convert_pt2e(
     model: GraphModule, use_reference_representation: bool = False, fold_quantize: bool = True
 ) -> GraphModule:
-    """Turn a prepared and calibrated module into a quantized one. The prepared module is not changed, but that
-    observers of constants which saw no data observe them now.
+    """Turn a prepared and calibrated module into a quantized one.
 
-    Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant, or what follows from
-    constants alone, is stored as integers, with the dequantize alone left in the graph. What a quantizer noted under
-    `quantization_tag` goes to the quantize of an annotated output and the dequantize of an annotated input.
+    The prepared module is not changed, except that observers of constants observe them now, if they saw no data.
+
+    Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant, or an expression of
+    constants, is stored as integers: only the dequantize stays in the graph. A `quantization_tag` is copied to the
+    quantize of an annotated output and to the dequantize of an annotated input.
 
     Args:
         model: from `prepare_pt2e`, after it ran on calibration data.
-        use_reference_representation: write the result in integer arithmetic of plain operators, as
-            `qspec_core.passes.reference_representation_rewrite` does: for checking what a device computes.
+        use_reference_representation: write the result in integer arithmetic of plain operators, to check what a device
+            computes; see `qspec_core.passes.reference_representation_rewrite`.
         fold_quantize: store constants as integers; False keeps them in float, with their quantize in the graph.
-    Returns: the quantized module, in `quantized_decomposed` operators, without the float weights that it does not need.
+    Returns: the quantized module, in `quantized_decomposed` operators, without float weights that nothing reads.
     Raises:
-        GraphError: the model is no graph module, was not prepared, or is converted already.
+        GraphError: the model is not a graph module, was not prepared, or is converted already.
         SpecError: a flag is neither True nor False.
     Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
     Cost: O(nodes + edges), plus quantizing each weight, one at a time.
@@ -45,16 +46,16 @@ def convert_pt2e(
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
         if fold_quantize:
-            model = fold_observed(model)
-        observed = _observed(model)
-        unseen = _unseen(observed)
-        _observe_constants(observed, unseen)
-        left = convert_custom_observers(model, fold_quantize=fold_quantize)
-        if left is not model:
-            model, observed = left, _observed(left)
-            unseen = _unseen(observed)
-        observers = {node: observer for _, node, observer, _ in observed}
-        converted = Rebuild(model, observers, plan_forms(observed, unseen), fold_quantize).run()
+            model = fold_observed_expressions(model)
+        calls = _observer_calls(model)
+        unseen = _unseen(calls)
+        _observe_constants(calls, unseen)
+        rest = convert_custom_observers(model, fold_quantize=fold_quantize)
+        if rest is not model:
+            model, calls = rest, _observer_calls(rest)
+            unseen = _unseen(calls)
+        observers = {call.node: call.observer for call in calls}
+        converted = ConvertedGraphWriter(model, observers, plan_forms(calls, unseen), fold_quantize).run()
         return to_reference(converted) if use_reference_representation else converted
 
 
@@ -62,7 +63,7 @@ def _require_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise SpecError(
-                f"{name} of convert_pt2e is a flag",
+                f"{name} of convert_pt2e takes True or False",
                 found=repr(value),
                 expected="True or False",
                 remedy=f"pass {name}=True or {name}=False; the quantizer goes to prepare_pt2e",
@@ -89,22 +90,22 @@ def _require_prepared(model: GraphModule) -> None:
         )
 
 
-def _observed(model: GraphModule) -> list[Observed]:
+def _observer_calls(model: GraphModule) -> list[ObserverCall]:
     """The calls of observers, bodies included."""
     return [
-        (f"{prefix}{node.name}", node, observer, constant_value(body, node.args[0]))
+        ObserverCall(f"{prefix}{node.name}", node, observer, constant_value(body, node.args[0]))
         for prefix, body in graph_modules(model)
         for node, observer in observer_nodes(body)
     ]
 
 
-def _unseen(found: Sequence[Observed]) -> set[int]:
-    """The observers that saw no data, by identity."""
-    return {id(observer) for _, _, observer, _ in found if not has_observed(observer)}
+def _unseen(calls: Sequence[ObserverCall]) -> set[int]:
+    """Identities of the observers that saw no data."""
+    return {id(call.observer) for call in calls if not has_observed(call.observer)}
 
 
-def _observe_constants(found: Sequence[Observed], unseen: Container[int]) -> None:
-    """Let observers that saw no data observe their constants, all of them: one observer may serve several."""
-    for _, _, observer, value in found:
-        if value is not None and id(observer) in unseen:
-            observer(value)
+def _observe_constants(calls: Sequence[ObserverCall], unseen: Container[int]) -> None:
+    """Run the observers that saw no data on their constants, all of them: one observer may have several."""
+    for call in calls:
+        if call.constant is not None and id(call.observer) in unseen:
+            call.observer(call.constant)

@@ -1,4 +1,4 @@
-"""prepare: a copy of an exported graph in which every quantization point is observed."""
+"""`prepare_pt2e`: copy an exported graph, annotate it, and insert observers."""
 
 from torch.fx import GraphModule
 
@@ -34,12 +34,12 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
         model: an exported graph module, traced in evaluation mode: `torch.export.export(...).module()`.
         quantizer: annotates the copy.
         allow_empty: accept a quantizer that has a configuration and matches nothing.
-    Returns: the observed module; `coverage(module)` says what will be quantized, and what not and why.
+    Returns: the observed module; `coverage(module)` tells which operators will be quantized, and why others will not.
     Raises:
         GraphError: the model is not exported, already prepared, or traced in training mode.
         NothingQuantizedError: a table quantizer that has a configuration matched nothing.
-        AnnotationError, SharingError, SelectorError: the quantizer is none, or its annotations, its edits of the
-            observers or its selectors do not fit the model.
+        AnnotationError, SharingError, SelectorError: the object is not a quantizer, or its annotations, its edits of
+            the observers or its selectors do not fit the model.
         SpecError: a spec's observer cannot be built.
     Cost: O(nodes + edges).
     """
