@@ -17,7 +17,7 @@ def ran(lowered: nn.Module) -> Mapping[str, str]:
     return lowered.delegation.rows
 
 
-# One image: dynamic convolutions take no more. Depthwise ones, which are static, are in rows/test_rows.py.
+# One image: dynamic convolutions take one. Depthwise ones, which are static only, are in rows/test_conv.py.
 IMAGE, SIZES = (1, 4, 6, 6), {"weight": (4, 4, 3, 3), "bias": (4,)}
 GROUPED = Sample({"input": IMAGE, "weight": (8, 2, 3, 3)}, {"stride": [2, 2], "groups": 2}, name="grouped, strided")
 SAMPLES: Samples = {
@@ -25,7 +25,7 @@ SAMPLES: Samples = {
     aten.conv_transpose2d.input: Sample({"input": IMAGE, **SIZES}, {"stride": [2, 2]}),
     # With both bounds a clamp is a hardtanh in canonical form.
     aten.clamp.default: Sample({"self": (2, 4, 6, 6)}, {"min": -0.5}),
-    # Of the last dimension alone, so that convolutions of every rank absorb it.
+    # Of the last dimension only, so that convolutions of every rank absorb it.
     aten.pad.default: Sample({"self": (2, 4, 6, 6)}, {"pad": [1, 2]}),
 }
 

@@ -1,4 +1,4 @@
-"""The configurations that XNNPACK's kernels take."""
+"""Configurations that XNNPACK's kernels take."""
 
 from functools import lru_cache
 
@@ -22,16 +22,16 @@ from qspec_xnnpack._rows._specs import FOUR_BITS, granularity, group_size, has_f
 
 __all__ = ["fit", "get_symmetric_quantization_config"]
 
-# Smallest static activation scale. That of a dead output would be tiny, and XNNPACK creates no convolution or linear
-# layer whose input scale times weight scale over output scale reaches 256. Weights need no floor; small ones suffer by
-# it, and so do dynamic activations.
+# Smallest static activation scale. An output that is always 0 would get a tiny scale, and XNNPACK creates no
+# convolution or linear layer if input scale * weight scale / output scale reaches 256. Weights and dynamic activations
+# have no floor: small ones would lose precision.
 _ACTIVATION_EPS = 2**-12
 _WHOLE = (-128, 127)
 _GROUPS = 32
 
 
 class GroupObserver(AffineQuantizedMinMaxObserver):
-    """Range of each group of weights, with scales that bfloat16 holds: the delegate stores them so."""
+    """Range of each group of weights. Scales are rounded to bfloat16, as the delegate stores them."""
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each group, (out_features, in_features / group_size)."""
@@ -51,20 +51,20 @@ def get_symmetric_quantization_config(
     *,
     group_size: int | None = None,
 ) -> QuantizationConfig:
-    """The configuration that XNNPACK's kernels take: int8 affine activations, symmetric weights, float biases.
+    """Configuration for XNNPACK: int8 affine activations, symmetric int8 or 4-bit weights, float biases.
 
-    Weights in -8..7 are stored in 4 bits. They are for linear layers, and for dynamic quantization.
+    Weights in -8..7 are stored in 4 bits. Only linear layers take them, and only in dynamic quantization.
 
     Args:
-        is_per_channel: one scale for each output channel of a weight, rather than one for all.
-        is_qat: made for training; not available in this version.
+        is_per_channel: one scale for each output channel of a weight instead of one for the whole weight.
+        is_qat: for quantization-aware training; not available in this version.
         is_dynamic: activation parameters are computed when the model runs; weights must be per channel.
         act_qmin: smallest quantized activation.
         act_qmax: largest quantized activation.
         weight_qmin: smallest quantized weight.
         weight_qmax: largest quantized weight.
-        group_size: one scale for each run of so many weights along the input features, a multiple of 32, rather than
-            one for each output channel; 4-bit weights only.
+        group_size: number of weights along the input features that share a scale, a multiple of 32; 4-bit weights
+            only.
     Returns: the configuration; equal arguments give the same object.
     Raises: SpecError: `is_qat` is set, a range is empty or outside int8, or there is no kernel for the combination.
     """
@@ -95,7 +95,7 @@ def _weight(is_per_channel: bool, limits: tuple[int, int], group: int | None) ->
     elif not is_per_channel:
         observer = MinMaxObserver.with_args()
     else:
-        # Of 15 steps, clipping the largest weights saves more than it costs.
+        # With 15 levels, clipping the largest weights lowers the error.
         observer = (PerChannelMSEObserver if limits == FOUR_BITS else PerChannelMinMaxObserver).with_args()
     return QuantizationSpec(
         dtype=torch.int8,
@@ -108,7 +108,7 @@ def _weight(is_per_channel: bool, limits: tuple[int, int], group: int | None) ->
 
 
 def fit(config: QuantizationConfig | None) -> QuantizationConfig | None:
-    """The configuration itself, if XNNPACK has kernels for it.
+    """Check that XNNPACK has kernels for a configuration, and return it.
 
     Raises: SpecError: it has none.
     """
@@ -124,14 +124,15 @@ def fit(config: QuantizationConfig | None) -> QuantizationConfig | None:
         if spec is not None:
             _check_granularity(role, spec)
     if config.weight is not None and config.weight.ch_axis not in (None, 0):
-        raise _unfit("weight", f"ch_axis={config.weight.ch_axis}", "ch_axis=0, which stands for the output channels")
+        raise _unfit("weight", f"ch_axis={config.weight.ch_axis}", "ch_axis=0, the output channels")
     if config.bias is not None and config.bias.dtype is not torch.float32:
         raise _unfit("bias", config.bias.dtype, "no spec: the delegate quantizes biases itself")
     return _combined(config)
 
 
 def _check_granularity(role: str, spec: QuantizationSpec) -> None:
-    """The scale of an activation is one for all, but for dynamic tokens; that of a weight may be one for each group."""
+    """Check that an activation has one scale, or one for each token if dynamic, and a weight one for all, for each
+    channel or for each group."""
     own = PerGroup if role == "weight" else PerToken if spec.is_dynamic else PerTensor
     found = granularity(spec)
     if found is not None and not isinstance(found, PerTensor | own):
@@ -139,10 +140,14 @@ def _check_granularity(role: str, spec: QuantizationSpec) -> None:
 
 
 def _combined(config: QuantizationConfig) -> QuantizationConfig:
-    """The configuration itself, if the kernels take its specs together."""
+    """Check that the kernels take the specs of a configuration together, and return it."""
     activation, weight, mode = config.input_activation, config.weight, config.mode
     if mode is Mode.WEIGHT_ONLY:
-        raise _unfit("input activation", "none", "a static or dynamic spec: there is no kernel for weights alone")
+        raise _unfit(
+            "input activation",
+            "none",
+            "a static or dynamic spec: there is no kernel for integer weights and float activations",
+        )
     if mode is Mode.DYNAMIC and activation is not None and activation.range != _WHOLE:
         raise _unfit("input activation", f"dynamic, {activation.range}", f"{_WHOLE}, which the delegate computes")
     if weight is None:

@@ -1,4 +1,4 @@
-"""The quantizer under its usual name."""
+"""The quantizer, under the name that ExecuTorch's has."""
 
 from typing import Self
 
@@ -6,23 +6,22 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx import GraphModule
 
 from qspec_core import QuantizationConfig, TableQuantizer
-from qspec_core.patterns import Mode
-from qspec_xnnpack._config import fit, get_symmetric_quantization_config
-from qspec_xnnpack._forms import numbers_to_tensors, to_delegate_form
+from qspec_xnnpack._config import fit
+from qspec_xnnpack._lowering._forms import numbers_to_tensors, to_delegate_form
 from qspec_xnnpack._rows import STARTING_TABLE, TABLE
 
-__all__ = ["XNNPACKQuantizer", "default_quantizer"]
+__all__ = ["XNNPACKQuantizer"]
 
 
 class XNNPACKQuantizer(TableQuantizer):
-    """Quantizes what XNNPACK's delegate executes in integers. Selection is that of `TableQuantizer`.
+    """Quantizer of the operators that XNNPACK's delegate executes in integers. Selection works as in `TableQuantizer`.
 
     Each `set_*` takes a `QuantizationConfig`, such as `get_symmetric_quantization_config()` returns, or None for float.
 
     Args:
-        element_wise_starts: sums and products are quantized wherever they are, those with a number too, as users of
-            ExecuTorch's quantizer know it; False quantizes those whose operands are integers already, which spares the
-            residual streams of transformers.
+        element_wise_starts: sums and products are quantized everywhere, those with a number too, as ExecuTorch's
+            quantizer does. False quantizes only those whose operands are integers already, which keeps the residual
+            streams of transformers in float.
     """
 
     def __init__(self, *, element_wise_starts: bool = True) -> None:
@@ -51,15 +50,3 @@ class XNNPACKQuantizer(TableQuantizer):
     def set_operator_type(self, operator: OpOverload | OpOverloadPacket, config: QuantizationConfig | None) -> Self:
         """Configure the matches anchored at this operator. Raises: SpecError: the kernels do not take it."""
         return super().set_operator_type(operator, fit(config))
-
-
-def default_quantizer(*, mode: Mode, target: str) -> XNNPACKQuantizer:
-    """What `quantize(backend="xnnpack")` uses: int8 affine activations, int8 weights with a scale for each channel, and
-    sums and products that only join integers.
-
-    Args:
-        mode: when activations are quantized.
-        target: class of the deployment device; there is one.
-    """
-    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=mode is Mode.DYNAMIC)
-    return XNNPACKQuantizer(element_wise_starts=False).set_global(config)

@@ -1,4 +1,4 @@
-"""The table: every operator pattern that XNNPACK's delegate executes in integers, one file a family."""
+"""The table: every operator pattern that XNNPACK's delegate executes in integers, one file for each family."""
 
 from dataclasses import replace
 from types import MappingProxyType
@@ -15,9 +15,9 @@ __all__ = ["STARTING_TABLE", "TABLE"]
 aten = torch.ops.aten
 
 TABLE = PatternTable(
-    # Convolutions and linear layers first, so that they, and no lone clamp, take the clamp behind them.
+    # Convolutions and linear layers come first, so that they take the clamps after them, and the rows of clamps do not.
     rows=(*_conv.ROWS, *_linear.ROWS, *_elementwise.ROWS, *_pool.ROWS, *_shape.ROWS),
-    # The partitioner takes a static convolution or linear layer only where a quantize is its one reader.
+    # The partitioner takes a static convolution or linear layer only if a quantize is its one reader.
     outputs=Outputs.ALWAYS,
     float_only=MappingProxyType(FLOAT_ONLY),
     left_out=MappingProxyType(LEFT_OUT),

@@ -1,4 +1,4 @@
-"""Convolution family: int8 by int8, accumulated in int32; the delegate clamps as it writes the result."""
+"""Convolution family: int8 by int8, accumulated in int32. The kernels clamp when they write the result."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from torch.fx import Node
 from qspec_core.graph import argument
 from qspec_core.patterns import DELEGATED, Flow, Mode, PreOp, Reason, Row, activation, bias, weight
 from qspec_xnnpack._rows._checks import constant_bias, shape_of
-from qspec_xnnpack._rows._clamps import HARDTANH, RELU
+from qspec_xnnpack._rows._post_ops import HARDTANH, RELU
 from qspec_xnnpack._rows._specs import eight_bits, one_group, one_image
 
 __all__ = ["ROWS"]
@@ -19,19 +19,21 @@ _STATIC = frozenset({Mode.STATIC})
 
 
 def _spatial_zero_pad(node: Node, *, spatial: int) -> Reason | None:
-    """The kernel pads with its zero point, so only by zeros, only outwards, and only spatial dimensions."""
+    """Decline a pad that the kernel cannot do: it adds zeros, to spatial dimensions, and crops nothing."""
     sides = argument(node, "pad")
     if argument(node, "mode") != "constant" or argument(node, "value") not in (None, 0):
-        return Reason.unsupported("the pad adds something else than zeros")
+        return Reason.unsupported(
+            f"the pad is of mode {argument(node, 'mode')!r} with value {argument(node, 'value')}; the kernel adds zeros"
+        )
     if len(sides) > 2 * spatial or any(not isinstance(side, int) or side < 0 for side in sides):
         return Reason.unsupported(
-            f"pad={sides} crops, reaches beyond the spatial dimensions, or is not known beforehand"
+            f"pad={sides} crops, pads other than spatial dimensions, or is known only when the model runs"
         )
     return None
 
 
 def _batched(node: Node, *, spatial: int) -> Reason | None:
-    """Without a batch dimension the convolution decomposes into a squeeze, which the delegate refuses."""
+    """Decline an input without batch dimension: it decomposes into a squeeze, which the delegate refuses."""
     shape = shape_of(node)
     if shape is None or len(shape) == spatial + 2:
         return None
@@ -39,7 +41,7 @@ def _batched(node: Node, *, spatial: int) -> Reason | None:
 
 
 def _conv(spatial: int, anchor: OpOverload) -> Row:
-    # In front of a dynamic convolution, ExecuTorch 1.5.1 writes a float pad that its own runtime fails to run.
+    # Before a dynamic convolution, ExecuTorch 1.5.1 writes a float pad that its own runtime fails to run.
     pad = PreOp(aten.pad.default, check=partial(_spatial_zero_pad, spatial=spatial), modes=_STATIC)
     return Row(
         name=f"conv{spatial}d",
@@ -47,7 +49,7 @@ def _conv(spatial: int, anchor: OpOverload) -> Row:
         operands=(
             activation("input", absorbs=(pad,), refuses=one_image),
             weight("weight", ch_axis=0, refuses=eight_bits),
-            # Bias stays float: the delegate quantizes it itself, with the product of the two scales.
+            # Bias stays float: the delegate quantizes it, with the product of the two scales.
             bias("bias"),
         ),
         chains=((HARDTANH,), (RELU,), ()),

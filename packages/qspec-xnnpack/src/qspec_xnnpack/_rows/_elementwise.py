@@ -1,17 +1,16 @@
-"""Element-wise family. These rows join: an int8 sum that starts by itself would put residual streams into int8."""
+"""Element-wise family. These rows join integers: a sum that started them would quantize residual streams to int8."""
 
 import torch
 from torch.fx import Node
 
 from qspec_core.graph import argument
-from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation
-from qspec_xnnpack._rows._clamps import RELU
+from qspec_core.patterns import DELEGATED, Flow, Reason, Row, activation
+from qspec_xnnpack._rows._post_ops import RELU
 
 __all__ = ["ROWS"]
 
 aten = torch.ops.aten
 _OPERANDS = (activation("self"), activation("other"))
-_STATIC = frozenset({Mode.STATIC})
 
 
 def _two_tensors(node: Node) -> Reason | None:
@@ -21,21 +20,21 @@ def _two_tensors(node: Node) -> Reason | None:
 
 def _alpha_is_one(node: Node) -> Reason | None:
     alpha = argument(node, "alpha")
-    return None if alpha == 1 else Reason.unsupported(f"alpha={alpha}, and the kernel scales neither operand")
+    return None if alpha == 1 else Reason.unsupported(f"alpha={alpha}; the kernel scales neither operand")
 
 
 def _unit_scales(node: Node) -> Reason | None:
     scales = [argument(node, name) for name in ("scale", "input_scale")]
     if scales == [1, 1]:
         return None
-    return Reason.unsupported(f"scale and input_scale are {scales}: the kernel knows alpha alone")
+    return Reason.unsupported(f"scale and input_scale are {scales}: the kernel takes alpha only")
 
 
 ADD = Row(
     name="add",
     anchor=aten.add.Tensor,
     operands=_OPERANDS,
-    # A hardtanh after a sum is not fused by the partitioner, which then computes both in float.
+    # The partitioner does not fuse a hardtanh after a sum: the delegate would compute both in float.
     chains=((RELU,), ()),
     flow=Flow.JOINS,
     lower=DELEGATED,
@@ -49,16 +48,16 @@ SUB = Row(
     lower=DELEGATED,
     checks=(_two_tensors, _alpha_is_one),
 )
+# No chains: the delegate fuses no clamp after a product.
 MUL = Row(
     name="mul",
     anchor=aten.mul.Tensor,
     operands=_OPERANDS,
-    # Nor is any clamp after a product.
     flow=Flow.JOINS,
     lower=DELEGATED,
     checks=(_two_tensors,),
 )
-# Alone, a clamp has a scale of its own: with its input's, every level that it cuts off would be lost.
+# A clamp that is not fused gets its own scale: with the scale of its input, the levels that it cuts off would be lost.
 LONE_RELU = Row(
     name="relu",
     anchor=aten.relu.default,
@@ -73,7 +72,7 @@ LONE_HARDTANH = Row(
     flow=Flow.JOINS,
     lower=DELEGATED,
 )
-# A clamp with one bound; the canonical form writes one with two as hardtanh.
+# A clamp with one bound. The canonical form writes a clamp with two bounds as hardtanh.
 LONE_CLAMP = Row(
     name="clamp",
     anchor=aten.clamp.default,

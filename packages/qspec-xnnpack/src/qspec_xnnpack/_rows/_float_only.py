@@ -1,4 +1,4 @@
-"""Operators that ExecuTorch's XNNPACK delegate executes in float only (1.5.1), each with the reason coverage quotes."""
+"""Operators without integer kernel in ExecuTorch's XNNPACK delegate (1.5.1), each with the reason for coverage."""
 
 import torch
 from torch._ops import OpOverload
@@ -6,7 +6,7 @@ from torch._ops import OpOverload
 __all__ = ["FLOAT_ONLY"]
 
 aten = torch.ops.aten
-_FLOAT_KERNEL = "XNNPACK's delegate has a float kernel for it, and no int8 one"
+_FLOAT_KERNEL = "XNNPACK's delegate has a float kernel for it and no int8 kernel"
 _DELEGATED_IN_FLOAT: tuple[OpOverload, ...] = (
     aten.abs.default,
     aten.avg_pool2d.default,
@@ -41,7 +41,7 @@ _DELEGATED_IN_FLOAT: tuple[OpOverload, ...] = (
     aten.tanh.default,
     aten.upsample_bilinear2d.vec,
 )
-_NO_KERNEL = "XNNPACK's delegate does not take it at all"
+_NO_KERNEL = "XNNPACK's delegate has no kernel for it; ExecuTorch's portable kernels run it in float"
 _NOT_DELEGATED: tuple[OpOverload, ...] = (
     aten.baddbmm.default,
     aten.conv3d.default,
@@ -49,10 +49,10 @@ _NOT_DELEGATED: tuple[OpOverload, ...] = (
     aten.group_norm.default,
     aten.layer_norm.default,
 )
-_VIEW = "of a shape known beforehand it becomes a view; the delegate takes no other"
+_VIEW = "the delegate takes it only as a view, and so only if the shape is known before the model runs"
 _SQUEEZES: tuple[OpOverload, ...] = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
-_MEAN = "XNNPACK's delegate averages over height and width alone"
-_RECURRENT = "ExecuTorch takes it apart after quantization, and its products run in float"
+_MEAN = "XNNPACK's delegate averages over height and width only"
+_RECURRENT = "ExecuTorch decomposes it after quantization, and its products run in float"
 _RECURRENTS: tuple[OpOverload, ...] = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 FLOAT_ONLY: dict[OpOverload, str] = {
     **dict.fromkeys(_DELEGATED_IN_FLOAT, _FLOAT_KERNEL),

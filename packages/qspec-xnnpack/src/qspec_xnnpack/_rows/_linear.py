@@ -4,7 +4,7 @@ import torch
 
 from qspec_core.patterns import DELEGATED, Flow, Mode, Row, activation, bias, weight
 from qspec_xnnpack._rows._checks import constant_bias
-from qspec_xnnpack._rows._clamps import HARDTANH, RELU
+from qspec_xnnpack._rows._post_ops import HARDTANH, RELU
 from qspec_xnnpack._rows._specs import by_token, whole_groups
 
 __all__ = ["ROWS"]

@@ -1,16 +1,15 @@
-"""Pooling family: means over height and width, and maxima."""
+"""Pooling family: means over height and width, and maximum pools."""
 
 import torch
 from torch.fx import Node
 
 from qspec_core.graph import argument, expand_integers
-from qspec_core.patterns import DELEGATED, Flow, Mode, Reason, Row, activation
+from qspec_core.patterns import DELEGATED, Flow, Reason, Row, activation
 from qspec_xnnpack._rows._checks import shape_of, static_shape
 
 __all__ = ["ROWS"]
 
 aten = torch.ops.aten
-_STATIC = frozenset({Mode.STATIC})
 
 
 def _batched_image(node: Node) -> Reason | None:
@@ -62,7 +61,7 @@ ADAPTIVE_AVG_POOL2D = Row(
     operands=(activation("self"),),
     flow=Flow.JOINS,
     lower=DELEGATED,
-    # The delegate knows it as the mean over height and width into which it decomposes.
+    # It decomposes into a mean over height and width, which the delegate takes.
     checks=(_batched_image, _to_one_pixel),
 )
 MAX_POOL2D = Row(

@@ -1,4 +1,4 @@
-"""Operators that move integers without arithmetic: input and output have one scale and zero point."""
+"""Shape family: operators that move integers without arithmetic; input and output share scale and zero point."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def _distinct_tensors(node: Node) -> Reason | None:
     return (
         None
         if distinct == len(tensors) and distinct > 1
-        else Reason.unsupported("it joins one tensor, or one of them twice")
+        else Reason.unsupported("it concatenates one tensor only, or one of them twice")
     )
 
 
@@ -35,20 +35,22 @@ def _unit_step(node: Node) -> Reason | None:
 def _trailing_dimension(node: Node) -> Reason | None:
     dim, shape = argument(node, "dim"), shape_of(argument(node, "self"))
     fits = dim == -1 or (shape is not None and dim == len(shape))
-    return None if fits else Reason.unsupported(f"dim={dim} is not behind the last one")
+    return None if fits else Reason.unsupported(f"dim={dim} is not after the last one")
 
 
 def _in_place(node: Node) -> Reason | None:
-    """A reshape of a permuted tensor decomposes into a copy, for which the delegate has a float kernel only."""
+    """Decline a reshape of a permuted tensor: it decomposes into a copy, and the delegate copies in float only."""
     source = argument(node, "self")
     value = source.meta.get("val") if isinstance(source, Node) else None
     if isinstance(value, Tensor) and not value.is_contiguous():
-        return Reason(ReasonCode.NO_INTEGER_KERNEL, "its input is permuted, and the delegate copies it in float")
+        return Reason(
+            ReasonCode.NO_INTEGER_KERNEL, "its input is permuted, and the delegate copies permuted tensors in float"
+        )
     return None
 
 
 def _shares(name: str, anchor: OpOverload, *checks: Check, operand: Operand | None = None) -> Row:
-    """A row that hands integers on."""
+    """A row that passes integers on."""
     return Row(
         name=name,
         anchor=anchor,

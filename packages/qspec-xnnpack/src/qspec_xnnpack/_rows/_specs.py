@@ -1,4 +1,4 @@
-"""What the kernels take of a configuration, operand by operand."""
+"""Checks and forms of the configured specs, operand by operand."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 FOUR_BITS = (-8, 7)
-"""The range by which the delegate knows weights of four bits."""
+"""Range that marks weights as 4 bits wide for the delegate."""
 _BY_TOKEN = AffineQuantizedPlaceholderObserver.with_args(
     mapping_type=MappingType.ASYMMETRIC, target_dtype=torch.int8, granularity=PerToken()
 )
@@ -45,57 +45,60 @@ def has_four_bits(spec: QuantizationSpec) -> bool:
 
 @lru_cache
 def granularity(spec: QuantizationSpec) -> Granularity | None:
-    """What elements have a scale in common, where the observer says so; those that know one way alone do not."""
+    """Which elements share a scale, if the observer has such an attribute; observers of one fixed kind have none."""
     found = getattr(build_observer(spec), "granularity", None)
     return found if isinstance(found, Granularity) else None
 
 
 def group_size(spec: QuantizationSpec) -> int | None:
-    """Weights of one input row that have one scale; None where it is not by groups."""
+    """Number of weights that share a scale along the input features; None if the spec is not by groups."""
     found = granularity(spec)
     return found.group_size if isinstance(found, PerGroup) else None
 
 
 def by_token(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
-    """Dynamic input of a linear layer: the delegate finds parameters for each row, whatever the graph says, so that the
-    graph is made to say so too."""
+    """Give the dynamic input of a linear layer one scale for each row. The delegate computes that whatever the graph
+    says, so the converted graph says the same."""
     return replace(spec, observer_or_fake_quant_ctr=_BY_TOKEN) if spec.is_dynamic else spec
 
 
 def one_image(node: Node, spec: QuantizationSpec) -> Reason | None:
-    """Dynamic input of a convolution: the delegate finds parameters for each image, and the graph one pair for all."""
+    """Decline dynamic convolutions of several images: the delegate finds one scale for each image, the graph one for
+    all. Depthwise ones have no dynamic kernel."""
     if not spec.is_dynamic:
         return None
     shape, weight = shape_of(argument(node, "input")), shape_of(argument(node, "weight"))
     if shape is not None and shape[0] != 1:
-        return Reason.unsupported(f"dynamic, with a batch of {shape[0]}: the delegate quantizes each image by itself")
+        return Reason.unsupported(f"dynamic, with a batch of {shape[0]}: the delegate finds one scale for each image")
     groups = argument(node, "groups")
     if weight is not None and groups > 1 and weight[1] == 1:
         return Reason.unsupported(
-            "dynamic and depthwise, and the delegate has that kernel for static quantization only"
+            "dynamic and depthwise: the delegate has a depthwise kernel for static quantization only"
         )
     return None
 
 
 def eight_bits(node: Node, spec: QuantizationSpec) -> Reason | None:
-    """Weight of a convolution."""
+    """Decline weights of 4 bits, and scales by groups, for a convolution."""
     if has_four_bits(spec) or group_size(spec) is not None:
-        return Reason.unsupported("weights of 4 bits, or with a scale for each group, are for linear layers")
+        return Reason.unsupported("weights of 4 bits, and weights with a scale for each group, are for linear layers")
     return None
 
 
 def one_group(node: Node, spec: QuantizationSpec) -> Reason | None:
-    """Weight of a transposed convolution. With a scale for each output channel, and groups, the kernel would find the
+    """Decline a transposed convolution with groups and a scale for each output channel: the kernel would read the
     scales along the wrong dimension."""
     groups = argument(node, "groups")
     if groups > 1 and spec.qscheme is torch.per_channel_symmetric:
-        return Reason.unsupported(f"groups={groups}, and with a scale for each channel the transposed kernel takes 1")
+        return Reason.unsupported(
+            f"groups={groups}: with a scale for each channel, the transposed kernel takes groups=1"
+        )
     return eight_bits(node, spec)
 
 
 def whole_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
-    """Weight of a linear layer."""
+    """Decline scales by groups for a linear layer whose input features are not a multiple of the group size."""
     size, shape = group_size(spec), shape_of(argument(node, "weight"))
     if size is None or shape is None or shape[1] % size == 0:
         return None
-    return Reason.unsupported(f"{shape[1]} input features are no whole number of groups of {size}")
+    return Reason.unsupported(f"{shape[1]} input features are not a multiple of group_size={size}")

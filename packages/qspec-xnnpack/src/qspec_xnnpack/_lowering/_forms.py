@@ -1,4 +1,4 @@
-"""Forms of operators that the delegate takes, in place of equal ones that it refuses."""
+"""Rewrites of operators into equal forms that the delegate takes."""
 
 import math
 
@@ -15,16 +15,17 @@ aten = torch.ops.aten
 _IMAGE_RANK = 4
 _SQUEEZES = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default)
 _LARGEST = 3.4028235e15
-"""Largest number that becomes a tensor: a scale of the whole range of float32 would leave one level to all else."""
+"""Largest number that becomes a tensor: with a scale for the whole range of float32, all other values would share one
+level."""
 
 
 def to_delegate_form(module: GraphModule) -> None:
     """Bring an owned graph to canonical form, in place, and then to the forms that the delegate takes.
 
-    A mean over height and width that drops them becomes one that keeps them, and a view. Dimensions of size 1 are
-    dropped, and added elsewhere than behind the last, by a view. Items along a dimension become slices of size 1, less
-    that dimension. ELU has its alpha written out as a float: the delegate reads it from the call, and export leaves out
-    what equals the default, the integer 1.
+    - A mean over height and width that drops them becomes a mean that keeps them, then a view.
+    - `squeeze`, and `unsqueeze` except after the last dimension, become views.
+    - `unbind` becomes slices of size 1, then views.
+    - ELU gets its alpha as a float: the delegate reads it from the call, and export leaves out the default, integer 1.
 
     Args:
         module: an exported or converted graph module that the caller owns.
@@ -45,8 +46,8 @@ def to_delegate_form(module: GraphModule) -> None:
 
 
 def numbers_to_tensors(module: GraphModule) -> None:
-    """Make a constant tensor of each number that is added to, or multiplied with, a tensor: integers of the tensor can
-    then be added or multiplied, and the number, at the end of its own range, is one of them.
+    """Replace each number that is added to or multiplied with a tensor by a constant tensor, which can be quantized.
+    The number is the end of its own range, so it is quantized exactly.
 
     Args:
         module: an exported graph module in canonical form that the caller owns.
@@ -82,6 +83,7 @@ def _write_as_slices(module: GraphModule, unbind: Node) -> None:
     dim = argument(unbind, "dim") % whole.dim()
     for item in list(unbind.users):
         index = item.args[1] % whole.shape[dim]  # every reader takes one item: export writes nothing else
+        # (..., size, ...) -> (..., 1, ...) -> (..., ...)
         with module.graph.inserting_before(item):
             part = module.graph.call_function(aten.slice.Tensor, (source, dim, index, index + 1))
         part.meta = {**item.meta, "val": whole.narrow(dim, index, 1)}
@@ -101,6 +103,7 @@ def _drops_pixels(node: Node) -> bool:
 
 def _keep_pixels(module: GraphModule, mean: Node) -> None:
     value: Tensor = mean.meta["val"]
+    # mean: (n, c, h, w) -> (n, c, 1, 1); view: -> (n, c)
     with module.graph.inserting_after(mean):
         flat = module.graph.call_function(aten.view.default, (mean, list(value.shape)))
     flat.meta = dict(mean.meta)

@@ -1,4 +1,4 @@
-"""The lowered module: a .pte program in memory, run by ExecuTorch's runtime."""
+"""Lowered module: a .pte program in memory that ExecuTorch's runtime executes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ Execute = Callable[[Sequence[Any]], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Delegation:
-    """What the delegate took.
+    """Parts of the program that the delegate executes.
 
     Args:
         delegates: number of calls into the delegate.
-        outside: operators that run outside it, input quantize and output dequantize included.
+        outside: operators that run outside it, with the quantize of inputs and the dequantize of outputs if they do.
         rows: label of each row that runs in integers, by the name of its anchor in the converted graph.
     """
 
@@ -32,12 +32,12 @@ class Delegation:
 
 @dataclass(frozen=True)
 class Signature:
-    """What the program was compiled for.
+    """Inputs and outputs that the program was compiled for.
 
     Args:
         in_spec: structure of `(args, kwargs)`, from the exported program.
         out_spec: structure of the result.
-        inputs: shape and dtype of each tensor among the flat inputs; the value itself where it is no tensor.
+        inputs: for each flat input, shape and dtype of a tensor; any other value itself.
     """
 
     in_spec: Any  # torch's pytree specs have no public name
@@ -46,13 +46,13 @@ class Signature:
 
 
 class XNNPACKProgram(nn.Module):
-    """Runs a .pte program. It can be copied and pickled; the runtime loads the program anew in each copy.
+    """Module that runs a .pte program. It can be copied and pickled; the runtime loads the program again in each copy.
 
     Args:
-        buffer: the .pte file's content.
-        signature: what the program takes and returns.
-        delegation: what the delegate took.
-        load: makes the runtime load a buffer; returns what executes it.
+        buffer: content of the .pte file.
+        signature: inputs and outputs of the program.
+        delegation: parts that the delegate executes.
+        load: loads a buffer into the runtime and returns the function that executes it.
     """
 
     def __init__(
@@ -68,20 +68,20 @@ class XNNPACKProgram(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program on inputs of the shapes that it was lowered for.
 
-        Raises: GraphError: an input has another structure, shape or dtype.
+        Raises: GraphError: the structure, a shape or a dtype differs from that of the example inputs.
         """
         inputs = self._flat_inputs(args, kwargs)
         outputs = self.load()(inputs)
         return self.signature.out_spec.unflatten(list(outputs))
 
     def load(self) -> Execute:
-        """Let the runtime load the program, if it has not yet; returns what executes flat inputs."""
+        """Load the program into the runtime, once, and return the function that executes flat inputs."""
         if self._execute is None:
             self._execute = self._load(self.buffer)
         return self._execute
 
     def write_package(self, path: str | Path) -> Path:
-        """Write the .pte file; one that is there is replaced."""
+        """Write the .pte file, over an existing one, and return its path."""
         path = Path(path)
         path.write_bytes(self.buffer)
         return path
@@ -94,22 +94,22 @@ class XNNPACKProgram(nn.Module):
         return XNNPACKProgram(self.buffer, self.signature, self.delegation, self._load)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_execute": None}  # what the runtime holds lives in this process alone
+        return {**self.__dict__, "_execute": None}  # the runtime's handle is valid in this process only
 
     def _flat_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         try:
             flat = self.signature.in_spec.flatten_up_to((args, kwargs))
         except ValueError as error:
-            raise _unlike("inputs of another structure", str(error), str(self.signature.in_spec)) from error
+            raise _misfit("inputs of another structure", str(error), str(self.signature.in_spec)) from error
         for index, (given, known) in enumerate(zip(flat, self.signature.inputs, strict=True)):
             if _likeness(given) != known:
-                raise _unlike(f"another input {index}", _likeness(given), known)
+                raise _misfit(f"input {index} with a shape or dtype that it does not take", _likeness(given), known)
         return [value.contiguous() if isinstance(value, Tensor) else value for value in flat]
 
 
 @dataclass(frozen=True)
 class _TensorLike:
-    """What a program fixes of a tensor."""
+    """Shape and dtype of an input tensor, which a program fixes."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -119,7 +119,7 @@ class _TensorLike:
 
 
 def _likeness(value: Any) -> Any:  # whatever a model takes
-    """Shape and dtype of a tensor; anything else itself, since export makes a constant of it."""
+    """Shape and dtype of a tensor; any other value itself, because export makes it a constant."""
     return _TensorLike(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
 
 
@@ -129,7 +129,7 @@ def signature_of(in_spec: Any, out_spec: Any, example_inputs: tuple[Any, ...]) -
     return Signature(in_spec, out_spec, tuple(map(_likeness, flat)))
 
 
-def _unlike(what: str, found: object, expected: object) -> GraphError:
+def _misfit(what: str, found: object, expected: object) -> GraphError:
     return GraphError(
         f"the lowered program was given {what}",
         found=found,

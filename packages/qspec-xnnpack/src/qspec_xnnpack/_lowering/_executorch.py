@@ -1,4 +1,4 @@
-"""The one module that touches ExecuTorch, imported inside its functions: quantizing and converting need only torch."""
+"""Calls of ExecuTorch, which is imported inside functions only: quantizing and converting need torch alone."""
 
 import contextlib
 import logging
@@ -16,9 +16,9 @@ from qspec_core import BackendError, LoweringError
 __all__ = ["TESTED", "Compiled", "Refusal", "UntestedExecuTorchWarning", "compile_program", "load_program"]
 
 TESTED = ((1, 5), (1, 6))
-"""Versions of ExecuTorch that this package is tested on: from the first, up to but without the second."""
+"""Versions of ExecuTorch that this package is tested on: from the first, below the second."""
 CUSTOM_KEY = "qspec_row"
-"""Key under `meta["custom"]`, the one place that export and ExecuTorch's passes hand through, of a row's anchor."""
+"""Key of a row's anchor in `meta["custom"]`, the one entry that export and ExecuTorch's passes keep."""
 _DELEGATE_CALL = "executorch_call_delegate"
 _WEIGHT_DEQUANTIZES = ("dequantize_per_channel", "dequantize_per_channel_group", "dequantize_affine")
 
@@ -29,13 +29,13 @@ class UntestedExecuTorchWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Refusal:
-    """An operator that was quantized and that the delegate does not run in integers.
+    """A quantized operator that the delegate does not run in integers.
 
     Args:
-        anchor: name of the row's anchor in the converted graph; None for an operator of no row.
+        anchor: name of the row's anchor in the converted graph; None if the operator belongs to no row.
         operator: the edge operator.
-        cause: why, in the delegate's own words where it gave some.
-        node: the edge program's node.
+        cause: the partitioner's reason if it logged one.
+        node: the node in the edge program.
     """
 
     anchor: str | None
@@ -52,10 +52,10 @@ class Compiled:
         manager: ExecuTorch's program manager.
         delegates: number of calls into the delegate.
         outside: operators that run outside it.
-        refusals: what was quantized and does not run in integers.
+        refusals: quantized operators that do not run in integers.
     """
 
-    manager: Any  # executorch.exir.EdgeProgramManager, which this module must not import to be imported
+    manager: Any  # executorch.exir.EdgeProgramManager; this module imports without ExecuTorch
     delegates: int
     outside: tuple[str, ...]
     refusals: tuple[Refusal, ...]
@@ -73,25 +73,25 @@ class Compiled:
                 "ExecuTorch cannot write the program",
                 found=str(error),
                 expected=f"portable kernels for the operators outside the delegate: {', '.join(self.outside)}",
-                remedy="leave out of quantization, or rewrite, the operators that ExecuTorch has no kernel for",
+                remedy="rewrite the operators that ExecuTorch has no kernel for",
             ) from error
 
 
 def compile_program(program: torch.export.ExportedProgram) -> Compiled:
-    """Lower an exported program to ExecuTorch's edge dialect and hand what it takes to XNNPACK's delegate.
+    """Lower an exported program to ExecuTorch's edge dialect and partition it for XNNPACK's delegate.
 
     Args:
         program: quantized program; its rows' nodes carry their anchor's name under `CUSTOM_KEY`.
     Raises: BackendError: ExecuTorch is not installed.
     """
     _require()
-    with _quiet(), _overheard() as causes:
+    with _quiet(), _refusal_causes() as causes:
         from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
         from executorch.backends.xnnpack.partition.config.generic_node_configs import EluConfig
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        # The delegate has a kernel for ELU that the partitioner's own list leaves out.
+        # The delegate has a kernel for ELU that is missing in the partitioner's own list.
         partitioner = XnnpackPartitioner(configs=list(dict.fromkeys([*ALL_PARTITIONER_CONFIGS, EluConfig])))
         manager = to_edge_transform_and_lower(program, partitioner=[partitioner])
         module = manager.exported_program().graph_module
@@ -103,7 +103,7 @@ def compile_program(program: torch.export.ExportedProgram) -> Compiled:
 
 
 def load_program(buffer: bytes) -> "_Method":
-    """Let ExecuTorch's runtime load a .pte program.
+    """Load a .pte program into ExecuTorch's runtime.
 
     Raises:
         BackendError: ExecuTorch is not installed.
@@ -120,20 +120,20 @@ def load_program(buffer: bytes) -> "_Method":
             raise LoweringError(
                 "ExecuTorch's runtime refuses the program",
                 found=str(error),
-                remedy="look at scales that are far apart: XNNPACK creates no kernel for them; exclude their layers",
+                remedy="exclude layers whose input and output scales are far apart: XNNPACK creates no kernel for them",
             ) from error
     return _Method(buffer, program, method)
 
 
 class _Method:
-    """A loaded program; it keeps alive the buffer that the runtime reads from."""
+    """A loaded program. It keeps the buffer alive, which the runtime reads from."""
 
     def __init__(self, buffer: bytes, program: Any, method: Any) -> None:  # ExecuTorch's own classes
         self._held = (buffer, program)
         self._method = method
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Execute on flat inputs; returns flat outputs, which are the caller's.
+        """Execute on flat inputs; returns flat outputs, which belong to the caller.
 
         Raises: LoweringError: the runtime fails.
         """
@@ -152,8 +152,8 @@ _warned = False
 
 
 def _require() -> None:
-    """Check that ExecuTorch is there; warn once if its version is not one that was tested."""
-    global _warned  # "once" is a fact of the process
+    """Check that ExecuTorch is installed; warn once if its version was not tested."""
+    global _warned  # once for each process
     try:
         with _quiet(), _muted():
             import executorch.backends.xnnpack.partition.xnnpack_partitioner
@@ -184,7 +184,7 @@ def _range() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what ExecuTorch, and what it imports, warns of: nothing there is the user's to change."""
+    """Ignore warnings of ExecuTorch and its imports, which a user cannot act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -192,7 +192,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _muted() -> Iterator[None]:
-    """Hold back log lines up to warnings: importing ExecuTorch logs which libraries of torchao it could not load."""
+    """Disable logging up to warnings: importing ExecuTorch logs which libraries of torchao it could not load."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -202,22 +202,22 @@ def _muted() -> Iterator[None]:
 
 
 class _Listener(logging.Handler):
-    """Collects why the partitioner's rules turned a node down."""
+    """Log handler that collects why the partitioner's rules refused nodes."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.causes: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Read the node and the reason from the object that was logged; both are its public attributes."""
+        """Read the node and the reason from the logged object; both are public attributes."""
         node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
         if isinstance(node, Node) and reason:
             self.causes.setdefault(node.name, str(reason))
 
 
 @contextlib.contextmanager
-def _overheard() -> Iterator[Mapping[str, str]]:
-    """Cause of each node that the partitioner turned down, by the node's name."""
+def _refusal_causes() -> Iterator[Mapping[str, str]]:
+    """Collect why the partitioner refused nodes, by node name."""
     logger = logging.getLogger("executorch.backends.xnnpack.partition.config")
     listener, level, propagate = _Listener(), logger.level, logger.propagate
     logger.addHandler(listener)
@@ -232,7 +232,7 @@ def _overheard() -> Iterator[Mapping[str, str]]:
 
 
 def _name(node: Node) -> str:
-    """`convolution` for the edge operator `aten.convolution.default`."""
+    """Short name of an edge operator: `convolution` for `aten.convolution.default`."""
     schema = getattr(node.target, "_schema", None)  # edge operators have no public name for it
     name = getattr(node.target, "__name__", str(node.target)) if schema is None else schema.name
     return str(name).rpartition("::")[2]
@@ -254,8 +254,8 @@ def _refused_outside(outside: Sequence[Node], causes: Mapping[str, str]) -> Iter
 
 
 def _computed_in_float(module: GraphModule, delegates: Sequence[Node]) -> Iterator[Refusal]:
-    """Operators of rows inside a delegate whose quantizes and dequantizes stand on their own there: the delegate takes
-    them, and computes in float between them."""
+    """Operators of rows inside a delegate whose quantizes and dequantizes are separate nodes there: the delegate
+    computes in float between them."""
     from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant, is_tagged_as_implicit_q_dq
 
     for call in delegates:

@@ -1,4 +1,4 @@
-"""Attention as the delegate runs it: two batched products with a softmax between them."""
+"""Attention in the form that the delegate runs: two batched products with a softmax between them."""
 
 import math
 
@@ -13,17 +13,17 @@ __all__ = ["attention_to_products"]
 
 aten = torch.ops.aten
 _HIDES = torch.finfo(torch.float32).min / 2
-"""Added to the score of a key that a query must not see: its weight is exactly 0, without an infinity on the way."""
+"""Added to the score of a key that a query must not see: its weight becomes exactly 0, without infinite values."""
 
 
 def attention_to_products(module: GraphModule) -> None:
-    """Take apart, in place, what computes attention in one call.
+    """Decompose calls of `scaled_dot_product_attention`, in place.
 
-    ExecuTorch takes it apart too, but guards against queries that see no key, whose result is 0, by a dozen operators
-    over all scores that run outside the delegate. Without a mask, and with the causal one, every query sees the first
-    key; else the mask alone says which see one.
+    ExecuTorch decomposes them too. But it handles queries that see no key, whose result is 0, by a dozen operators over
+    all scores, outside the delegate. Without a mask, or with the causal one, every query sees the first key; otherwise
+    the mask alone says which queries see a key.
 
-    Attention whose masks differ within a batch, or with sizes that vary, is left as it is.
+    Attention whose masks differ within a batch, or whose sizes vary, is not changed.
 
     Args:
         module: a converted graph module that the caller owns.
@@ -36,7 +36,7 @@ def attention_to_products(module: GraphModule) -> None:
 
 
 def _is_plain(node: Node) -> bool:
-    """Whether nothing is random or broadcast, and all sizes are known."""
+    """Whether there is no dropout and no broadcast, and all sizes are known."""
     values = [argument(node, name).meta.get("val") for name in ("query", "key", "value")]
     if not all(isinstance(value, Tensor) and value.dtype is torch.float32 and value.dim() >= 3 for value in values):
         return False
@@ -47,7 +47,7 @@ def _is_plain(node: Node) -> bool:
 
 
 def _has_one_mask(node: Node) -> bool:
-    """Whether there is no mask, or one for the whole batch and all heads, in numbers or in truth values."""
+    """Whether there is no mask, or one mask for the whole batch and all heads, of float32 or bool."""
     mask = argument(node, "attn_mask")
     if mask is None:
         return True
@@ -58,14 +58,14 @@ def _has_one_mask(node: Node) -> bool:
 
 
 class _Products:
-    """Writes one attention as products, in front of the node that computes it."""
+    """Writes one attention as products, before the node that computes it."""
 
     def __init__(self, module: GraphModule, node: Node) -> None:
         self._module, self._node = module, node
         self._first = argument(node, "query")
 
     def replace(self) -> None:
-        """Write them, and let all readers of the node read the result."""
+        """Write the products and replace the node by their result."""
         node, graph = self._node, self._module.graph
         with graph.inserting_before(node):
             result = self._laid_out(self._attention())
@@ -78,6 +78,7 @@ class _Products:
         query, key, value = (self._in_one_batch(argument(node, name)) for name in ("query", "key", "value"))
         scale = argument(node, "scale")
         width = query.meta["val"].shape[-1]
+        # (n, queries, width) @ (n, width, keys) -> scores (n, queries, keys)
         query = self._call(aten.mul.Tensor, query, self._number(1.0 / math.sqrt(width) if scale is None else scale))
         scores = self._call(aten.bmm.default, query, self._call(aten.permute.default, key, [0, 2, 1]))
         if argument(node, "is_causal"):
@@ -87,18 +88,19 @@ class _Products:
         if mask is not None:
             hidden, sees = self._masked(mask)
             scores = self._call(aten.add.Tensor, scores, hidden)
+        # (n, queries, keys) @ (n, keys, value width) -> (n, queries, value width)
         found = self._call(aten.bmm.default, self._call(aten.softmax.int, scores, -1), value)
         if sees is not None:
             found = self._call(aten.mul.Tensor, found, sees)
         return self._call(aten.reshape.default, found, list(shape))
 
     def _masked(self, mask: Node) -> tuple[Node, Node]:
-        """What to add to the scores, (1, queries, keys), and 1 for each query that sees a key, else 0, (1, queries, 1);
-        either may have size 1 where it is the same for all.
+        """Two tensors: what to add to the scores, (1, queries, keys), and 1 for each query that sees a key, else 0,
+        (1, queries, 1). Either may have size 1 instead, where the mask broadcasts.
         """
-        shape = [1, *mask.meta["val"].shape[-2:]]
+        shape = [1, *mask.meta["val"].shape[-2:]]  # (1, ..., 1, queries, keys) -> (1, queries, keys)
         if mask.meta["val"].dtype is torch.bool:
-            # The delegate takes no truth values: they become numbers first.
+            # The delegate takes no bool tensors: they become float32 first.
             seen = self._call(aten.reshape.default, self._call(aten.to.dtype, mask, torch.float32), shape)
             away = self._call(aten.sub.Tensor, seen, self._number(1.0))
             hidden = self._call(aten.mul.Tensor, away, self._number(-_HIDES))
@@ -109,7 +111,7 @@ class _Products:
         return hidden, self._call(aten.amax.default, seen, [-1], True)
 
     def _laid_out(self, result: Node) -> Node:
-        """The result laid out in memory as torch lays it out: what reads it may be a view that no other layout has."""
+        """The result with the strides of torch's own: a reader may be a view that no other strides allow."""
         strides = self._node.meta["val"].stride()
         order = sorted(range(len(strides)), key=strides.__getitem__, reverse=True)
         if order == list(range(len(strides))):
@@ -120,7 +122,7 @@ class _Products:
         return self._call(aten.permute.default, laid, [order.index(dim) for dim in range(len(strides))])
 
     def _in_one_batch(self, source: Node) -> Node:
-        shape = source.meta["val"].shape
+        shape = source.meta["val"].shape  # (batch, heads, length, width) -> (batch * heads, length, width)
         return self._call(aten.reshape.default, source, [math.prod(shape[:-2]), *shape[-2:]])
 
     def _call(self, target: OpOverload, *args: object) -> Node:

@@ -1,4 +1,4 @@
-"""From a converted graph to a .pte program: name the rows, hand the graph to ExecuTorch, check what it took."""
+"""From a converted graph to a .pte program: name the rows, pass the graph to ExecuTorch, check what it delegated."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from qspec_core import BackendError, GraphError, LoweringError, SourceLocation
 from qspec_core.graph import copy_graph_module, gc_paused, wrap_graph
 from qspec_core.lowering import Lowering, match_converted, on_device, quantized_value, require_converted
 from qspec_core.patterns import Match, Role
-from qspec_xnnpack._attention import attention_to_products
-from qspec_xnnpack._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
-from qspec_xnnpack._forms import to_delegate_form
-from qspec_xnnpack._program import Delegation, XNNPACKProgram, signature_of
+from qspec_xnnpack._lowering._attention import attention_to_products
+from qspec_xnnpack._lowering._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
+from qspec_xnnpack._lowering._forms import to_delegate_form
+from qspec_xnnpack._lowering._program import Delegation, XNNPACKProgram, signature_of
 from qspec_xnnpack._rows import TABLE
 
 __all__ = ["TARGETS", "lower", "package"]
@@ -25,17 +25,17 @@ TARGETS = ("any",)
 
 
 def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str = "any") -> XNNPACKProgram:
-    """Compile a converted graph for XNNPACK and load it into ExecuTorch's runtime. The graph is not touched.
+    """Compile a converted graph for XNNPACK and load it into ExecuTorch's runtime. The graph is not changed.
 
     Args:
-        converted: a graph from `convert_pt2e`, or one loaded again from disk.
+        converted: a graph from `convert_pt2e`, or one loaded from disk.
         example_inputs: positional arguments; the program takes inputs of their shapes.
         target: class of the deployment device; there is one.
-    Returns: a module that runs the program; `delegation` says what the delegate took.
+    Returns: a module that runs the program; its `delegation` lists what the delegate executes.
     Raises:
         BackendError: ExecuTorch is not installed, or there is no such target.
         GraphError: the module is not from `convert_pt2e`.
-        LoweringError: the delegate refuses what was quantized, or the runtime refuses the program.
+        LoweringError: the delegate refuses a quantized operator, or the runtime refuses the program.
     """
     if target not in TARGETS:
         raise BackendError(
@@ -60,12 +60,12 @@ def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str =
 
 
 def package(converted: GraphModule, example_inputs: tuple[Any, ...], path: Path, target: str = "any") -> Path:
-    """Write a converted graph as a .pte file, which the runtime has loaded once. The graph is not touched.
+    """Write a converted graph as a .pte file, after the runtime has loaded it once. The graph is not changed.
 
     Args:
         converted: as in `lower`.
         example_inputs: as in `lower`.
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
         target: as in `lower`.
     Returns: the path.
     Raises: as `lower`.
@@ -74,8 +74,8 @@ def package(converted: GraphModule, example_inputs: tuple[Any, ...], path: Path,
 
 
 def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
-    """A canonical copy whose rows' nodes carry their anchor's name, and its rows by that name. Constants that nothing
-    reads are left behind: ExecuTorch would write them into the file."""
+    """Copy a graph in the delegate's form, write the name of its row's anchor on each node, and return the copy with
+    the matches by that name. The copy has no unused constants: ExecuTorch would write them into the file."""
     with gc_paused():
         module = copy_graph_module(converted)
         to_delegate_form(module)
@@ -90,7 +90,7 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
 
 
 def _is_quantized(match: Match, context: Lowering[None]) -> bool:
-    """Whether its row quantized a match: a static one whose result no reader takes as integers was not."""
+    """Whether a match runs in integers: a static one whose result is read as float does not."""
     inputs = (quantized_value(node) for _, node in match.inputs(Role.ACTIVATION))
     return any(found is not None and found.is_dynamic for found in inputs) or context.requantize(match.tail) is not None
 
@@ -109,8 +109,8 @@ def _export(module: GraphModule, example_inputs: tuple[Any, ...]) -> torch.expor
 
 
 def _laid_out(value: Any) -> Any:  # a model's arguments may be of any type
-    """The same arguments on the CPU in the one memory format in which the program takes them: the delegate permutes by
-    itself, and refuses what export writes for the others."""
+    """Arguments on the CPU and contiguous. The delegate permutes tensors itself, and refuses the operators that export
+    writes for other memory formats."""
     if isinstance(value, torch.Tensor):
         return value.cpu().contiguous()
     if type(value) in (tuple, list):
@@ -129,6 +129,6 @@ def _refused(refusals: Sequence[Refusal], matches: Mapping[str, Match]) -> Lower
         f"{what} was quantized, and XNNPACK's delegate does not run it in integers",
         where=SourceLocation.of(match.anchor if match is not None else first.node),
         found=f"{first.operator}: {first.cause}" + (f"; likewise {', '.join(others)}" if others else ""),
-        expected="one delegate that takes every quantized operator",
+        expected="every quantized operator in the delegate",
         remedy="leave the module out: quantizer.set_module_name(<its path>, None)",
     )

@@ -1,15 +1,12 @@
 """Attention in the delegate, against torch's own in the converted graph."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-
-import qspec_core as qspec
-from qspec_xnnpack import XNNPACKProgram
+from xnnpack_support import lowered, quantized, steps
 
 WIDTH, HEADS = 16, 2
 
@@ -49,9 +46,6 @@ class Attention(nn.Module):
 def test_attention_runs_in_the_delegate(
     options: dict[str, Any],
     lengths: tuple[int, int],
-    quantized: Callable[..., qspec.Result],
-    lowered: Callable[[qspec.Result], XNNPACKProgram],
-    steps: Callable[[torch.fx.GraphModule], list[float]],
 ) -> None:
     torch.manual_seed(0)
     x, y = (torch.randn(2, length, WIDTH) for length in lengths)
@@ -79,9 +73,7 @@ def masks() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["some keys", "no key", "numbers", "lowest", "by query"])
-def test_attention_under_a_mask(
-    kind: str, quantized: Callable[..., qspec.Result], lowered: Callable[[qspec.Result], XNNPACKProgram]
-) -> None:
+def test_attention_under_a_mask(kind: str) -> None:
     """A query that sees no key has the result 0 in torch, where -inf or False hides it."""
     torch.manual_seed(0)
     mask, x = masks()[kind], torch.randn(2, 5, WIDTH)
@@ -91,9 +83,7 @@ def test_attention_under_a_mask(
     torch.testing.assert_close(program(x, x), result.converted(x, x), rtol=0, atol=0.05)
 
 
-def test_masks_that_differ_within_a_batch_are_left_to_executorch(
-    quantized: Callable[..., qspec.Result], lowered: Callable[[qspec.Result], XNNPACKProgram]
-) -> None:
+def test_masks_that_differ_within_a_batch_are_left_to_executorch() -> None:
     torch.manual_seed(0)
     mask, x = torch.rand(2, 1, 5, 5) > 0.4, torch.randn(2, 5, WIDTH)
     result = quantized(Attention(attn_mask=mask).eval(), x, x)
@@ -115,9 +105,7 @@ class Unbound(nn.Module):
 
 
 @pytest.mark.parametrize("dim", [2, -2, 1, -1], ids=str)
-def test_items_along_a_dimension_stay_integers(
-    dim: int, quantized: Callable[..., qspec.Result], lowered: Callable[[qspec.Result], XNNPACKProgram]
-) -> None:
+def test_items_along_a_dimension_stay_integers(dim: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, WIDTH)
     result = quantized(Unbound(dim).eval(), x)

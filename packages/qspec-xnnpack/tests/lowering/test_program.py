@@ -1,0 +1,66 @@
+"""The lowered module: the inputs that it takes, copies, and the file that it writes."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from xnnpack_support import IMAGE_INPUT as X
+from xnnpack_support import Block, lowered, quantized
+
+from qspec_core import GraphError, Result
+from qspec_xnnpack import (
+    XNNPACKProgram,
+)
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    torch.manual_seed(0)
+    return quantized(Block().eval(), X)
+
+
+@pytest.fixture(scope="module")
+def program(result: Result) -> XNNPACKProgram:
+    return lowered(result)
+
+
+def test_outputs_of_two_calls_are_apart(program: XNNPACKProgram) -> None:
+    first = program(X)
+    kept = first.clone()
+    program(-X)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch 2.13 warns of its own class
+def test_program_copies_and_pickles(program: XNNPACKProgram) -> None:
+    wanted = program(X)
+    assert torch.equal(copy.deepcopy(program)(X), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(program))(X), wanted)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [(X[..., :8],), (X.double(),), (X[0],), (), (X, X), (1.0,)],
+    ids=["shape", "dtype", "rank", "0", "2", "number"],
+)
+def test_unfit_input_raises(program: XNNPACKProgram, inputs: tuple[object, ...]) -> None:
+    with pytest.raises(GraphError) as caught:
+        program(*inputs)
+    assert "lower again" in caught.value.remedy
+
+
+def test_package_runs_where_only_the_runtime_is(result: Result, tmp_path: Path) -> None:
+    path = result.package(tmp_path / "block.pte")
+    torch.save(X, tmp_path / "x.pt")
+    code = (
+        "import sys, torch; from executorch.runtime import Runtime\n"
+        "program = Runtime.get().load_program(sys.argv[1]); method = program.load_method('forward')\n"
+        "torch.save(method.execute((torch.load(sys.argv[2]),))[0], sys.argv[3]); assert 'qspec_core' not in sys.modules"
+    )
+    paths = [str(path), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
+    subprocess.run([sys.executable, "-c", code, *paths], check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "y.pt"), result.lowered(X))
