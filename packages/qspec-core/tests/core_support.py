@@ -1,4 +1,4 @@
-"""A small device for the tests of core, and references in plain torch that import nothing of what they check."""
+"""A small device for the tests of core, and references in plain torch."""
 
 from collections.abc import Callable, Mapping
 from email.message import Message
@@ -162,6 +162,19 @@ def canonical(exported: GraphModule) -> GraphModule:
     return module
 
 
+def canonical_of(model: nn.Module, *inputs: Tensor, decompose: bool = False, **options: Any) -> GraphModule:
+    """The canonical form of a model, after a check that it computes what the model does."""
+    want = model.eval()(*(x.clone() for x in inputs))
+    program = torch.export.export(model, inputs, **options)
+    exported = (program.run_decompositions() if decompose else program).module()
+    assert isinstance(exported, GraphModule)
+    frozen = Frozen(exported)
+    module = canonical(exported)
+    torch.testing.assert_close(module(*(x.clone() for x in inputs)), want, rtol=1e-5, atol=1e-5)
+    frozen.check()
+    return module
+
+
 def calls(module: GraphModule, *targets: Any) -> list[Node]:
     """Calls of these operators, in graph order; of all where none is given."""
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
@@ -201,12 +214,12 @@ def symmetric_scales(value: Tensor) -> Tensor:
 
 
 def at_activation(x: Tensor) -> Tensor:
-    """What a tensor is after quantization over its own range."""
+    """A tensor after quantization over its own range."""
     return simulate(x, *affine_parameters(x), 0, 255)
 
 
 def at_weight(w: Tensor) -> Tensor:
-    """What a weight is after quantization to -128..127, each output channel over its own range."""
+    """A weight after quantization to -128..127, each output channel over its own range."""
     return simulate(w.detach(), symmetric_scales(w), 0, -128, 127)
 
 
@@ -217,7 +230,7 @@ def sqnr(reference: Tensor, found: Tensor) -> float:
 
 
 class Frozen:
-    """How a module was, to compare it with how it is: parameters bitwise, code, and every node's metadata."""
+    """The state of a module, to check later that it did not change: parameters bitwise, code, every node's metadata."""
 
     def __init__(self, module: GraphModule) -> None:
         self.module = module
@@ -273,7 +286,7 @@ def toy_package(converted: GraphModule, example_inputs: tuple[Any, ...], path: P
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str, Any]) -> list[str]:
-    """Stand in for the installed entry points: (group, name, what it loads). Returns the names loaded, as they are."""
+    """Replace the installed entry points by (group, name, loaded object). Returns a list that gets each name loaded."""
     loaded: list[str] = []
 
     class Point(EntryPoint):

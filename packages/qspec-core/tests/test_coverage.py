@@ -49,7 +49,9 @@ def test_check_that_nothing_reads_stays() -> None:
     x = torch.rand(2, 4)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        torch._assert_async(x.sum() > -1e3, "the sum is too small")  # what tracing leaves of a check of values
+        torch._assert_async(
+            x.sum() > -1e3, "the sum is too small"
+        )  # an operator that tracing makes from a check of values
         result: Tensor = self.a(x)
         return result
 

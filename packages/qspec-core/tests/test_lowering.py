@@ -306,7 +306,7 @@ WEIGHT_ROW = replace(LINEAR, name="weight", chains=((),), modes=frozenset({Mode.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_row_for_weights_alone_takes_float_activations_and_no_other_row_does(dtype: torch.dtype) -> None:
+def test_a_weight_only_row_takes_float_activations_and_no_other_row_does(dtype: torch.dtype) -> None:
     rows = table((LINEAR, WEIGHT_ROW))
     prepared = prepare_pt2e(
         export(network().to(dtype), X.to(dtype)), TableQuantizer(rows).set_global(WEIGHT_CONFIG), allow_empty=True

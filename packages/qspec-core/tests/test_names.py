@@ -1,5 +1,4 @@
-"""Names and arguments that people who come from another PT2E stack have in their code: what they call must be callable
-as they call it."""
+"""Names and arguments that code written for another PT2E stack uses: these calls must work."""
 
 import inspect
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Passes for who composes a flow from parts, on graphs put together by hand."""
+"""Passes for anyone who composes a flow from parts, on graphs made by hand."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def dynamic(_: Any, x: Tensor) -> tuple[Tensor, ...]:
     return torch.tanh(y), torch.sigmoid(y)
 
 
-def test_dequantize_with_a_scale_of_the_moment_stays_one() -> None:
+def test_dequantize_with_a_dynamic_scale_is_not_duplicated() -> None:
     module = export(Net(dynamic), torch.randn(4))
     for node in calls(module, aten.tanh.default, aten.sigmoid.default):
         annotate(node, node.all_input_nodes[0])
@@ -70,7 +70,7 @@ def tagged(module: GraphModule) -> dict[str, str]:
     return {node.name: node.meta["quantization_tag"] for node in module.graph.nodes if "quantization_tag" in node.meta}
 
 
-def test_notes_of_readers_and_producers_are_handed_on() -> None:
+def test_metadata_of_readers_and_producers_is_copied() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:  # a buffer by name
         y = torch.tanh(DEQUANTIZE(QUANTIZE(x, *LIMITS), *LIMITS))
         w = DEQUANTIZE(QUANTIZE(m.w, *LIMITS), *LIMITS)
@@ -93,7 +93,7 @@ def test_notes_of_readers_and_producers_are_handed_on() -> None:
     assert dq_w.meta["stack_trace"] == add.meta["stack_trace"]
 
 
-def test_what_finds_a_scale_of_the_moment_has_the_notes_of_the_reader() -> None:
+def test_choose_qparams_gets_the_metadata_of_the_reader() -> None:
     module = export(Net(dynamic), torch.randn(4))
     (x,) = module.graph.find_nodes(op="placeholder")
     tanh = one(module, aten.tanh.default)
@@ -130,7 +130,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(module(x), (x - w, x + w.exp()), strict=True))
 
 
-def test_what_the_graph_writes_to_is_no_constant() -> None:
+def test_mutated_buffer_is_not_constant() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:  # a buffer by name
         y: Tensor = x + m.state.neg()
         m.state.add_(1)
@@ -141,7 +141,7 @@ def test_what_the_graph_writes_to_is_no_constant() -> None:
     assert [module(torch.zeros(2)).tolist() for _ in range(2)] == [[0.0, 0.0], [-1.0, -1.0]]
 
 
-def test_reference_representation_has_the_name_of_the_field() -> None:
+def test_reference_representation_has_its_pt2e_name() -> None:
     x = torch.randn(8, 4)
     converted = quantized(export(torch.nn.Linear(4, 4), x), (x,))
     assert torch.equal(reference_representation_rewrite(converted)(x), to_reference(converted)(x))

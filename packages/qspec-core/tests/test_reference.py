@@ -1,4 +1,4 @@
-"""The integer-arithmetic form: exactly what plain integers give, and a step from the converted graph at most."""
+"""The integer-arithmetic form: equal to NumPy integers, and at most a step from the converted graph."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -166,7 +166,7 @@ def test_sum_of_two_scales_is_what_integers_give(output: bool, alpha: int) -> No
     found = reference(x, y).numpy()
     step = steps["relu"][0] if output else 1e-5
     assert np.abs(found - want).max() <= step * 1.001
-    assert np.mean(np.abs(found - want) > 1e-5) < 0.02  # exact but for values between two integers
+    assert np.mean(np.abs(found - want) > 1e-5) < 0.02  # exact except for values between two integers
     summands = [node.meta["val"].dtype for node in calls(reference, aten.sub.Tensor)]
     assert torch.int32 in summands
 

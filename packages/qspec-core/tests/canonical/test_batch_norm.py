@@ -1,4 +1,4 @@
-"""Batch norms folded into the layer before them: the values of the float model, and nothing of the user's changed."""
+"""Batch norms folded into the layer before them: the values of the float model stay, and the user's model too."""
 
 from typing import Any
 

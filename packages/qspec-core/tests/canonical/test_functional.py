@@ -1,4 +1,4 @@
-"""In-place operators become functional exactly where no later reader can tell."""
+"""In-place operators become functional exactly where no later reader sees the difference."""
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def test_stays_where_a_later_reader_sees_the_write(function: object) -> None:
 
 
 def test_alias_by_dropout_keeps_its_values() -> None:
-    """The write may go where torch exported the later reader behind it, as 2.14 does and 2.13 does not."""
+    """The write may become functional if torch exported the later reader after it, as 2.14 does and 2.13 does not."""
     check(alias_by_dropout, functional=None, grad=False)
 
 
@@ -190,7 +190,7 @@ def test_masks_and_indices_do_not_count_as_another_dtype() -> None:
     check(masked, functional=True)
 
 
-def test_operator_without_functional_twin_stays() -> None:
+def test_operator_without_functional_form_stays() -> None:
     module = check(lambda self, x: linear(self, x).zero_() + x, functional=True)
     assert len(calls(module, torch.ops.aten.zero.default)) == 1
     check(lambda self, x: linear(self, x).uniform_(0.0, 0.0) + x, functional=True)

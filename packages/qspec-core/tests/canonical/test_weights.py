@@ -1,4 +1,4 @@
-"""Weights that follow from parameters alone become constants: the layer is quantized, the values stay."""
+"""Weights computed from parameters only become constants: the layer is quantized, the values stay."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def test_weight_norm_of_a_decomposed_linear_is_quantized() -> None:
     assert sqnr(model(x).detach(), converted(x).detach()) > 30
 
 
-def test_matrix_that_is_only_laid_out_anew_is_not_copied() -> None:
+def test_view_of_a_matrix_is_not_copied() -> None:
     model = Net(lambda self, x: torch.addmm(self.b, x, self.w.t()), w=nn.Parameter(torch.randn(5, 4)), b=torch.randn(5))
     module = fold(model, torch.randn(2, 4))
     assert calls(module, aten.t.default)
@@ -90,12 +90,12 @@ def test_slices_of_a_fused_projection() -> None:
         assert torch.equal(torch.cat([part for part in found if part is not None]), whole)
 
 
-def test_what_is_random_stays() -> None:
+def test_random_weight_stays() -> None:
     module = fold_only(Net(lambda m, x: F.linear(x, torch.rand_like(m.weight)), weight=nn.Parameter(torch.rand(3, 4))))
     assert constants(module) == [None]
 
 
-def test_what_the_model_writes_to_stays() -> None:
+def test_weight_from_a_mutated_buffer_stays() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         m.state.add_(1)
         return F.linear(x, m.state * 2)
@@ -104,7 +104,7 @@ def test_what_the_model_writes_to_stays() -> None:
     assert constants(module) == [None]
 
 
-def test_what_is_quantized_already_stays() -> None:
+def test_dequantized_weight_stays() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         weight = decomposed.dequantize_per_tensor(m.integers, 0.1, 0, -128, 127, torch.int8)
         return F.linear(x, weight.reshape(3, 4))
@@ -113,7 +113,7 @@ def test_what_is_quantized_already_stays() -> None:
     assert constants(module) == [None]
 
 
-def test_what_follows_from_an_input_stays() -> None:
+def test_weight_that_depends_on_an_input_stays() -> None:
     module = fold_only(Net(lambda m, x: F.linear(x, m.weight * x.sum()), weight=nn.Parameter(torch.rand(3, 4))))
     assert constants(module) == [None]
 

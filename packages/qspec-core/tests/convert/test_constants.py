@@ -1,4 +1,4 @@
-"""Constants in converted graphs: stored once, observed all, quantized in plain torch's arithmetic."""
+"""Constants in converted graphs: all observed, stored once, quantized as plain torch does."""
 
 from typing import Any
 
@@ -112,7 +112,7 @@ class Difference(Quantizer):
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_what_follows_from_constants_is_stored_as_integers(calibrated: bool) -> None:
+def test_expression_of_constants_is_stored_as_integers(calibrated: bool) -> None:
     w, x = torch.randn(3, 4), torch.randn(4, 3)
     exported = export(Net(lambda m, x: x - m.w.t() * 2, w=w), x)
     frozen = Frozen(exported)

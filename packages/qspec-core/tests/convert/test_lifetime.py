@@ -1,4 +1,4 @@
-"""What a prepared and a converted module go through after they are made: copies, disks, state, metadata, exports."""
+"""Prepared and converted modules in use: copies, files, state, metadata, exports."""
 
 import copy
 import io
@@ -49,7 +49,7 @@ def test_copies_compute_alike_and_apart() -> None:
     assert coverage(again) == coverage(converted)
 
 
-def test_copies_of_control_flow_hold_bodies_of_their_own() -> None:
+def test_copies_of_control_flow_have_their_own_bodies() -> None:
     x = torch.randn(3, 4)
     prepared = prepare_pt2e(export(Net(region, inner=nn.Linear(4, 4)), x), quantizer())
     copied = copy.deepcopy(prepared)

@@ -1,4 +1,4 @@
-"""`quantization_tag` and source lines: what quantizers note on operators reaches the nodes made for them."""
+"""`quantization_tag` and source lines of operators are copied to the nodes made for them."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ TAG = "quantization_tag"
 
 
 class Tagging(Quantizer):
-    """Annotates and tags both linear layers, their weights too; what is between them stays as it is."""
+    """Annotates and tags both linear layers, their weights too; operators between them stay as they are."""
 
     def __init__(self, act: QuantizationSpec, output: bool) -> None:
         self.act, self.output = act, output
@@ -58,7 +58,7 @@ def test_static_tags() -> None:
     assert [node.meta[TAG] for node in frozen] == ["linear 0", "linear 1"]
 
 
-def test_output_without_a_spec_hands_on_nothing() -> None:
+def test_output_without_a_spec_passes_on_no_tag() -> None:
     module = converted(ACT, output=False)
     assert tags(module, "quantize_per_tensor") == [None, None]
     assert tags(module, "dequantize_per_tensor") == ["linear 0", "linear 1"]
@@ -73,7 +73,7 @@ def test_dynamic_tags(word: str) -> None:
     assert tags(converted(DYNAMIC_ACT, output=False), word) == ["linear 0", "linear 1"]
 
 
-def test_source_lines_are_those_of_the_operator_served() -> None:
+def test_source_lines_are_those_of_the_operator() -> None:
     module = converted(ACT, output=True)
 
     def line(node: Node) -> str:

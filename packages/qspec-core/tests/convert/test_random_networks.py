@@ -3,7 +3,7 @@
 Quantizing x with step s over a range that holds the float value moves it by at most s: half a step of rounding, and
 half a step more where the rounded zero point cuts the range. Clamping to that range never moves a disturbed value away
 from the float one. So an error bound e becomes e + s at a quantized tensor, |W| (e + s) + (s_w / 2) (|x| + e + s)
-behind a layer with weights of step s_w per output channel, stays as it is under relu and max pooling, and adds up in
+after a layer with weights of step s_w per output channel, stays as it is under relu and max pooling, and adds up in
 sums.
 """
 

@@ -242,7 +242,7 @@ def test_second_operand_is_read_from_the_graph_as_it_is_now() -> None:
     assert match.links[0].other is g.inputs["z"]
 
 
-def test_matches_come_in_graph_order_whatever_the_order_of_rows() -> None:
+def test_matches_come_in_graph_order_for_any_order_of_rows() -> None:
     g = Sketch()
     a = g.conv()
     b = g.conv(a, aten.linear.default)
@@ -262,7 +262,7 @@ def test_no_rows_and_no_nodes() -> None:
 
 
 def work(length: int) -> dict[str, int]:
-    """How often the matcher asks the rows' functions on a chain of residual blocks of this many nodes."""
+    """Number of calls of the rows' functions for a chain of residual blocks of this many nodes."""
     count = {"check": 0, "post-op": 0, "accept": 0}
 
     def check(node: Node) -> Reason | None:

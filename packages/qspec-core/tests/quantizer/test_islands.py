@@ -1,4 +1,4 @@
-"""Where integers flow: rows that join and rows that share, and which outputs carry a spec."""
+"""Islands of integers: the joining and sharing rows that are chosen, and the outputs that carry a spec."""
 
 from dataclasses import replace
 from typing import Any
@@ -93,7 +93,7 @@ def test_sharing_operator_at_the_end_has_no_integer_reader() -> None:
     assert always.status(aten.max_pool2d.default) == ["max_pool2d"]
 
 
-def test_island_behind_another_sharing_operator_needs_the_reader_at_its_end() -> None:
+def test_island_after_another_sharing_operator_needs_the_reader_at_its_end() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = F.max_pool2d(m.a(x), 2)
         return F.pad(y, (0, 1, 0, 1)) if m.last is None else m.last(F.pad(y, (0, 1, 0, 1)))
@@ -164,7 +164,7 @@ def test_cat_with_a_float_input_stays_in_float() -> None:
     assert found.status(aten.tanh.default) == ["no row"]
 
 
-def test_quantize_rises_above_a_pad_behind_a_float_producer() -> None:
+def test_quantize_moves_before_a_pad_after_a_float_producer() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.a(F.pad(torch.tanh(x), (0, 1, 0, 1)))  # type: ignore[no-any-return]  # as above
 

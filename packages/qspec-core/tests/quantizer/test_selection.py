@@ -1,4 +1,4 @@
-"""Which configuration a layer gets: by module name, type, operator and predicate, and who wins."""
+"""The configuration of a layer, selected by module name, type, operator or predicate, and their precedence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -63,7 +63,7 @@ def _model() -> GraphModule:
 
 
 class Chosen:
-    """What each layer was given: the largest weight value of its configuration; None where it stays in float."""
+    """The configuration of each layer, told by its largest weight value; None for a layer in float."""
 
     def __init__(self, configure: Callable[[TableQuantizer], object]) -> None:
         self.quantizer = TableQuantizer(table())

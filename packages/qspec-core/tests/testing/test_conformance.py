@@ -1,4 +1,4 @@
-"""The kit on a small device that keeps its word, and on ones that break it in one way each."""
+"""The kit on a small device that is correct, and on devices with one fault each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -127,7 +127,7 @@ def test_names_are_distinct_and_cover_rows_chains_and_modes(outputs: Outputs) ->
 
 
 @pytest.mark.parametrize("case", conformance_cases(device()), ids=str)
-def test_a_device_that_keeps_its_word(case: Case) -> None:
+def test_a_correct_device(case: Case) -> None:
     case.check()
 
 
@@ -150,7 +150,7 @@ def test_a_row_that_declines_every_call_fails() -> None:
     assert "unsupported argument: never" in message
 
 
-def test_a_row_behind_another_that_takes_its_call_fails() -> None:
+def test_a_row_after_another_that_takes_its_call_fails() -> None:
     backend = device((replace(LINEAR, name="greedy"), LINEAR))
     assert "by row greedy + hardtanh" in failure(the_case(backend, LINEAR_CASE))
 

@@ -1,4 +1,4 @@
-"""Rules of errors against the operators themselves: no disturbance within the bounds leaves the bound."""
+"""Error rules against the operators: disturbed operands never give a result outside of the bound."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""convert: integers and dequantizes whose arithmetic is that of plain torch, bit for bit."""
+"""`convert_pt2e`: integers and dequantizes whose arithmetic is that of plain torch, bit for bit."""
 
 import copy
 import io
@@ -133,7 +133,7 @@ def test_unfolded_weights_stay_float_with_their_quantize() -> None:
     assert torch.equal(converted(x), convert_pt2e(prepared)(x))
 
 
-def test_flags_by_position_are_those_of_the_field() -> None:
+def test_flags_by_position_are_those_of_pt2e() -> None:
     """`convert_pt2e(model, use_reference_representation, fold_quantize)`."""
     x = torch.randn(8, 4)
     prepared = prepare_pt2e(export(nn.Linear(4, 6), x), quantizer())
@@ -144,7 +144,7 @@ def test_flags_by_position_are_those_of_the_field() -> None:
 
 
 @pytest.mark.parametrize("flag", ["use_reference_representation", "fold_quantize"])
-def test_flag_that_is_none(flag: str) -> None:
+def test_flag_that_is_not_a_bool(flag: str) -> None:
     prepared = prepare_pt2e(export(nn.Linear(4, 6), torch.randn(8, 4)), quantizer())
     frozen = Frozen(prepared)
     given: Any = {flag: quantizer()}
@@ -325,7 +325,7 @@ def test_without_calibration_it_warns_once_and_names_the_points() -> None:
     assert warning.filename == __file__
 
 
-def test_what_was_not_prepared_is_refused() -> None:
+def test_module_that_was_not_prepared_is_refused() -> None:
     x = torch.randn(2, 4)
     exported = export(nn.Linear(4, 4), x)
     cases: list[tuple[Any, str, str]] = [

@@ -1,4 +1,4 @@
-"""Models and calibrations that a step refuses: type, place, source line, remedy, and the model as it was."""
+"""Models and calibrations that a step refuses: error class, place, source line, remedy, and an unchanged model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -158,7 +158,7 @@ def test_place_remedy_and_the_model_as_it_was(case: Callable[[], Any]) -> None:
     assert problem in error.problem
     assert (error.where.node, error.where.module_path) == (node, path)
     assert line in str(error.where.source_line)
-    assert "test_bad_models.py" in str(error.where.source_line)
+    assert "test_checks.py" in str(error.where.source_line)
     assert error.remedy
     assert remedy in error.remedy
     if case is not values_not_finite:  # its first batch was observed, and is kept

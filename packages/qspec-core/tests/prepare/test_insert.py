@@ -1,4 +1,4 @@
-"""Which edges read through an observer, and which read the tensor itself."""
+"""Edges that read through an observer, and edges that read the tensor itself."""
 
 from dataclasses import replace
 from typing import Any

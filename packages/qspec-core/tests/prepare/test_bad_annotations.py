@@ -142,7 +142,7 @@ def test_mistakes_of_annotations(mistake: Callable[[GraphModule], None]) -> None
     assert error.where.module_path == "body"
     line = "return values + steps" if mistake is integer_input else "the line that messages name"
     assert line in str(error.where.source_line)
-    assert "test_bad_input.py" in str(error.where.source_line)
+    assert "test_bad_annotations.py" in str(error.where.source_line)
 
 
 def test_regions_already_quantized_are_kept_and_reported() -> None:
