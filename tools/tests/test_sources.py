@@ -1,5 +1,7 @@
 """Rules about names in sources that neither ruff nor the import linter can state."""
 
+import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +60,87 @@ def test_private_pattern_finds(line: str) -> None:
 )
 def test_private_pattern_leaves_alone(line: str) -> None:
     assert PRIVATE_TORCH.search(line) is None
+
+
+# The files of rows, one for each family of operators and one for each kind of what rows share: alike in every backend.
+ROW_FILES = frozenset(
+    f"_{name}.py"
+    for name in (
+        *("conv", "linear", "pool", "shape", "elementwise", "embedding"),  # families
+        *("checks", "specs", "post_ops", "float_only", "left_out"),  # what rows are made of, and operators without rows
+    )
+)
+# What every backend has, with the names that the file defines.
+BACKEND_FILES: dict[str, tuple[str, ...]] = {
+    "__init__.py": (),
+    "_backend.py": ("BACKEND", "default_quantizer"),
+    "_config.py": (),
+    "_quantizer.py": (),
+    "_rows/__init__.py": ("TABLE",),
+    "_lowering/__init__.py": ("lower",),
+    "_lowering/_flow.py": (),
+}
+# Files that one backend names otherwise, and names that it defines elsewhere ("path:name"), each with the reason.
+EXCEPTIONS: dict[str, str] = {
+    "qspec-x86/_lowering/__init__.py:lower": "rows import this package, and lower reads their table; see _backend.py",
+    "qspec-xpu/_backend.py:default_quantizer": "its table is empty, so there is no quantizer",
+}
+WITHOUT_TABLE = {"qspec-xpu": "its table is empty: there is nothing to configure, quantize or lower"}
+ALL_BACKENDS = [path for path in sorted(ROOT.glob("packages/qspec-*")) if path.name != "qspec-core"]
+BACKENDS = [path for path in ALL_BACKENDS if path.name not in WITHOUT_TABLE]
+
+
+def source_folder(package: Path) -> Path:
+    (folder,) = (path.parent for path in package.glob("src/*/__init__.py"))
+    return folder
+
+
+def top_level_names(path: Path) -> set[str]:
+    """Names that a module defines, or that it lists in `__all__`."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = {target.id for target in node.targets if isinstance(target, ast.Name)}
+            names |= targets | (set(ast.literal_eval(node.value)) if "__all__" in targets else set())
+    return names
+
+
+@pytest.mark.parametrize("package", BACKENDS, ids=lambda path: path.name)
+def test_row_files_are_named_alike_in_every_backend(package: Path) -> None:
+    found = {path.name for path in (source_folder(package) / "_rows").glob("*.py")} - {"__init__.py"}
+    listed = {key.rpartition("/")[2] for key in EXCEPTIONS if key.startswith(f"{package.name}/_rows/")}
+    assert found - ROW_FILES == listed
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        *((package, name) for package in BACKENDS for name in BACKEND_FILES),
+        *((package, "_backend.py") for package in ALL_BACKENDS if package not in BACKENDS),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_modules_are_named_alike_in_every_backend(package: Path, name: str) -> None:
+    path = source_folder(package) / name
+    defined = top_level_names(path) if path.is_file() else set()
+    missing = {f"{name}:{wanted}" for wanted in BACKEND_FILES[name] if wanted not in defined}
+    missing |= set() if path.is_file() else {name}
+    excepted = {key.removeprefix(f"{package.name}/") for key in EXCEPTIONS if key.startswith(f"{package.name}/{name}")}
+    assert missing == excepted
+
+
+@pytest.mark.parametrize("package", BACKENDS, ids=lambda path: path.name)
+def test_a_backend_with_several_targets_defines_them_in_target(package: Path) -> None:
+    folder = source_folder(package)
+    path = folder / "_target.py"
+    has_targets = len(importlib.import_module(folder.name).BACKEND.targets) > 1
+    assert path.is_file() == has_targets
+    assert not has_targets or "TARGETS" in top_level_names(path)
+
+
+def test_every_family_is_used_and_every_backend_is_known() -> None:
+    used = {path.name for package in BACKENDS for path in (source_folder(package) / "_rows").glob("*.py")}
+    assert used >= ROW_FILES
+    assert all((ROOT / "packages" / name).is_dir() for name in WITHOUT_TABLE)
