@@ -57,6 +57,9 @@ def quantize(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Class of the deployment device; the backend's default.")] = None,
     mode: Annotated[str, typer.Option(help="static, dynamic or 'weight only'.")] = "static",
+    check: Annotated[
+        bool, typer.Option(help="Compare the package with the quantized program before it is written.")
+    ] = True,
     form: Annotated[str, typer.Option(help="program: portable quantized program; package: the backend's file.")] = (
         "program"
     ),
@@ -77,6 +80,7 @@ def quantize(
             target=target,
             mode=mode,
             form=form,
+            check=check,
             report=lambda step: progress.update(task, description=step),
         )
     _console.print(result.coverage.summary(), markup=False, highlight=False)

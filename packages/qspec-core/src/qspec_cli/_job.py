@@ -24,6 +24,7 @@ def run_job(
     target: str | None,
     mode: str,
     form: str,
+    check: bool,
     report: Callable[[str], None],
 ) -> tuple[Result, Path]:
     """Quantize a saved program and write it; see `qspec quantize --help`.
@@ -54,7 +55,14 @@ def run_job(
         )
     batches = None if calibration is None else read_batches(calibration)
     result = quantize(
-        program, arguments, backend=backend, calibration=batches, target=target, mode=mode, progress=report
+        program,
+        arguments,
+        backend=backend,
+        calibration=batches,
+        target=target,
+        mode=mode,
+        check=check,
+        progress=report,
     )
     report("write")
     return result, result.save(output) if form == "program" else result.package(output)

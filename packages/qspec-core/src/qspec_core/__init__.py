@@ -1,6 +1,8 @@
 """qspec-core: what quantization of exported PyTorch graphs is, for every kind of hardware and knowing none."""
 
+from qspec_core._agreement import LoweringCheck
 from qspec_core._api import CalibrationBatch, ProgressCallback, Result, calibrate, quantize
+from qspec_core._checked import DivergenceWarning, lower
 from qspec_core._convert import convert_pt2e
 from qspec_core._coverage import Coverage, CoverageEntry, CoverageStatus, coverage
 from qspec_core._errors import (
@@ -90,6 +92,7 @@ __all__ = [
     "CoverageStatus",
     "DerivedObserverOrFakeQuantize",
     "DerivedQuantizationSpec",
+    "DivergenceWarning",
     "EdgeOrNode",
     "EmbeddingQuantizer",
     "ExportError",
@@ -98,6 +101,7 @@ __all__ = [
     "GraphError",
     "HistogramObserver",
     "InstalledBackend",
+    "LoweringCheck",
     "LoweringError",
     "MinMaxObserver",
     "Mode",
@@ -151,6 +155,7 @@ __all__ = [
     "get_output_act_qspec",
     "get_weight_qspec",
     "is_valid_annotation",
+    "lower",
     "model_is_exported",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",

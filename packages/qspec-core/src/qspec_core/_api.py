@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from qspec_core._agreement import LoweringCheck
 from qspec_core._bias_correction import InputMeans, correct_biases
+from qspec_core._checked import lower_and_check
 from qspec_core._convert import convert_pt2e
 from qspec_core._coverage import Coverage, coverage
 from qspec_core._errors import BackendError, CalibrationError, ExportError
 from qspec_core._prepare import prepare_pt2e
 from qspec_core._quantizer import Quantizer
 from qspec_core.backend import Backend, Packaged, get_backend
-from qspec_core.patterns import Mode
+from qspec_core.patterns import Mode, ReasonCode
 
 __all__ = ["CalibrationBatch", "ProgressCallback", "Result", "calibrate", "quantize"]
 
@@ -44,6 +46,7 @@ class Result:
         target: class of the deployment device.
         example_inputs: the arguments it was exported with.
         dynamic_shapes: the dimensions that may vary, as `torch.export.export` takes them.
+        check: compare the lowered program with the converted graph before it is used.
     """
 
     exported: GraphModule
@@ -52,22 +55,46 @@ class Result:
     target: str
     example_inputs: tuple[Any, ...]  # a model's arguments may be of any type
     dynamic_shapes: Any = None  # as torch.export takes it
-    _lowered: list[nn.Module] = field(default_factory=list, init=False, repr=False, compare=False)  # at most one
+    check: bool = True
+    # At most one: the lowered program with its check.
+    _made: list[tuple[nn.Module, LoweringCheck | None]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     @property
     def coverage(self) -> Coverage:
-        """The row that quantized each operator, or the reason why it was not quantized."""
-        return coverage(self.converted)
+        """The row that quantized each operator, or the reason why it was not quantized.
+
+        After lowering, an operator whose kernel gave other numbers than the converted graph is skipped, with the
+        figures.
+        """
+        found = coverage(self.converted)
+        for _, check in self._made:
+            if check is not None:
+                found = found.with_skipped(dict(check.left_in_float), ReasonCode.DIVERGED)
+        return found
 
     @property
     def lowered(self) -> nn.Module:
         """The program on its backend, in the fastest form that is safe; made when first asked for.
 
-        Raises: LoweringError: it cannot run there.
+        It is compared with the converted graph first, see `qspec_core.lower`.
+
+        Raises: LoweringError: it cannot run there, or gives other numbers than the converted graph.
+        Warns: DivergenceWarning: an operator runs in float, since its kernel gave other numbers.
         """
-        if not self._lowered:
-            self._lowered.append(self.backend.lower(self.converted, self.example_inputs, self.target))
-        return self._lowered[0]
+        return self._lowered_and_checked()[0]
+
+    @property
+    def lowering_check(self) -> LoweringCheck | None:
+        """How far the lowered program is from the converted graph; None with `check=False`. Lowers, if nothing has."""
+        return self._lowered_and_checked()[1]
+
+    def _lowered_and_checked(self) -> tuple[nn.Module, LoweringCheck | None]:
+        if not self._made:
+            made = lower_and_check(self.converted, self.example_inputs, self.backend, self.target, check=self.check)
+            self._made.append(made)
+        return self._made[0]
 
     def save(self, path: str | Path) -> Path:
         """Write the quantized program with `torch.export.save`. Import qspec_core before `torch.export.load` reads it.
@@ -81,7 +108,9 @@ class Result:
         return path
 
     def package(self, path: str | Path) -> Path:
-        """Write the backend's deployable file. If `lowered` was made before and holds the file, it is not made again.
+        """Write the backend's deployable file, after `lowered` agreed with the converted graph.
+
+        Where the lowered program holds the file, that file is written. With `check=False` nothing is run before.
 
         Args:
             path: the file; one without an ending gets the backend's.
@@ -97,9 +126,9 @@ class Result:
             )
         path = Path(path)
         path = path if path.suffix else path.with_suffix(self.backend.suffix)
-        for lowered in self._lowered:
-            if isinstance(lowered, Packaged):
-                return lowered.write_package(path)
+        lowered: object = self.lowered if self.check or self._made else None
+        if isinstance(lowered, Packaged):
+            return lowered.write_package(path)
         return self.backend.package(self.converted, self.example_inputs, path, self.target)
 
 
@@ -114,6 +143,7 @@ def quantize(
     quantizer: Quantizer | None = None,
     dynamic_shapes: Any = None,  # as torch.export takes it
     bias_correction: bool = True,
+    check: bool = True,
     progress: ProgressCallback = _silent,
 ) -> Result:
     """Quantize a float model for a backend. The model itself is not changed.
@@ -131,6 +161,7 @@ def quantize(
         dynamic_shapes: passed to `torch.export.export`.
         bias_correction: in static quantization, subtract from each layer's bias the mean error that rounding its weight
             adds to the output; see `docs/architecture.md`.
+        check: compare the lowered program with the converted graph before it is used, see `qspec_core.lower`.
         progress: called with the name of each step as it begins.
     Returns: the quantized program, with the coverage of each operator.
     Raises:
@@ -154,7 +185,7 @@ def quantize(
     converted = convert_pt2e(prepared)
     if means is not None:
         converted = correct_biases(converted, means)
-    return Result(exported, converted, chosen, target, example_inputs, dynamic_shapes)
+    return Result(exported, converted, chosen, target, example_inputs, dynamic_shapes, check)
 
 
 def _mode(backend: Backend, mode: Mode | str) -> Mode:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -154,6 +154,16 @@ class Coverage:
         mine, theirs = ({entry.node: entry for entry in cover} for cover in (self, other))
         names = dict.fromkeys((*mine, *theirs))
         return tuple((mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n))
+
+    def with_skipped(self, details: Mapping[str, str], code: ReasonCode) -> "Coverage":
+        """The same coverage in which the nodes named in `details` are skipped, for a reason of this code."""
+        entries = (
+            replace(entry, status=CoverageStatus.SKIPPED, row="", code=code.value, detail=details[entry.node])
+            if entry.node in details
+            else entry
+            for entry in self.entries
+        )
+        return Coverage(tuple(entries))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold; `from_dict` reads it back."""

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import FunctionSchema, Tensor, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.traceback import NodeSource, NodeSourceAction
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from qspec_core._errors import ExportError, TrainingModeError
 
@@ -19,13 +22,18 @@ __all__ = [
     "OpOverload",
     "OpOverloadPacket",
     "copy_persistence",
+    "evaluate_size",
     "forbid_mode_switch",
     "forbid_pickling",
     "history_after",
     "is_unlifted",
     "load_quantized_decomposed",
     "move_codegen",
+    "return_one_value",
     "schema_of",
+    "symbol_range",
+    "tree_leaves",
+    "tree_map",
     "uncompiled",
 ]
 
@@ -54,6 +62,13 @@ def move_codegen(source: Graph, target: Graph) -> None:
     Both graphs share the object. It holds the names and the tree of inputs and outputs, which no pass changes.
     """
     target.set_codegen(source._codegen)
+
+
+def return_one_value(graph: Graph) -> None:
+    """Let a graph whose output node has one value return that value, with the calling convention for its inputs."""
+    codegen = graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        graph.set_codegen(_PyTreeCodeGen(codegen.pytree_info._replace(out_spec=tree_structure(0))))
 
 
 def uncompiled(root: nn.Module | dict[str, object], graph: Graph, class_name: str) -> GraphModule:
@@ -177,3 +192,23 @@ def schema_of(target: OpOverload) -> FunctionSchema:
 def copy_persistence(source: nn.Module, target: nn.Module) -> None:
     """Make the buffers that are not persistent in `source` not persistent in `target` either."""
     target._non_persistent_buffers_set.update(source._non_persistent_buffers_set & set(target._buffers))
+
+
+def symbol_range(size: torch.SymInt) -> tuple[str, int, int | None] | None:
+    """Name and inclusive limits of a symbolic size that is a symbol of its own; None if it is computed from others.
+
+    A lower limit of 2 is what export assumes while it traces, so that it does not take a size for a broadcast one. Its
+    graphs hold for 1 as well, by its contract.
+    """
+    node = size.node
+    if not node.expr.is_Symbol:
+        return None
+    limits = node.shape_env.bound_sympy(node.expr)
+    lower = int(limits.lower)
+    return str(node.expr), 1 if lower <= 2 else lower, int(limits.upper) if limits.upper.is_Integer else None
+
+
+def evaluate_size(size: torch.SymInt, symbols: Mapping[str, int]) -> int:
+    """A symbolic size as a number, for these values of its symbols."""
+    expression = size.node.expr
+    return int(expression.subs({symbol: symbols.get(str(symbol), symbol) for symbol in expression.free_symbols}))

@@ -41,6 +41,7 @@ from qspec_core.patterns import (
 )
 
 __all__ = [
+    "FLOAT_KEY",
     "Lowering",
     "Quantized",
     "lower_rows",
@@ -51,6 +52,8 @@ __all__ = [
     "require_converted",
 ]
 
+FLOAT_KEY = "qspec_float"
+"""Key in the metadata of a converted graph's node that rows must leave in float: its kernel gave other numbers."""
 Options = TypeVar("Options")
 Scale = float | Node
 ZeroPoint = int | Node | None
@@ -146,6 +149,8 @@ def _require_integers(match: Match) -> Reason | None:
     The activations of a weight-only row may be anything. A row that starts integers takes only activations quantized in
     one of its modes.
     """
+    if any(FLOAT_KEY in node.meta for node in match.nodes):
+        return Reason(ReasonCode.DIVERGED, "it runs in float")
     activations = () if match.row.modes == {Mode.WEIGHT_ONLY} else (Role.ACTIVATION, Role.ACTIVATIONS)
     for operand, node in match.inputs(*activations, Role.WEIGHT):
         if not ops.is_dequantize(node):

@@ -20,6 +20,7 @@ class ReasonCode(StrEnum):
     NO_INTEGER_READER = "no integer reader"
     NO_INTEGER_KERNEL = "no integer kernel"
     ALREADY_QUANTIZED = "already quantized"
+    DIVERGED = "kernel differs from the converted graph"
     NOT_ANNOTATED = "not annotated by the quantizer"
 
 
