@@ -21,11 +21,11 @@ __all__ = ["BACKEND", "NotCompiledWarning", "default_quantizer", "lower", "lower
 
 
 class NotCompiledWarning(UserWarning):
-    """A quantized graph runs in its eager form, which is slower, since it could not be compiled ahead of time."""
+    """A quantized graph could not be compiled ahead of time and runs in its slower eager form."""
 
 
 def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86InductorQuantizer:
-    """The quantizer of `qspec_core.quantize`: everything that has a row, weights as wide as the deployment CPU allows.
+    """The quantizer of `qspec_core.quantize`: it quantizes everything that has a row.
 
     Args:
         mode: when activations are quantized.
@@ -39,17 +39,17 @@ def lower(
     example_inputs: tuple[Any, ...],  # a model's arguments may be of any type
     target: str = "any",
 ) -> nn.Module:
-    """Lower to the fastest form that is safe: compiled ahead of time where there is a C++ compiler, else eager.
+    """Lower to the fastest form: compiled ahead of time if there is a C++ compiler, else eager.
 
     Args:
         converted: from `convert_pt2e`. It is not changed.
         example_inputs: positional arguments of one call.
         target: class of the deployment CPU: "any", "vnni" or "native".
-    Returns: a module; inputs that it was not made for give an error.
+    Returns: a module, which refuses inputs that it was not compiled for.
     Raises:
         BackendError: there is no such target.
         GraphError: the module is not from `convert_pt2e`.
-    Warns: NotCompiledWarning: the graph runs in the eager form, and why.
+    Warns: NotCompiledWarning: the graph runs in the eager form; the message says why.
     """
     resolved = resolve_target(target)
     require_converted(converted, "lowering to x86")
@@ -59,7 +59,7 @@ def lower(
         return compile_module(converted, example_inputs, target)
     except LoweringError as error:
         return _eager(converted, resolved, error.problem)
-    except Exception as error:  # whatever export, Inductor or the C++ compiler raise for this graph
+    except Exception as error:  # export, Inductor or the C++ compiler failed for this graph
         return _eager(converted, resolved, f"{type(error).__name__}: {error}")
 
 
@@ -69,11 +69,11 @@ def _eager(converted: GraphModule, target: str, problem: str) -> GraphModule:
 
 
 def lower_pt2e_quantized_to_x86(module: GraphModule, example_inputs: tuple[Any, ...]) -> GraphModule:
-    """Lower a converted graph to kernels under the field's name: the eager form, right on every x86 CPU.
+    """Lower a converted graph, under the PT2E name: the eager form for target "any".
 
     Args:
         module: from `convert_pt2e`. It is not changed.
-        example_inputs: kept for the field's signature; shapes are read from the graph.
+        example_inputs: not used; the graph has the shapes. The PT2E signature has it.
     """
     del example_inputs
     return lower_eager(module, "any")
@@ -89,4 +89,4 @@ BACKEND = Backend(
     modes=frozenset(Mode),
     suffix=".pt2",
 )
-"""What the entry point `x86` of the group `qspec.backends.v1` names."""
+"""Object of the entry point `x86` in the group `qspec.backends.v1`."""

@@ -19,24 +19,24 @@ from qspec_core.patterns import Mode
 __all__ = ["default_config", "get_default_x86_inductor_quantization_config", "get_weight_only_quantization_config"]
 
 _EPS = 2.0**-12
-"""Smallest scale of the configuration that users know."""
+"""Smallest scale of the PT2E default configuration."""
 
 
 @cache
 def get_default_x86_inductor_quantization_config(
     is_qat: bool = False, is_dynamic: bool = False, reduce_range: bool = False
 ) -> QuantizationConfig:
-    """The configuration under its known name, with the ranges that users know.
+    """The PT2E default configuration for x86, with the ranges of the PT2E quantizer.
 
-    Activations are uint8 and affine, their range found by a histogram; weights int8 and symmetric, one scale for each
-    output channel. Neither scale falls under 2**-12.
+    Activations are uint8 and affine; a histogram gives their range. Weights are int8 and symmetric, with one scale for
+    each output channel. No scale is under 2**-12.
 
     Args:
         is_qat: for training; not supported yet.
-        is_dynamic: the range of an activation is found anew in each call.
+        is_dynamic: each call finds the range of its activations.
         reduce_range: activations in 0..127, whose products with 8-bit weights fit 16 bits on CPUs without VNNI.
     Returns: the same object for the same arguments.
-    Raises: SpecError: `is_qat` was asked for.
+    Raises: SpecError: `is_qat` is True.
     """
     if is_qat:
         raise SpecError(
@@ -69,11 +69,11 @@ def _dynamic(highest: int, eps: float) -> QuantizationSpec:
 
 @cache
 def get_weight_only_quantization_config(group_size: int | None = None) -> QuantizationConfig:
-    """Integer weights, activations as they are: for bfloat16 linears of few rows, and tables of embeddings.
+    """Quantize weights only: for bfloat16 linear layers of few rows, and for embedding tables.
 
     Args:
         group_size: None for int8 with a scale for each output channel; 32, 64, 128 or 256 for int4 with a scale for
-            each run of so many input features.
+            each group of that many input features.
     Returns: the same object for the same arguments.
     """
     if group_size is None:
@@ -87,8 +87,8 @@ def get_weight_only_quantization_config(group_size: int | None = None) -> Quanti
 
 @cache
 def default_config(mode: Mode = Mode.STATIC) -> QuantizationConfig:
-    """The default of `qspec_core.quantize`: for activations and for each channel's weights, in -127..127, the range of
-    least squared error.
+    """The default of `qspec_core.quantize`: the range of least squared error, for activations and for the weights of
+    each channel, which are in -127..127.
     """
     weight = QuantizationSpec(torch.int8, PerChannelMSEObserver, -127, 127, torch.per_channel_symmetric, ch_axis=0)
     if mode is Mode.WEIGHT_ONLY:

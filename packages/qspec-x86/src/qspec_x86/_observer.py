@@ -15,7 +15,7 @@ PAIR_LIMIT = (2**15 - 1) // 255
 
 
 def pair_sums(weight: Tensor) -> Tensor:
-    """For each output channel, the largest sum that any two of its weights of one sign make, without the sign.
+    """Largest absolute sum of two weights of one sign, for each output channel.
 
     Args:
         weight: (outputs, ...), at least one value for each output.
@@ -30,16 +30,16 @@ def pair_sums(weight: Tensor) -> Tensor:
 
 
 class PairSumObserver(ObserverBase):
-    """Another observer's scale, made coarser in the channels where two products could leave 16 bits, and only as far as
-    that asks for.
+    """Scale of another observer, made coarser where the sum of two products could overflow 16 bits, and no more than
+    needed.
 
-    Of 8-bit weights against inputs of 0..255, any two of one sign in a channel may make 128 together. That costs 0 to 1
-    bit; narrowing all weights to -64..63 costs 1 everywhere. EfficientNet-Lite0, 64 crops, in dB: 8 bits 15.5, this
+    With inputs of 0..255, the sum of any two weights of one sign in a channel may be up to 128. That costs 0 to 1 bit;
+    narrowing all weights to -64..63 costs 1 bit everywhere. EfficientNet-Lite0, 64 crops, in dB: 8 bits 15.5, this
     15.0, 7 bits 13.2.
 
     Args:
-        observer: constructor of the observer whose scale it is.
-        keywords: that constructor's.
+        observer: constructor of the observer that gives the scale.
+        keywords: arguments of that constructor.
     Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VPMADDUBSW: products of u8 by s8, summed in
         pairs into s16 with saturation.
     """
@@ -47,35 +47,35 @@ class PairSumObserver(ObserverBase):
     def __init__(
         self,
         observer: Callable[..., nn.Module] = PerChannelMinMaxObserver,
-        **keywords: Any,  # those of whichever observer is wrapped
+        **keywords: Any,  # arguments of any observer
     ) -> None:
         inner = cast(ObserverBase, observer(**keywords))
         super().__init__(inner.dtype)
-        # The name under which the field's fake-quantizes hold their observer: converting reads its axis there.
+        # PT2E fake-quantizes hold their observer under this name; convert reads its axis there.
         self.activation_post_process = inner
         for name in ("qscheme", "quant_min", "quant_max"):
             setattr(self, name, getattr(inner, name, None))
-        # In a tuple, since a module would make a parameter of its own of a bare one.
+        # In a tuple: a module would register a bare parameter as its own.
         self._weight: tuple[Tensor, ...] = ()
 
     @property
     def has_observed(self) -> bool:
-        """Whether a weight came."""
+        """Whether a weight was observed."""
         return bool(self._weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Observe a weight, (outputs, ...); return it. Its pairs are summed once, when parameters are asked for."""
+        """Observe a weight, (outputs, ...), and return it. `calculate_qparams` sums its pairs."""
         self.activation_post_process(x)
         self._weight = (x,)
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, as the observer inside returns them."""
+        """Scale and zero point, in the shape that the wrapped observer gives them."""
         scale, zero_point = self.activation_post_process.calculate_qparams()
         if not self._weight:
             return scale, zero_point
-        axis = getattr(self.activation_post_process, "ch_axis", 0) or 0  # 1 of a transposed convolution
+        axis = getattr(self.activation_post_process, "ch_axis", 0) or 0  # 1 for a transposed convolution
         weight = self._weight[0].detach().to(torch.float32).movedim(axis, 0)
-        # Rounding adds half a step to either weight of a pair, so that the quotients may make one less.
+        # Rounding can add half a step to each weight of a pair, so the limit for the quotients is one less.
         needed = pair_sums(weight) / (PAIR_LIMIT - 1)
         return torch.maximum(scale, needed.max() if scale.numel() == 1 else needed), zero_point

@@ -1,4 +1,4 @@
-"""The quantizer under the names that users know."""
+"""The x86 quantizer, with the PT2E names."""
 
 from collections.abc import Callable
 from typing import Self
@@ -11,7 +11,7 @@ __all__ = ["X86InductorQuantizer"]
 
 
 class X86InductorQuantizer(TableQuantizer):
-    """Annotates what runs in int8 kernels of oneDNN.
+    """Annotate the operators that run in int8 kernels of oneDNN.
 
     Args:
         target: class of the deployment CPU: "vnni", "any" or "native". For "any", scales of weights suit CPUs without

@@ -1,7 +1,7 @@
-"""Classes of deployment CPU, and what each lets a weight hold.
+"""Classes of deployment CPU, and the range of weights that each allows.
 
-oneDNN multiplies u8 by s8. With VNNI or AMX the products are summed in 32 bits. Without, two products at a time are
-summed in 16 bits and cut to 32767, silently: weights of 127 against inputs of 255 give half the exact sum.
+oneDNN multiplies u8 by s8. With VNNI or AMX it sums the products in 32 bits. Without, it sums two products at a time in
+16 bits and saturates at 32767 without an error: weights of 127 with inputs of 255 give half the exact sum.
 """
 
 import torch
@@ -11,17 +11,17 @@ from qspec_core import BackendError
 __all__ = ["TARGETS", "lacks", "resolve_target", "saturates"]
 
 TARGETS = ("any", "vnni", "native")
-"""Targets, the default first. "any": right on every x86 CPU. "vnni": has VNNI or AMX. "native": the CPU at hand."""
+"""Targets, the default first. "any": every x86 CPU. "vnni": CPUs with VNNI or AMX. "native": this CPU."""
 
-_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # as torch names them, each with all that those before it have
+_CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")  # torch's names; each includes the instructions of those before it
 
 _onednn = torch.ops.onednn
 
 
 def saturates() -> bool:
-    """Whether the int8 kernels of this machine, as oneDNN picks them now, cut sums to 16 bits.
+    """Whether the int8 kernels that oneDNN picks on this machine saturate sums at 16 bits.
 
-    The kernel itself is asked: CPU flags do not see a lower instruction set chosen by `ONEDNN_MAX_CPU_ISA`.
+    Runs a kernel: CPU flags do not show a lower instruction set chosen by `ONEDNN_MAX_CPU_ISA`.
     """
     channels, outputs = 64, 32
     x = torch.full((1, channels, 8, 8), 255, dtype=torch.uint8)
@@ -36,7 +36,7 @@ def saturates() -> bool:
 
 
 def resolve_target(target: str) -> str:
-    """The class of CPU that a target stands for: "any" or "vnni"; "native" is settled by asking this machine's kernel.
+    """Class of CPU of a target: "any" or "vnni". For "native", a kernel of this machine decides.
 
     Raises: BackendError: there is no such target.
     """
@@ -45,7 +45,7 @@ def resolve_target(target: str) -> str:
             f"backend 'x86' has no target {target!r}",
             found=target,
             expected=", ".join(TARGETS),
-            remedy="name one of the targets listed; 'any' is right on every x86 CPU",
+            remedy="name one of the targets listed; 'any' is correct on every x86 CPU",
         )
     if target == "native":
         return "any" if saturates() else "vnni"
@@ -53,7 +53,7 @@ def resolve_target(target: str) -> str:
 
 
 def lacks(instructions: str) -> bool:
-    """Whether this CPU cannot run code compiled for these instructions, named as torch names them: "AVX2", "AVX512"."""
+    """Whether this CPU lacks instructions that compiled code needs, by torch's name: "AVX2" or "AVX512"."""
     here = torch.backends.cpu.get_cpu_capability()
     known = here in _CAPABILITIES and instructions in _CAPABILITIES
     return not known or _CAPABILITIES.index(here) < _CAPABILITIES.index(instructions)

@@ -1,4 +1,4 @@
-"""The only place that touches private parts of torch. Each use names what it is for; tested on torch 2.13.0."""
+"""All uses of private parts of torch, each with its purpose; tested on torch 2.13.0."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,13 +36,13 @@ def _packed_like(
     groups: int,
     x_shape: Sequence[int] | None = None,
 ) -> Tensor:
-    """Shape of a packed convolution weight: the plain weight's."""
+    """Shape of a packed convolution weight: that of the plain weight."""
     return weight.new_empty(weight.shape)
 
 
 @contextmanager
 def _packing_known() -> Iterator[None]:
-    """Tell export and Inductor the shape of packed weights, which torch does not, while they work and no longer."""
+    """Register a fake kernel for weight packing, which torch lacks, while export and Inductor run."""
     with torch.library._scoped_library("onednn", "FRAGMENT") as library:
         torch.library.register_fake("onednn::qconv_prepack", _packed_like, lib=library, allow_override=True)
         yield
@@ -59,13 +59,13 @@ def compile_package(
 ) -> None:
     """Export a portable lowered module and compile it ahead of time into the package at `path`.
 
-    Freezing folds the packing nodes into packed constants; it is off, silently, while gradients are recorded.
+    Freezing folds the packing nodes into packed constants. Torch switches it off, silently, while gradients are on.
 
     Args:
-        for_avx2: compile for every CPU with AVX2, not for all that this one has.
+        for_avx2: compile for every CPU with AVX2, instead of for all instructions of this CPU.
     """
     with torch.no_grad(), _packing_known(), warnings.catch_warnings():
-        # Torch's own, of its deprecated parts and its conversions: they differ between versions, and what fails raises.
+        # Warnings of torch about its own deprecated parts differ between versions. Failures raise.
         warnings.simplefilter("ignore")
         program = torch.export.export(module, example_inputs, dynamic_shapes=dynamic_shapes)
         configs: dict[str, Any] = {"freezing": True, "aot_inductor.metadata": dict(metadata)}
@@ -82,27 +82,26 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 
 
 def torch_version() -> str:
-    """Major and minor version: compiled code calls torch's C interface, which others may lack or have otherwise."""
+    """Major and minor version of torch: compiled code calls its C interface, which differs between versions."""
     return ".".join(torch.__version__.split(".")[:2])
 
 
 def load_runner(path: Path) -> Callable[..., Any]:
-    """The callable in a package."""
+    """Load a package as a callable."""
     return cast(Callable[..., Any], aoti_load_package(str(path)))
 
 
 def size_hint(size: int | torch.SymInt) -> int | None:
-    """A size as a number: that of the example inputs where it is symbolic; None if it depends on data."""
+    """A size as a number; for a symbolic size, that of the example inputs. None if it depends on data."""
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else None
 
 
 def symbol_range(size: torch.SymInt) -> tuple[str, int, int | None] | None:
-    """Name and inclusive limits of a symbolic size that is a symbol of its own; None if it is computed from others.
+    """Name and inclusive limits of a symbolic size; None if it is computed from other sizes.
 
-    A lower limit of 2 is what export assumes while it traces, so as not to take a size for a broadcast one; its graphs
-    hold for 1 as well, by its contract.
+    Export traces with a lower limit of 2, so that no size looks like a broadcast one. Its graphs are valid for 1 too.
     """
     node = size.node
     if not node.expr.is_Symbol:

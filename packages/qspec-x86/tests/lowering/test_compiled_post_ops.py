@@ -1,4 +1,4 @@
-"""Curves, in kernels and behind them, and convolutions over one and three dimensions, compiled in both ways."""
+"""Activation functions in kernels and after them, and 1d and 3d convolutions, compiled in both ways."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Linears whose activations are quantized anew in each call, against integer arithmetic in plain torch."""
+"""Linears whose activations are quantized in each call, against integer arithmetic in plain torch."""
 
 import warnings
 from collections.abc import Callable

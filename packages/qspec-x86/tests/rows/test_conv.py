@@ -2,7 +2,7 @@
 
 The kernel adds the zero point before it rounds, so of a value in the middle of two steps an odd zero point makes the
 other
-neighbour: output zero points are even here, but for the one test of that.
+neighbour: output zero points are even here, except in the one test of that.
 """
 
 from collections.abc import Callable

@@ -94,7 +94,7 @@ LEFT: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("lower", FORMS)
 @pytest.mark.parametrize("tail", LEFT)
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d", "conv3d"])
-def test_a_tail_that_the_kernel_lacks_stays_behind_it(kind: str, tail: str, lower: Lower) -> None:
+def test_a_tail_that_the_kernel_lacks_stays_after_it(kind: str, tail: str, lower: Lower) -> None:
     step = 2.0**-4
     layer = make(kind, LEFT[tail], Grid(step, 8))
     x = 4 * torch.randn(FLOAT_SHAPES[kind])

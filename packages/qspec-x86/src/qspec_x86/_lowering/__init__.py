@@ -1,11 +1,13 @@
-"""How the rows lower: each function rewrites one match, or returns the reason why it cannot."""
+"""Lowering functions of the rows: each rewrites one match, or returns the reason why it cannot.
+
+`_flow` has the entry functions that lower a whole graph. It is not imported here, because it reads the rows."""
 
 from qspec_x86._lowering._conv import lower_convolution
 from qspec_x86._lowering._embedding import lower_embedding, lower_embedding_bag
 from qspec_x86._lowering._integers import lower_cat, lower_max_pool2d, lower_pad, lower_view
 from qspec_x86._lowering._layer import NARROWED
 from qspec_x86._lowering._linear import lower_linear
-from qspec_x86._lowering._transposed import lower_transposed, turns_of
+from qspec_x86._lowering._transposed import lower_transposed, phases_of
 from qspec_x86._lowering._weight_only import lower_weight_only
 
 __all__ = [
@@ -20,5 +22,5 @@ __all__ = [
     "lower_transposed",
     "lower_view",
     "lower_weight_only",
-    "turns_of",
+    "phases_of",
 ]

@@ -1,4 +1,4 @@
-"""Compiled packages: a file that a fresh process runs with torch alone, and the module that runs one safely."""
+"""Compiled packages: files that run with torch alone, and the module that runs one with checks."""
 
 import os
 import shutil
@@ -32,25 +32,25 @@ from qspec_x86._torch import (
 __all__ = ["X86Package", "compile_module", "has_compiler", "load_package", "package"]
 
 _CPP_LIBRARY = b"libstdc++.so"
-"""What torch's own libraries load; a second one, linked into a package, crashes the process on loading."""
+"""C++ library that torch loads. A second copy, linked into a package, crashes the process."""
 
 _METADATA_KEY, _REPORT_KEY, _TORCH_KEY = "qspec_x86", "qspec_x86_report", "qspec_x86_torch"
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler that Inductor would find."""
+    """Whether Inductor can find a C++ compiler."""
     return any(shutil.which(name) is not None for name in (os.environ.get("CXX") or "g++", "clang++"))
 
 
 class X86Package(nn.Module):
-    """A compiled package as a module. It checks each call, since the compiled code does not.
+    """A compiled package as a module. It checks each call, because the compiled code does not.
 
     Args:
         runner: the loaded package.
-        signature: what it takes.
-        report: what lowering did; also `meta["qspec_x86_lowering"]`, where lowered graphs have it.
+        signature: its inputs.
+        report: of its lowering; also in `meta["qspec_x86_lowering"]`, as in lowered graphs.
         file: the package's file.
-        folder: keeps the file there as long as some module runs it; None where the file is the user's.
+        folder: temporary folder of the file, kept while a module runs it; None if the user chose the file.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class X86Package(nn.Module):
         return self._runner(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "X86Package":
-        """Nothing in it changes, so a copy runs the same compiled code."""
+        """Copy the module. The copy runs the same compiled code, which has no state."""
         return X86Package(self._runner, self.signature, self.report, self._file, self._folder)
 
     def write_package(self, path: str | Path) -> Path:
-        """Write the compiled file, which need not be compiled again for it.
+        """Copy the compiled file to `path`.
 
         Raises: LoweringError: the name does not end in `.pt2`.
         """
         return Path(shutil.copyfile(self._file, _checked_name(Path(path))))
 
     def extra_repr(self) -> str:
-        """The inputs, and what lowering did, for `repr`."""
+        """Inputs and lowering report, for `repr`."""
         inputs = ", ".join(f"{entry.name}: {entry.describe()}" for entry in self.signature.inputs)
         return f"{inputs}\n{self.report.summary()}"
 
@@ -103,15 +103,16 @@ def package(
     path: Path,
     target: str = "any",
 ) -> Path:
-    """Compile a quantized graph ahead of time into a file that needs torch alone:
-    `aoti_load_package(path)` of torch's Inductor, in a fresh process. `load_package` adds the checks that it lacks.
+    """Compile a quantized graph ahead of time into a file that needs torch alone.
+
+    `aoti_load_package(path)` of torch's Inductor loads it; `load_package` adds checks of each call.
 
     Args:
         converted: from `convert_pt2e`. It is not changed.
-        example_inputs: positional arguments of one call, laid out in memory as those to come.
+        example_inputs: positional arguments of one call, with the memory layout of later calls.
         path: file to write; its name ends in `.pt2`.
         target: class of the deployment CPU: "any", "vnni" or "native". The code of the first two runs on every CPU with
-            AVX2; "native" uses all that this CPU has, and runs on its like.
+            AVX2; "native" uses all instructions of this CPU.
     Returns: the path.
     Raises: LoweringError: the example inputs do not fit the graph, the file's name, there is no C++ compiler, or it
         links its library statically.
@@ -119,7 +120,7 @@ def package(
     path = _checked_name(Path(path))
     if not has_compiler():
         raise LoweringError(
-            "a package is compiled with a C++ compiler, and there is none",
+            "a package needs a C++ compiler, and there is none",
             found="neither $CXX, g++ nor clang++ on the path",
             remedy="install one, or use result.lowered, which runs without",
         )
@@ -145,19 +146,19 @@ def package(
 
 
 def _refuse_second_library(path: Path) -> None:
-    """Refuse a package that brings its own C++ library. Names of needed libraries stand before a library's code."""
+    """Refuse a package with a C++ library of its own. A library names those that it needs before its code."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith(".so") and _CPP_LIBRARY not in archive.open(name).read(1 << 20):
                 raise LoweringError(
                     "the C++ compiler linked its library statically; loading the package would crash the process",
                     found=f"no {_CPP_LIBRARY.decode()} among the libraries that {Path(name).name} needs",
-                    remedy="let CXX name a compiler that links it dynamically, or unset CXX, and package again",
+                    remedy="set CXX to a compiler that links it dynamically, or unset CXX, and package again",
                 )
 
 
 def _packs_four_bits(lowered: GraphModule) -> bool:
-    """Whether weights of 4 bits are packed: in another order on each class of CPU, which the kernel does not check."""
+    """Whether 4-bit weights are packed. Their order depends on the class of CPU, and the kernel does not check it."""
     return bool(lowered.graph.find_nodes(op="call_function", target=PACK_FOUR_BITS))
 
 
@@ -172,7 +173,7 @@ def _checked_name(path: Path) -> Path:
 
 
 class _Folder:
-    """A temporary folder that goes when nothing refers to it any more."""
+    """A temporary folder that is deleted with its last reference."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="qspec_x86_"))
@@ -180,7 +181,7 @@ class _Folder:
 
 
 def _dynamic_shapes(signature: Signature) -> list[dict[int, Dim]]:
-    """For each input, the dimensions that vary. Sizes of one name are one `Dim`, as they were in the exported model."""
+    """Dynamic dimensions of each input. Sizes of one name are one `Dim`, as in the exported model."""
     dims: dict[str, Dim] = {}
     shapes: list[dict[int, Dim]] = []
     for entry in signature.inputs:
@@ -196,9 +197,9 @@ def _dynamic_shapes(signature: Signature) -> list[dict[int, Dim]]:
 def load_package(path: str | Path) -> X86Package:
     """Load a package that `package` wrote.
 
-    Raises: LoweringError: it is no such package, is cut short, another version of torch compiled it, its code needs
-        instructions that this CPU lacks, this CPU would saturate where the package's target does not, or it brings a
-        C++ library of its own.
+    Raises: LoweringError: the file is not such a package or is cut short, another version of torch compiled it, its
+        code needs instructions that this CPU lacks, this CPU would saturate where the package's target does not, or it
+        has a C++ library of its own.
     """
     metadata = _notes(Path(path))
     _refuse_second_library(Path(path))
@@ -213,7 +214,7 @@ def load_package(path: str | Path) -> X86Package:
     here = torch.backends.cpu.get_cpu_capability()
     if signature.packed_for not in (None, here):
         raise LoweringError(
-            "the package's weights of 4 bits were packed for another class of CPU",
+            "the package's 4-bit weights were packed for another class of CPU",
             found=signature.packed_for,
             expected=here,
             remedy="package the model again on a CPU like this one",
@@ -229,7 +230,7 @@ def load_package(path: str | Path) -> X86Package:
 
 
 def _notes(path: Path) -> Mapping[str, str]:
-    """The metadata of a package of this version, which this torch can load.
+    """Read the metadata of a package, which must be of this version of qspec_x86 and torch.
 
     Raises: LoweringError: as `load_package`.
     """
@@ -238,7 +239,7 @@ def _notes(path: Path) -> Mapping[str, str]:
         metadata = read_metadata(path)
     except RuntimeError as error:
         raise LoweringError(
-            "the file is no compiled package, or it is cut short" if path.is_file() else "there is no such package",
+            "the file is not a compiled package, or it is cut short" if path.is_file() else "there is no such package",
             found=f"{path}: {str(error).partition(chr(10))[0]}",
             expected="a file of result.package",
             remedy=remedy,
@@ -264,7 +265,7 @@ def compile_module(
     example_inputs: tuple[Any, ...],  # as in `package`
     target: str,
 ) -> X86Package:
-    """Package a quantized graph and load it. The file goes with the module."""
+    """Package a quantized graph in a temporary folder and load it."""
     folder = _Folder()
     loaded = load_package(package(converted, example_inputs, folder.path / "model.pt2", target))
     loaded._folder = folder

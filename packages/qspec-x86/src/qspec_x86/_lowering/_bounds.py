@@ -1,4 +1,4 @@
-"""What is fused after a kernel: which clamps its saturation does for free, and what the kernel must be told."""
+"""Post-ops as kernel arguments. A clamp that the saturation of a uint8 result does anyway needs none."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from qspec_x86._lowering._parameters import plain_parameters
 __all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "fused_output", "output_of"]
 
 KERNEL_MIN, KERNEL_MAX = 0, 255
-"""Limits to which the kernels saturate a uint8 result, whatever range the graph quantizes to."""
+"""Limits at which the kernels saturate a uint8 result. They do not know the range of the graph's quantize."""
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -26,7 +26,7 @@ class Bounds:
     high: float = inf
 
     def then(self, after: "Bounds") -> "Bounds":
-        """The one clamp that equals this one followed by `after`."""
+        """Combine this clamp with a second one after it."""
         return Bounds(
             min(max(self.low, after.low), after.high),
             min(max(self.high, after.low), after.high),
@@ -34,7 +34,7 @@ class Bounds:
 
 
 def bounds_of(links: Sequence[Link]) -> Bounds:
-    """The one clamp that equals a chain of clamps; post-ops of another kind are left out."""
+    """Combine the clamps of a chain. Other post-ops are left out."""
     bounds = Bounds()
     for link in links:
         if link.post_op.clamp is not None:
@@ -44,13 +44,13 @@ def bounds_of(links: Sequence[Link]) -> Bounds:
 
 @dataclass(frozen=True)
 class Output:
-    """What a kernel is told about its result.
+    """Arguments of a kernel that describe its result.
 
     Args:
         dtype: uint8, or float32 with scale 1 and zero point 0.
         scale: real value of one step.
         zero_point: integer that stands for 0.0.
-        attr: the kernel's name of the post-op: "none", "relu", "hardtanh", "hardswish" or "swish".
+        attr: the kernel's name for the post-op: "none", "relu", "hardtanh", "hardswish" or "swish".
         scalars: limits of a "hardtanh"; `(None,)` otherwise, since an empty list cannot be saved.
     """
 
@@ -62,10 +62,10 @@ class Output:
 
 
 def output_of(bounds: Bounds, quantized: Quantized | None) -> Output:
-    """Fold the clamp into saturation where rounding gives the same integers; else name it to the kernel.
+    """Fold the clamp into saturation where that gives the same integers, else pass it to the kernel.
 
-    A uint8 result saturates to 0..255. ReLU6 needs nothing when 0.0 is the integer 0 and 6.0 rounds to 255. A graph
-    that quantizes to less than 0..255 needs a clamp for that alone, since the kernel does not know the narrower range.
+    A uint8 result saturates to 0..255. ReLU6 needs no clamp if 0.0 is the integer 0 and 6.0 rounds to 255. A graph
+    that quantizes to a narrower range than 0..255 needs a clamp to it: the kernel does not know the range.
 
     Args:
         bounds: the clamp before the quantize.
@@ -82,10 +82,10 @@ def output_of(bounds: Bounds, quantized: Quantized | None) -> Output:
 
 
 def fused_output(links: Sequence[Link], quantized: Quantized | None) -> tuple[Output, Quantized | None]:
-    """What a kernel writes behind a chain of unary post-ops, and the quantize that it takes over, if any.
+    """Describe the result of a kernel with a chain of unary post-ops, and name the quantize that it replaces, if any.
 
-    A curve and a clamp do not go together: where the graph quantizes to less than 0..255, the kernel writes the curve
-    in float, and the quantize stays.
+    The kernel takes a curve (hardswish, swish) or a clamp, not both. If the graph quantizes a curve to a narrower range
+    than 0..255, the kernel writes float and the quantize stays.
 
     Args:
         links: one curve, or clamps.

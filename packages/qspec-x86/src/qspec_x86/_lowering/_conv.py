@@ -1,4 +1,4 @@
-"""Convolutions over one, two and three dimensions."""
+"""Lowering of 1d, 2d and 3d convolutions."""
 
 from dataclasses import replace
 
@@ -19,14 +19,15 @@ __all__ = ["lower_convolution"]
 
 aten = torch.ops.aten
 _HEIGHT = 2
-"""Dimension that a convolution over one dimension gets, of size 1: its own kernel has fewer post-ops."""
+"""Dimension of size 1 that makes a 1d convolution a 2d one: the 1d kernel has fewer post-ops."""
 _VOLUME = 3
 
 
 def lower_convolution(match: Match, lowering: Lowering[Options]) -> Reason | Note | None:
-    """Lower a convolution with its clamp or curve, or with its residual sum.
+    """Lower a convolution with its post-ops.
 
-    The portable form leaves the sum to the compiler, which fuses it at no cost; the eager form puts it into the kernel.
+    The portable form leaves a residual sum to the compiler, which fuses it at no cost; the eager form runs it in the
+    kernel.
     """
     layer = read_layer(match, lowering)
     if isinstance(layer, Reason):
@@ -45,7 +46,7 @@ def lower_convolution(match: Match, lowering: Lowering[Options]) -> Reason | Not
 
 
 def _lower_alone(match: Match, lowering: Lowering[Options], layer: Layer) -> None:
-    """Lower the anchor to float; the compiler fuses what follows it."""
+    """Lower the anchor to a float result. The compiler fuses the operators after it."""
     x, weight, geometry = _image(match, lowering, layer)
     result = insert_qconv(lowering, match.anchor, x, layer.x, weight, layer.bias, geometry, Output())
     finish(lowering, match.anchor, _back(match, lowering, match.anchor, result), None)
@@ -54,7 +55,7 @@ def _lower_alone(match: Match, lowering: Lowering[Options], layer: Layer) -> Non
 def _lower_sum(match: Match, lowering: Lowering[Options], layer: Layer) -> None:
     other, quantized = quantized_value(match.links[0].other), requantize(lowering, match.tail)
     output = output_of(bounds_of(match.links[1:]), quantized)
-    # The kernel's sum writes uint8 and takes no clamp but relu. The portable form leaves every sum to the compiler.
+    # The kernel's sum writes uint8 and takes no clamp except relu. The portable form leaves sums to the compiler.
     in_kernel = lowering.options.form is Form.EAGER and quantized is not None and output.attr != "hardtanh"
     if other is None or unfit_output(other) is not None or not in_kernel:
         _lower_alone(match, lowering, layer)
@@ -71,11 +72,12 @@ def _dimensions(match: Match) -> int:
 
 
 def _image(match: Match, lowering: Lowering[Options], layer: Layer) -> tuple[Node, Weight, Geometry]:
-    """Input, weight and geometry; of a convolution over one dimension, those of the same one over two."""
+    """Input, weight and geometry of a convolution; a 1d one becomes 2d."""
     count, x, weight = _dimensions(match), layer.x.integers, layer.weight
     lists = (argument(match.anchor, name) for name in ("stride", "padding", "dilation"))
     stride, padding, dilation = (expand_integers(values, count) for values in lists)
     if count == 1:
+        # (batch, channels, width) -> (batch, channels, 1, width), and the weight alike
         x = reshaped(lowering, match.anchor, x, aten.unsqueeze.default, _HEIGHT)
         weight = Weight(weight.integers.unsqueeze(_HEIGHT), weight.scale)
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
@@ -83,5 +85,5 @@ def _image(match: Match, lowering: Lowering[Options], layer: Layer) -> tuple[Nod
 
 
 def _back(match: Match, lowering: Lowering[Options], before: Node, result: Node) -> Node:
-    """The kernel's result in the shape of the convolution's."""
+    """Undo `_image` for the result: (batch, channels, 1, width) -> (batch, channels, width)."""
     return lowering.call(before, aten.squeeze.dim, result, _HEIGHT) if _dimensions(match) == 1 else result

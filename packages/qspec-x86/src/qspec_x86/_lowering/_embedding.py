@@ -1,4 +1,4 @@
-"""Lookups in tables of integers."""
+"""Lowering of embeddings: lookups in integer tables."""
 
 import operator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.graph import argument, constant_value
+from qspec_core.graph import argument, constant_value, tensor_value
 from qspec_core.lowering import Lowering, quantized_operand
 from qspec_core.patterns import Match, Reason
 from qspec_x86._lowering._options import Options
@@ -23,7 +23,7 @@ _FOUR_BITS = 15
 
 @dataclass(frozen=True)
 class _Table:
-    """A table as it was quantized: value = (integer - zero_point) * scale, in each row.
+    """A quantized table. In each row, value = (integer - zero_point) * scale.
 
     Args:
         integers: int8 or uint8, (rows, width).
@@ -50,7 +50,7 @@ def _table(match: Match, lowering: Lowering[Options]) -> _Table | Reason:
     if integers is None or numbers[0] is None or numbers[1] is None:
         return Reason.unsupported("the table is computed when the model runs")
     if found.ch_axis not in (None, 0) or found.group_size is not None:
-        return Reason.unsupported("the table has no scale for each row, or for all")
+        return Reason.unsupported("the table does not have one scale for each row, or one for all")
     scale, zero_point = (
         value.detach().to(torch.float32).reshape(-1).expand(len(integers)).contiguous()[:, None]
         for value in (numbers[0], numbers[1])
@@ -59,7 +59,7 @@ def _table(match: Match, lowering: Lowering[Options]) -> _Table | Reason:
 
 
 def lower_embedding(match: Match, lowering: Lowering[Options]) -> Reason | None:
-    """Lower a lookup: the integers of the rows, their scales and zero points are looked up, and multiplied after."""
+    """Lower a lookup: look up integers, scales and zero points of the rows, then dequantize."""
     table = _table(match, lowering)
     if isinstance(table, Reason):
         return table
@@ -77,8 +77,8 @@ def lower_embedding(match: Match, lowering: Lowering[Options]) -> Reason | None:
     rows = lowering.call(anchor, aten.to.dtype, looked_up[0], torch.float32)
     centred = lowering.call(anchor, aten.sub.Tensor, rows, looked_up[1])
     result = lowering.call(anchor, aten.mul.Tensor, centred, looked_up[2])
-    value = anchor.meta.get("val")
-    if isinstance(value, Tensor) and value.dtype is not torch.float32:
+    value = tensor_value(anchor)
+    if value is not None and value.dtype is not torch.float32:
         result = lowering.call(anchor, aten.to.dtype, result, value.dtype)
     result.meta = dict(anchor.meta)
     anchor.replace_all_uses_with(result)
@@ -86,7 +86,7 @@ def lower_embedding(match: Match, lowering: Lowering[Options]) -> Reason | None:
 
 
 def lower_embedding_bag(match: Match, lowering: Lowering[Options]) -> Reason | None:
-    """Lower sums of rows to the kernel of tables whose rows hold their own scale and smallest value."""
+    """Lower a bag to the kernel that sums rows. Each row of its table holds its scale and smallest value."""
     table = _table(match, lowering)
     if isinstance(table, Reason):
         return table
@@ -94,7 +94,7 @@ def lower_embedding_bag(match: Match, lowering: Lowering[Options]) -> Reason | N
     names = ("indices", "offsets", "per_sample_weights")
     indices, offsets, per_sample = (argument(anchor, name) for name in names)
     constant = lowering.constant("_x86_table", packed, anchor)
-    # Its arguments say mode 0 of sums, which is the only one that it computes.
+    # Mode 0 is the sum, the only mode that the kernel computes.
     result = lowering.call(anchor, kernel, constant, indices, offsets, False, 0, False, per_sample, None, False)
     for reader in list(anchor.users):
         if reader.target is operator.getitem:
@@ -105,8 +105,9 @@ def lower_embedding_bag(match: Match, lowering: Lowering[Options]) -> Reason | N
 
 
 def _packed(table: _Table) -> tuple[Tensor, OpOverload]:
-    """The kernel's table, and the kernel: two integers to a byte where four bits hold them, with scale and smallest
-    value in float16; else one to a byte, with both in float32.
+    """Pack a table, and choose its kernel. Scale and smallest value of a row are its last bytes.
+
+    Four bits: two integers in a byte, both numbers in float16. Eight bits: one integer in a byte, both in float32.
 
     Source: fbgemm, FusedNBitRowwiseQuantizedSBHalf and Fused8BitRowwiseQuantizedSBFloat.
     """
@@ -115,7 +116,9 @@ def _packed(table: _Table) -> tuple[Tensor, OpOverload]:
     halves = torch.cat([table.scale, smallest], 1).to(torch.float16)
     fits = bool(halves.isfinite().all()) and table.integers.shape[1] % 2 == 0
     if table.quant_max - table.quant_min <= _FOUR_BITS and fits:
+        # (rows, width) -> (rows, width / 2 + 4)
         pairs = integers[:, ::2] | integers[:, 1::2] << 4
         return torch.cat([pairs, halves.view(torch.uint8)], 1), _NIBBLES
+    # (rows, width) -> (rows, width + 8)
     floats = torch.cat([table.scale, smallest], 1)
     return torch.cat([integers, floats.view(torch.uint8)], 1), _BYTES

@@ -1,4 +1,4 @@
-"""Converted graphs become graphs of integer kernels, in the form that suits what runs them."""
+"""Lower a converted graph to integer kernels, in eager or portable form."""
 
 import json
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ LOWERING_KEY = "qspec_x86_lowering"
 
 @dataclass(frozen=True)
 class LoweringReport:
-    """What lowering did.
+    """Report of one lowering.
 
     Args:
         target: class of the deployment CPU: "any" or "vnni".
-        lowered: label of each match that runs in a kernel, by the name of its anchor.
-        declined: why a match stays as it was, by the name of its anchor.
-        narrowed: anchors whose weights were given coarser scales, since the CPU may sum two products in 16 bits.
+        lowered: label of each match that was lowered, by the name of its anchor.
+        declined: reason why a match was not lowered, by the name of its anchor.
+        narrowed: anchors whose weights got coarser scales, because the CPU may sum two products in 16 bits.
     """
 
     target: str
@@ -45,23 +45,23 @@ class LoweringReport:
     narrowed: tuple[str, ...]
 
     def summary(self) -> str:
-        """In words, one line for each thing that was not lowered as it was."""
+        """The report as text: one line for each match that was declined, and one for narrowed weights."""
         lines = [f"for target {self.target!r}: {len(self.lowered)} lowered, {len(self.declined)} declined"]
         lines += [f"{name}: {reason}" for name, reason in self.declined.items()]
         if self.narrowed:
             names = ", ".join(self.narrowed)
-            lines.append(f"weights quantized again to fewer bits, since their sums could leave 16 bits: {names}")
+            lines.append(f"weights quantized again to fewer bits, because their sums could overflow 16 bits: {names}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """As text, for a package's metadata."""
+        """Serialize for a package's metadata."""
         declined = {name: [reason.code.value, reason.detail] for name, reason in self.declined.items()}
         data = {"target": self.target, "lowered": dict(self.lowered), "declined": declined, "narrowed": self.narrowed}
         return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str) -> "LoweringReport":
-        """From the text of `to_json`."""
+        """Read the text of `to_json`."""
         data = json.loads(text)
         declined = {name: Reason(ReasonCode(code), detail) for name, (code, detail) in data["declined"].items()}
         return cls(
@@ -73,9 +73,9 @@ class LoweringReport:
 
 
 def lower_portable(converted: GraphModule, target: str = "any") -> GraphModule:
-    """Lower to plain int8 weights that nodes of the graph pack, without any operator that mutates.
+    """Lower to plain int8 weights, which nodes of the graph pack, without operators that mutate.
 
-    The result can be exported, saved and compiled ahead of time. Run as it is, it packs on every call.
+    The result can be exported, saved and compiled ahead of time. Run directly, it packs its weights on every call.
 
     Args:
         converted: from `convert_pt2e`. It is not changed.
@@ -90,8 +90,8 @@ def lower_portable(converted: GraphModule, target: str = "any") -> GraphModule:
 
 
 def lower_eager(converted: GraphModule, target: str = "any") -> GraphModule:
-    """Lower to a graph module that runs as it is and under `torch.compile`: weights packed now, residual sums in
-    kernels.
+    """Lower to a graph module that runs directly and under `torch.compile`: its weights are packed, and residual sums
+    run in kernels.
 
     Args:
         converted: from `convert_pt2e`. It is not changed.
@@ -124,14 +124,14 @@ def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
 
 
 def _reshape_in_place_of_view(module: GraphModule) -> None:
-    """Kernels write channels-last tensors, of which the views that the float model took may not exist."""
+    """Replace views by reshapes: kernels write channels-last tensors, which may have no such view."""
     for node in module.graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default
     module.recompile()
 
 
 def _pack_weights(module: GraphModule) -> None:
-    """Run the packing nodes once and keep what they give; the plain weights leave the module."""
+    """Run the packing nodes and keep their results as buffers. The plain weights are deleted."""
     graph = module.graph
     with torch.no_grad():
         for node in list(graph.nodes):
@@ -151,14 +151,14 @@ def _pack_weights(module: GraphModule) -> None:
 
 
 def _constant(module: nn.Module, value: Any) -> Any:  # an argument of the packing node may be of any fx type
-    if is_call(value, aten.to.dtype):  # a weight kept in bytes, of which the packing takes 32-bit integers
+    if is_call(value, aten.to.dtype):  # a weight stored as bytes, which packing takes as int32
         return _constant(module, value.args[0]).to(value.args[1])
     tensor = constant_value(module, value)
     return value if tensor is None else tensor
 
 
 def _drop_unread(module: GraphModule) -> None:
-    """Delete the buffers and parameters at the top level that no node reads any more."""
+    """Delete top-level buffers and parameters that no node reads."""
     read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for name, value in (*module.named_buffers(recurse=False), *module.named_parameters(recurse=False)):
         if name not in read and isinstance(value, Tensor):

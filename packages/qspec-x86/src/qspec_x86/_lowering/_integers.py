@@ -1,11 +1,10 @@
-"""Operators that move integers without computing on them: the dequantize before and the quantize after fall away."""
+"""Lowering of operators that move integers: the dequantize before them and the quantize after them go away."""
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from qspec_core import ops
-from qspec_core.graph import argument, expand_integers, replace_argument
+from qspec_core.graph import argument, expand_integers, replace_argument, tensor_value
 from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
 from qspec_core.patterns import Match, Reason, ReasonCode
 from qspec_x86._lowering._options import Options
@@ -18,23 +17,23 @@ _MAX_POOL = torch.ops.quantized.max_pool2d.default
 
 
 def _unfit(match: Match, source: Quantized) -> Reason | None:
-    """Why integers cannot pass: no reader takes them, or their parameters change on the way."""
+    """Reason why the operator cannot run on integers: no reader takes them, or the parameters change."""
     if source.ch_axis is not None:
         return Reason.unsupported("the scales lie along a channel, which the operator may move")
     readers = [found for found in map(quantized_value, match.tail.users) if found is not None]
     if not readers:
-        return Reason(ReasonCode.NO_INTEGER_READER, "nothing that reads it takes integers")
+        return Reason(ReasonCode.NO_INTEGER_READER, "no reader takes integers")
     if any(found.parameters != source.parameters for found in readers):
         return Reason.unsupported("its output has other parameters than its input")
     return None
 
 
 def _pass_on(lowering: Lowering[Options], match: Match, integers: Node, source: Quantized) -> None:
-    """Let the readers that quantize take `integers`, and each float reader a dequantize of them."""
+    """Replace the quantizes that read the result by `integers`. Each float reader gets a dequantize."""
     tail = match.tail
-    value = tail.meta.get("val")
+    value = tensor_value(tail)
     integers.meta = dict(tail.meta)
-    if isinstance(value, Tensor):
+    if value is not None:
         integers.meta["val"] = value.to(source.dtype)
     parameters = (source.scale, source.zero_point, source.quant_min, source.quant_max, source.dtype)
     for user in list(tail.users):
@@ -52,7 +51,7 @@ def _same(node: Node) -> Node:
 
 
 def lower_view(match: Match, lowering: Lowering[Options]) -> Reason | None:
-    """Lower an operator that only moves elements: the same operator, on the integers."""
+    """Lower an operator that only moves elements to the same operator on integers."""
     source = quantized_operand(match, match.row.activations[0].name)
     reason = _unfit(match, source)
     if reason is not None:
@@ -65,7 +64,7 @@ def lower_view(match: Match, lowering: Lowering[Options]) -> Reason | None:
 
 
 def lower_pad(match: Match, lowering: Lowering[Options]) -> Reason | None:
-    """Lower a constant pad: the integer that stands for the value is what pads."""
+    """Lower a constant pad. It pads with the integer of the value."""
     source = quantized_operand(match, "self")
     reason = _unfit(match, source)
     if reason is not None:
@@ -83,7 +82,7 @@ def lower_pad(match: Match, lowering: Lowering[Options]) -> Reason | None:
 
 
 def lower_max_pool2d(match: Match, lowering: Lowering[Options]) -> Reason | None:
-    """Lower max pooling: the order of the integers is that of the floats. Its padding never wins."""
+    """Lower max pooling. Integers have the order of the floats, and padding is never the maximum."""
     source = quantized_operand(match, "self")
     reason = _unfit(match, source)
     if reason is not None:
@@ -105,7 +104,7 @@ def lower_cat(match: Match, lowering: Lowering[Options]) -> Reason | None:
     sources = [quantized_value(node) for _, node in match.inputs()]
     found = [source for source in sources if source is not None]
     if len(found) != len(argument(match.anchor, "tensors")):
-        return Reason(ReasonCode.INPUT_NOT_QUANTIZED, "an input is not a tensor of the graph")
+        return Reason(ReasonCode.INPUT_NOT_QUANTIZED, "an input is not a quantized tensor")
     if any(source.parameters != found[0].parameters for source in found):
         return Reason.unsupported("the inputs have different parameters")
     reason = _unfit(match, found[0])

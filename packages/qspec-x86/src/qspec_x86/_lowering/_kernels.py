@@ -1,8 +1,7 @@
-"""The one integer kernel that pays through torch on every x86 CPU: oneDNN's u8 by s8 convolution, with and without a
-sum.
+"""The integer kernel that is faster than float on every x86 CPU: oneDNN's u8 by s8 convolution, with and without a sum.
 
-A linear layer goes through it too, as a 1x1 convolution over its rows: `onednn.qlinear_pointwise` took 1.3 to 6 times
-as long on AVX2, and torch.compile takes it only while freezing is switched on for the whole process.
+Linear layers use it too, as 1x1 convolutions over their rows: `onednn.qlinear_pointwise` took 1.3 to 6 times as long on
+AVX2, and torch.compile takes it only while freezing is switched on for the whole process.
 """
 
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from qspec_core.graph import require_tensor_value, tensor_value
 from qspec_core.lowering import Lowering, Quantized
 from qspec_x86._lowering._bounds import Output
 from qspec_x86._lowering._options import Options
@@ -42,20 +42,20 @@ QCONV_DYNAMIC = _onednn.qconv_pointwise.tensor
 _SUM = _onednn.qconv2d_pointwise.binary
 _MIDDLE = 128
 FOUR_BITS = 16
-"""Integers that the kernel of 4-bit weights knows."""
+"""Number of integers of the 4-bit kernel."""
 BLOCK = 16
-"""Input features that the kernel of 8-bit weights reads at a time, and outputs that the one of 4-bit weights packs."""
+"""Input features that the 8-bit weight-only kernel reads at a time, and outputs that the 4-bit one packs."""
 _GROUPS = (32, 64, 128, 256)
 
 
 def fits_four_bits(outputs: int, features: int, group: int) -> bool:
-    """Whether the kernel of 4-bit weights takes this weight with a scale for `group` input features."""
+    """Whether the 4-bit kernel takes this weight with one scale for each `group` input features."""
     return group in _GROUPS and features % group == 0 and outputs % BLOCK == 0
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Stride, padding and dilation of each spatial dimension, and groups."""
+    """Stride, padding and dilation of each spatial dimension, and the number of groups."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -64,14 +64,14 @@ class Geometry:
 
     @property
     def arguments(self) -> tuple[list[int], list[int], list[int], int]:
-        """As the kernels take them."""
+        """Arguments in the order of the kernels."""
         return list(self.stride), list(self.padding), list(self.dilation), self.groups
 
 
 def _shape(x: Node) -> list[int] | None:
-    """Sizes of a tensor, those of the example where they may vary; None if one is unknown."""
-    value = x.meta.get("val")
-    sizes = [size_hint(size) for size in value.shape] if isinstance(value, Tensor) else [None]
+    """Sizes of a tensor, with those of the example for symbolic ones; None if one is unknown."""
+    value = tensor_value(x)
+    sizes = [size_hint(size) for size in value.shape] if value is not None else [None]
     known = [size for size in sizes if size is not None]
     return known if len(known) == len(sizes) else None
 
@@ -79,12 +79,11 @@ def _shape(x: Node) -> list[int] | None:
 def _packed(
     lowering: Lowering[Options], before: Node, x: Node, quantized: Quantized, weight: Weight, geometry: Geometry
 ) -> tuple[Any, ...]:
-    """The kernel's arguments up to the weight's zero points: input, its parameters, the packing of the weight.
+    """Arguments of the kernel up to the weight's zero points: the input, its parameters, the packed weight.
 
-    Shape and zero point matter: packed for others, the weight is reordered on every call; a linear of 768 by 3072 over
-    128 rows then takes 7 ms, not 1.4. Where a size may vary, the example's is the best guess. Of a zero point
-    that is known only when the model runs, what matters is that it is not 0: packed for 0, one row of 768 features took
-    ten times as long.
+    A weight that was packed for another input shape or zero point is reordered on every call: a linear layer of 768 by
+    3072 over 128 rows then takes 7 ms, not 1.4. For a symbolic size, the example's is the best guess. For a dynamic
+    zero point, any value except 0 is good: packed for 0, one row of 768 features took ten times as long.
     """
     if quantized.is_dynamic:
         given, assumed = (quantized.scale, quantized.zero_point), (1.0, _MIDDLE)
@@ -94,7 +93,7 @@ def _packed(
     scales = lowering.constant("_x86_scale", weight.scale, before)
     zeros = lowering.constant("_x86_zero", torch.zeros(weight.scale.numel(), dtype=torch.int64), before)
     packed = lowering.call(before, PREPACK, integers, scales, *assumed, *geometry.arguments, _shape(x))
-    packed.meta["val"] = integers.meta["val"]
+    packed.meta["val"] = require_tensor_value(integers)
     return x, *given, packed, scales, zeros
 
 
@@ -108,18 +107,18 @@ def insert_qconv(
     geometry: Geometry,
     output: Output,
 ) -> Node:
-    """Insert a convolution in integers, its weight packed by a node of the graph.
+    """Insert a convolution in integers, whose weight a node of the graph packs.
 
     Args:
         lowering: the graph.
-        before: node in front of which it goes.
+        before: node to insert it before.
         x: node of the uint8 input, (batch, channels, height, width).
         quantized: the input's parameters.
         weight: int8, (outputs, channels / groups, height, width), symmetric.
         bias: float32, (outputs,), or None.
         geometry: of the convolution.
-        output: what is written.
-    Returns: the kernel's node; the caller gives it its metadata.
+        output: description of the result.
+    Returns: the kernel's node. The caller sets its metadata.
     """
     operands = _packed(lowering, before, x, quantized, weight, geometry)
     result = (output.scale, output.zero_point, output.dtype, output.attr, list(output.scalars), "")
@@ -140,12 +139,12 @@ def insert_qconv_sum(
 ) -> Node:
     """Insert `qconv_sum`: a convolution in integers that adds a uint8 tensor before it writes uint8.
 
-    Args: as of `insert_qconv`, and `other`, the tensor that is added.
+    Args: those of `insert_qconv`, and `other`, the tensor to add.
     Returns: the node of the sum.
     """
     operands = _packed(lowering, before, x, quantized, weight, geometry)
     summed = (other.integers, *plain_parameters(other))
-    # Both must have one reader: graphs of other tools, and graphs exported again, share a dequantize between readers.
+    # Both must have one reader: in graphs of other tools, or exported twice, readers share a dequantize.
     is_read_once = len(other.integers.users) == 1 and len(other.node.users) == 1
     may_overwrite = other.integers.target in (QCONV, qconv_sum) and is_read_once
     result = (output.scale, output.zero_point, output.attr == "relu", *summed, may_overwrite)
@@ -174,12 +173,11 @@ def qconv_sum(
 ) -> Tensor:
     """Convolution plus a uint8 tensor, clamped at zero if `relu`, in uint8.
 
-    The kernel adds onto the other tensor and returns its storage, so it is given a copy unless nobody else reads it.
-    While torch.compile traces, the sum is written in float operators instead: they fuse, and a mutating kernel would
-    not compile.
+    The kernel adds into the storage of `other` and returns it, so it gets a copy unless nothing else reads `other`.
+    While torch.compile traces, float operators compute the sum: they fuse, and a mutating kernel would not compile.
 
-    Args: those of `onednn.qconv_pointwise`; `other`, uint8, of the result's shape; `may_overwrite`, nobody else reads
-        `other`.
+    Args: those of `onednn.qconv_pointwise`; `other`, uint8, of the result's shape; `may_overwrite`, whether
+        nothing else reads `other`.
     Returns: uint8, the convolution's shape, with `scale` and `zero_point`.
     """
     geometry = (stride, padding, dilation, groups)

@@ -1,12 +1,12 @@
-"""What the layers have in common: their operands as the kernel takes them, and their results put into the graph."""
+"""Parts that all layers share: read operands for the kernel, and put the result into the graph."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
+from qspec_core.graph import require_tensor_value, tensor_value
 from qspec_core.lowering import Lowering, Quantized, quantized_operand
 from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._depthwise import is_depthwise
@@ -22,13 +22,13 @@ NARROWED = Note("its weight was quantized again to fewer bits, since the CPU may
 
 @dataclass(frozen=True)
 class Layer:
-    """The operands of a convolution or linear match, as its kernel takes them.
+    """Operands of a convolution or linear match, in the form that the kernel takes.
 
     Args:
         x: the activation.
         weight: the weight.
         bias: node of the bias; None where there is none.
-        note: what the report says about the weight; None where it is used as it was quantized.
+        note: remark about the weight for the report; None if it is used as it was quantized.
     """
 
     x: Quantized
@@ -44,8 +44,12 @@ def _as_it_is(weight: Weight) -> Weight:
 def read_layer(
     match: Match, lowering: Lowering[Options], arranged: Callable[[Weight], Weight] = _as_it_is
 ) -> Layer | Reason:
-    """The operands of a match; the weight, `arranged` for the kernel, given a coarser scale where the deployment CPU
-    may sum in 16 bits.
+    """Read the operands of a match. The weight gets a coarser scale where the deployment CPU may sum in 16 bits.
+
+    Args:
+        match: the match.
+        lowering: the graph.
+        arranged: reorders the weight for the kernel.
     """
     x = quantized_operand(match, "input")
     reason = unfit_activation(x)
@@ -63,29 +67,27 @@ def read_layer(
 
 
 def requantize(lowering: Lowering[Options], tail: Node) -> Quantized | None:
-    """The quantize that the kernel may do for all readers of `tail`; None if they take the float, or another dtype."""
+    """The quantize of all readers of `tail`, which the kernel can do; None if some read float, or another dtype."""
     quantized = lowering.requantize(tail)
     return None if quantized is None or unfit_output(quantized) is not None else quantized
 
 
 def reshaped(lowering: Lowering[Options], before: Node, value: Node, target: object, *arguments: object) -> Node:
-    """`value` moved by an operator that computes nothing, with the metadata that follows."""
+    """Insert an operator that reshapes `value`, with its metadata."""
     moved = lowering.call(before, target, value, *arguments)
-    fake = value.meta.get("val")
-    if isinstance(fake, Tensor) and callable(target):
+    fake = tensor_value(value)
+    if fake is not None and callable(target):
         moved.meta["val"] = target(fake, *arguments)
     return moved
 
 
 def output_shape(lowering: Lowering[Options], anchor: Node, source: Node) -> list[int | Node]:
-    """Sizes of a linear's result: numbers, and -1 for a lone symbolic one; several, any of which may be 0, are read
-    from `source`, its input.
-    """
-    shape = anchor.meta["val"].shape
+    """Sizes of a linear layer's result. One symbolic size is -1; several, which may be 0, are read from its input."""
+    shape: Sequence[int | torch.SymInt] = require_tensor_value(anchor).shape
     symbolic = [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
     if len(symbolic) == 1 and all(size != 0 for size in shape if isinstance(size, int)):
         return [size if isinstance(size, int) else -1 for size in shape]
-    sizes: list[int | Node] = list(shape)
+    sizes: list[int | Node] = [size if isinstance(size, int) else -1 for size in shape]
     for dim in symbolic:
         sizes[dim] = read = lowering.call(anchor, torch.ops.aten.sym_size.int, source, dim)
         read.meta["val"] = shape[dim]
@@ -93,7 +95,7 @@ def output_shape(lowering: Lowering[Options], anchor: Node, source: Node) -> lis
 
 
 def finish(lowering: Lowering[Options], tail: Node, result: Node, quantized: Quantized | None) -> None:
-    """Put `result` in the place of `tail`, or of the quantizes that read it."""
+    """Replace `tail`, or the quantizes that read it, by `result`."""
     if quantized is None:
         result.meta = dict(tail.meta)
         tail.replace_all_uses_with(result)
@@ -103,7 +105,7 @@ def finish(lowering: Lowering[Options], tail: Node, result: Node, quantized: Qua
 
 
 def _with_dtype(node: Node, dtype: torch.dtype) -> dict[str, object]:
-    """Metadata of a node whose value has another dtype."""
-    value = node.meta.get("val")
-    changed = {"val": value.to(dtype)} if isinstance(value, Tensor) else {}
+    """Metadata of a node with another dtype."""
+    value = tensor_value(node)
+    changed = {"val": value.to(dtype)} if value is not None else {}
     return dict(node.meta) | changed

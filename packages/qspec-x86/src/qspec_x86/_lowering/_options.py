@@ -1,4 +1,4 @@
-"""What the backend hands to its rows while they lower."""
+"""Options that the backend passes to its rows while they lower."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -9,8 +9,8 @@ __all__ = ["Form", "Options"]
 class Form(Enum):
     """The two forms of a lowered graph."""
 
-    PORTABLE = "portable"  # plain int8 weights, packed by nodes of the graph; nothing mutates: exported, compiled ahead
-    EAGER = "eager"  # weights packed now; residual sums inside the kernel: runs as it is
+    PORTABLE = "portable"  # nodes of the graph pack plain int8 weights; no operator mutates, so it can be exported
+    EAGER = "eager"  # weights are packed now, and residual sums run in kernels
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Options:
 
     Args:
         form: form of the lowered graph.
-        full_range: the deployment CPU sums in 32 bits, so that weights may use all 8 bits.
+        full_range: the deployment CPU sums in 32 bits, so that weights can use all 8 bits.
     """
 
     form: Form

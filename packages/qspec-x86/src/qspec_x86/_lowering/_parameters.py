@@ -1,4 +1,4 @@
-"""Scale and zero point of an activation, as the kernels take them: plain numbers."""
+"""Scale and zero point of an activation as plain numbers, which the kernels take."""
 
 import torch
 from torch.fx import Node
@@ -11,7 +11,7 @@ __all__ = ["plain_parameters", "unfit_activation", "unfit_output"]
 
 
 def unfit_activation(quantized: Quantized) -> Reason | None:
-    """Why the kernels cannot take an activation with these parameters; None if they can."""
+    """Reason why the kernels cannot read an activation with these parameters; None if they can."""
     if quantized.ch_axis is not None or (isinstance(quantized.scale, Node) and not quantized.is_dynamic):
         return Reason.unsupported("an activation has a scale for each index of a dimension")
     if quantized.dtype is not torch.uint8:
@@ -20,9 +20,9 @@ def unfit_activation(quantized: Quantized) -> Reason | None:
 
 
 def unfit_output(quantized: Quantized) -> Reason | None:
-    """Why the kernels cannot write an activation with these parameters; None if they can."""
+    """Reason why the kernels cannot write an activation with these parameters; None if they can."""
     if quantized.is_dynamic:
-        return Reason.unsupported("an activation has parameters that are no plain numbers")
+        return Reason.unsupported("an activation has parameters that are not plain numbers")
     return unfit_activation(quantized)
 
 
@@ -34,7 +34,7 @@ def plain_parameters(quantized: Quantized) -> tuple[float, int]:
     scale, zero_point = quantized.scale, quantized.zero_point
     if isinstance(scale, Node) or isinstance(zero_point, Node):
         raise LoweringError(
-            "the parameters of a quantized tensor are no plain numbers",
+            "the parameters of a quantized tensor are not plain numbers",
             where=quantized.node,
             found=f"scale {scale}, zero point {zero_point}",
             remedy="quantize the tensor per tensor and statically",

@@ -1,4 +1,4 @@
-"""Ranges of activations that are found when the model runs, written in plain operators."""
+"""Dynamic ranges of activations, in plain operators."""
 
 import operator
 from collections.abc import Callable
@@ -15,10 +15,10 @@ aten = torch.ops.aten
 
 
 def write_ranges(module: GraphModule) -> None:
-    """Write each `choose_qparams` of a graph in plain operators, in place, to the values of its eager form.
+    """Replace each `choose_qparams` of a graph by plain operators with the values of its eager form, in place.
 
-    Inductor's own decomposition does not widen a range to hold 0, so that of inputs in 5..6 it would cut all to one
-    value; and the eager form raises on an empty tensor. A zero beside the rows' extremes settles both.
+    Inductor's own decomposition does not widen a range to contain 0: inputs in 5..6 would all become one value. The
+    eager form raises on an empty tensor. A zero added to the minima and maxima of the rows solves both.
 
     Cost: O(nodes); in a run, O(elements), as before.
     """
@@ -32,7 +32,7 @@ def write_ranges(module: GraphModule) -> None:
 
 
 def _parameters(module: GraphModule, node: Node) -> tuple[Node, Node]:
-    """Scale, float32, and zero point, int64, of one element each."""
+    """Scale, float32 (1,), and zero point, int64 (1,)."""
     low, high, eps = (argument(node, name) for name in ("quant_min", "quant_max", "eps"))
 
     def call(target: object, *arguments: object) -> Node:
@@ -51,5 +51,5 @@ def _parameters(module: GraphModule, node: Node) -> tuple[Node, Node]:
 
 
 def _with_zero(call: Callable[..., Node], rows: Node) -> Node:
-    """One result for each row, and 0. Appended to the tensor itself it took three times as long."""
+    """Append 0 to the results of the rows: (rows...) -> (rows + 1,). On the tensor itself it took 3 times as long."""
     return call(aten.constant_pad_nd.default, call(aten.reshape.default, rows, [-1]), [0, 1])

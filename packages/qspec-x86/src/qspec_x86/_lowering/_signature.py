@@ -1,4 +1,4 @@
-"""What a compiled package takes. Its code checks nothing: another shape, stride or dtype gives wrong numbers."""
+"""Inputs of a compiled package. Its code checks nothing: another shape, stride or dtype gives wrong numbers."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from qspec_core import LoweringError
+from qspec_core.graph import tensor_value
 from qspec_x86._torch import symbol_range
 
 __all__ = ["Input", "Signature", "signature_of"]
@@ -22,7 +23,7 @@ class Input:
         name: name of the graph's placeholder.
         dtype: name of its dtype, such as "float32".
         sizes: of each dimension, a number, or `(name, smallest, largest or None)` where it may vary.
-        channels_last: laid out with its channels last; otherwise row by row.
+        channels_last: whether its memory layout is channels-last; otherwise it is contiguous.
     """
 
     name: str
@@ -32,11 +33,11 @@ class Input:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Layout that the compiled code reads."""
+        """Memory layout that the compiled code reads."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def describe(self) -> str:
-        """In words, such as `float32 (s0 = 1 to 16, 3, 224, 224)`."""
+        """As text, such as `float32 (s0 = 1 to 16, 3, 224, 224)`."""
         words = []
         for size in self.sizes:
             if isinstance(size, int):
@@ -46,7 +47,7 @@ class Input:
         return f"{self.dtype} ({', '.join(words)})"
 
     def accepts(self, value: Tensor) -> bool:
-        """Whether dtype, device and shape are those that the package was compiled for."""
+        """Whether the package was compiled for the dtype, device and shape."""
         if str(value.dtype) != f"torch.{self.dtype}" or value.device.type != "cpu" or value.dim() != len(self.sizes):
             return False
         for size, found in zip(self.sizes, value.shape, strict=True):
@@ -56,7 +57,7 @@ class Input:
         return True
 
     def fitted(self, value: object) -> Tensor:
-        """The tensor in the layout that the compiled code reads: itself, or a copy.
+        """The tensor, or a copy, in the memory layout that the compiled code reads.
 
         Raises: LoweringError: the package does not take it.
         """
@@ -77,13 +78,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Signature:
-    """All tensors that a package takes, in order.
+    """All input tensors of a package, in order.
 
     Args:
         inputs: the tensors.
         target: class of the deployment CPU.
-        instructions: what the CPU must have to run the compiled code: "AVX2" or "AVX512".
-        packed_for: the class of CPU in whose order weights of 4 bits are packed; None if there are none.
+        instructions: instructions that the compiled code needs: "AVX2" or "AVX512".
+        packed_for: class of CPU for which 4-bit weights are packed; None if there are none.
     """
 
     inputs: tuple[Input, ...]
@@ -92,12 +93,12 @@ class Signature:
     packed_for: str | None = None
 
     def to_json(self) -> str:
-        """As text, for a package's metadata."""
+        """Serialize for a package's metadata."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Signature":
-        """From the text of `to_json`."""
+        """Read the text of `to_json`."""
         data = json.loads(text)
         inputs = []
         for entry in data["inputs"]:
@@ -105,14 +106,14 @@ class Signature:
             inputs.append(Input(entry["name"], entry["dtype"], sizes, entry["channels_last"]))
         return cls(tuple(inputs), data["target"], data["instructions"], data["packed_for"])
 
-    def fitted(self, leaves: list[Any]) -> list[Tensor]:  # whatever the caller passed
-        """The tensors of a call, each in its layout.
+    def fitted(self, leaves: list[Any]) -> list[Tensor]:  # arguments of a call, of any type
+        """The tensors of a call, in the memory layouts that the compiled code reads.
 
-        Raises: LoweringError: one does not fit, or their number differs.
+        Raises: LoweringError: a tensor does not fit, or the number of tensors is wrong.
         """
         if len(leaves) != len(self.inputs):
             raise LoweringError(
-                "the call has another number of tensors than the compiled package takes",
+                f"the compiled package takes {len(self.inputs)} tensors, got {len(leaves)}",
                 found=len(leaves),
                 expected=f"{len(self.inputs)}: {', '.join(entry.name for entry in self.inputs)}",
                 remedy="pass the arguments that the model was exported with",
@@ -127,27 +128,27 @@ def signature_of(
     instructions: str,
     packed_for: str | None,
 ) -> Signature:
-    """What the graph's placeholders take, laid out as the example inputs are.
+    """Describe the inputs of a graph, with the memory layouts of the example inputs.
 
     Args:
         module: a lowered graph, whose placeholders carry fake tensors.
         leaves: the example inputs, flattened.
         target: class of the deployment CPU.
-        instructions: what the compiled code needs.
-        packed_for: as of `Signature`.
-    Raises: LoweringError: the example inputs do not fit the graph, or a size is computed from others.
+        instructions: instructions that the compiled code needs.
+        packed_for: as in `Signature`.
+    Raises: LoweringError: the example inputs do not fit the graph, or a size is computed from other sizes.
     """
     placeholders = module.graph.find_nodes(op="placeholder")
     if len(placeholders) != len(leaves):
         raise LoweringError(
-            "the example inputs do not fit the graph",
+            f"the graph takes {len(placeholders)} values, got {len(leaves)}",
             found=f"{len(leaves)} values",
             expected=f"{len(placeholders)}: {', '.join(node.name for node in placeholders)}",
             remedy="pass the example inputs that the model was exported with",
         )
     inputs = []
     for node, leaf in zip(placeholders, leaves, strict=True):
-        value = node.meta.get("val")
+        value = tensor_value(node)
         if not isinstance(value, Tensor) or not isinstance(leaf, Tensor):
             raise LoweringError(
                 "a compiled package takes tensors only",
@@ -171,7 +172,7 @@ def _size(node: torch.fx.Node, size: int | torch.SymInt) -> int | tuple[str, int
     found = symbol_range(size)
     if found is None:
         raise LoweringError(
-            "a size of an input is computed from others",
+            "a size of an input is computed from other sizes",
             where=node,
             found=str(size),
             expected="a number, or a dimension of its own",

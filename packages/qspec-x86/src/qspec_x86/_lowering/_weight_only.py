@@ -1,13 +1,12 @@
-"""Linear layers whose weight alone is int8, or int4 in groups."""
+"""Lowering of weight-only linear layers: int8 weights, or int4 in groups."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.graph import constant_value
+from qspec_core.graph import constant_value, require_tensor_value, tensor_value
 from qspec_core.lowering import Lowering, Quantized, quantized_operand
 from qspec_core.patterns import Match, Reason
 from qspec_x86._lowering._kernels import FOUR_BITS, PACK_FOUR_BITS, fits_four_bits
@@ -19,12 +18,12 @@ __all__ = ["lower_weight_only"]
 
 aten = torch.ops.aten
 _MIDDLE = 8
-"""Of the integers 0..15, the one that stands for the zero that the kernel is told."""
+"""The integer of 0..15 that the kernel reads as its `zero` argument."""
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A kernel, and its arguments behind the rows."""
+    """A kernel, and its arguments after the first, which is the activation."""
 
     kernel: OpOverload
     arguments: tuple[object, ...]
@@ -33,17 +32,18 @@ class _Call:
 def lower_weight_only(match: Match, lowering: Lowering[Options]) -> Reason | None:
     """Lower to the kernel that reads int8 or int4 weights and computes in bfloat16."""
     anchor, x, bias = match.anchor, match.operand("input"), match.operand("bias")
-    value = x.meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype is not torch.bfloat16:
+    value = tensor_value(x)
+    if value is None or value.dtype is not torch.bfloat16:
         return Reason.unsupported("its input is not bfloat16")
     found = quantized_operand(match, "weight")
-    outputs, features = match.operand("weight").meta["val"].shape
+    outputs, features = require_tensor_value(match.operand("weight")).shape
     group = found.group_size or _whole_rows(found, outputs, features)
     call = _eight_bits(match, lowering) if group is None else _four_bits(found, lowering, anchor, group)
     if isinstance(call, Reason):
         return call
+    # (..., features) -> (rows, features) -> (rows, outputs) -> (..., outputs)
     rows = lowering.call(anchor, aten.reshape.default, x, [-1, features])
-    rows = lowering.call(anchor, aten.contiguous.default, rows)  # the kernels refuse rows that are not
+    rows = lowering.call(anchor, aten.contiguous.default, rows)  # the kernels refuse other layouts
     result = lowering.call(anchor, call.kernel, rows, *call.arguments)
     result = lowering.call(anchor, aten.reshape.default, result, output_shape(lowering, anchor, x))
     if bias is not None:
@@ -63,7 +63,9 @@ def _eight_bits(match: Match, lowering: Lowering[Options]) -> _Call | Reason:
 
 
 def _whole_rows(found: Quantized, outputs: int, features: int) -> int | None:
-    """Groups that are whole rows have a scale for each channel in converted graphs."""
+    """Group size of a 4-bit weight with one scale for each channel; None for other weights.
+
+    Convert writes groups that are whole rows by channel."""
     is_narrow = found.ch_axis == 0 and found.quant_max - found.quant_min < FOUR_BITS
     return features if is_narrow and fits_four_bits(outputs, features, features) else None
 
@@ -76,8 +78,9 @@ def _four_bits(found: Quantized, lowering: Lowering[Options], anchor: Node, grou
     integers, scale = tensors[0].detach().to(torch.int32) - found.quant_min, tensors[1].detach().to(torch.float32)
     zero_point = torch.zeros_like(scale) if tensors[2] is None else tensors[2].detach().to(torch.float32)
     zero = (_MIDDLE + found.quant_min - zero_point) * scale
+    # (outputs, groups) twice -> (groups, outputs, 2)
     pairs = torch.stack([scale, zero], dim=-1).reshape(len(scale), -1, 2).transpose(0, 1)
-    # Kept in a byte each and packed by a node, since the packed order is that of the CPU at hand.
+    # Stored as one byte each and packed by a node, because the packed order depends on the CPU.
     stored = lowering.constant("_x86_weight", integers.to(torch.uint8), anchor)
     wide = lowering.call(anchor, aten.to.dtype, stored, torch.int32)
     packed = lowering.call(anchor, PACK_FOUR_BITS, wide, 1)

@@ -1,4 +1,4 @@
-"""Weights as the kernels take them: int8, symmetric, one scale for each output channel; and the 16-bit rule."""
+"""Weights in the form that the kernels take: int8, symmetric, one scale for each output channel."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ _INT16_MAX = 2**15 - 1
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight behind its dequantize.
+    """A quantized weight.
 
     Args:
-        integers: int8, (outputs, ...), or as the row's `ch_axis` says; contiguous.
+        integers: int8, (outputs, ...), or with its outputs at the row's `ch_axis`; contiguous.
         scale: float32, (outputs,).
     """
 
@@ -31,7 +31,7 @@ class Weight:
 
 
 def read_weight(match: Match, lowering: Lowering[Options]) -> Weight | Reason:
-    """The integers and scales of a match's weight, or the reason why the kernels cannot take them."""
+    """Read the integers and scales of a match's weight, or return the reason why the kernels cannot take them."""
     found = quantized_operand(match, "weight")
     integers = constant_value(lowering.module, found.integers)
     if integers is None:
@@ -50,12 +50,12 @@ def read_weight(match: Match, lowering: Lowering[Options]) -> Weight | Reason:
     if bool((zero_point != 0).any()):
         return Reason.unsupported("the weight has a zero point other than 0; the kernels take symmetric weights")
     outputs = integers.shape[axis]
-    # qlinear_prepack and its kin read storage as if it were contiguous: other strides give garbage, silently.
+    # Some packing operators read storage as if it were contiguous; other strides give wrong numbers without an error.
     return Weight(integers.detach().contiguous(), scale.to(torch.float32).reshape(-1).expand(outputs).contiguous())
 
 
 def _numbers(value: float | Node, lowering: Lowering[Options]) -> Tensor | None:
-    """A parameter given as a number or as a constant; None if it is computed."""
+    """Value of a parameter that is a number or a constant; None if it is computed."""
     if isinstance(value, Node):
         constant = constant_value(lowering.module, value)
         return None if constant is None else constant.detach()
@@ -63,16 +63,16 @@ def _numbers(value: float | Node, lowering: Lowering[Options]) -> Tensor | None:
 
 
 def narrow_weight(weight: Weight, input_max: int) -> Weight | None:
-    """The weight with a coarser scale in the channels whose sums of two products could leave 16 bits; None if none
-    could.
+    """Make the scale coarser in the channels where the sum of two products could overflow 16 bits.
 
-    With inputs of 0..255, two weights of one sign may make 128 together. A channel is brought there by the factor that
-    it needs, at most 2, and given the scale that fits its integers best. Quantizing the float weights with
-    `PairSumObserver` loses less, since nothing is rounded twice.
+    With inputs of 0..255, the sum of two weights of one sign may be up to 128. A channel is divided by the factor that
+    it needs, at most 2, and gets the scale that fits its integers best. Quantizing the float weights with
+    `PairSumObserver` loses less, because it rounds once.
 
     Args:
         weight: as it was quantized.
         input_max: largest integer of the input.
+    Returns: the weight; None if no channel needs a coarser scale.
     Cost: O(weights).
     Source: Intel 64 and IA-32 Architectures Software Developer's Manual, VPMADDUBSW: products of u8 by s8, summed in
         pairs into s16 with saturation.
@@ -82,11 +82,11 @@ def narrow_weight(weight: Weight, input_max: int) -> Weight | None:
     fits = sums <= limit
     if bool(fits.all()):
         return None
-    # Rounding adds half a step to either weight of a pair, so that the quotients may make one less.
+    # Rounding can add half a step to each weight of a pair, so the limit for the quotients is one less.
+    # (outputs, ...) -> (outputs, weights of a channel)
     rows = weight.integers.reshape(len(fits), -1).to(torch.float32)
     factor = torch.where(fits, 1.0, sums / (limit - 1))
     rounded = torch.round(rows / factor[:, None])
-    # By least squares: where most weights lie in the middle of two steps, rounding makes them all larger, or all
-    # smaller.
+    # Least squares: if most weights are in the middle of two steps, rounding makes all of them larger, or all smaller.
     exact = (rows * rounded).sum(dim=1) / (rounded * rounded).sum(dim=1)
     return Weight(rounded.to(torch.int8).reshape(weight.integers.shape), weight.scale * torch.where(fits, 1.0, exact))

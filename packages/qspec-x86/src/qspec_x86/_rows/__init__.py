@@ -1,4 +1,4 @@
-"""The x86 table: every operator pattern that runs in integers on a CPU, and what stays in float, with the reason."""
+"""The x86 table: every operator pattern that runs in integers on a CPU, and the operators that stay in float."""
 
 from qspec_core.patterns import Outputs, PatternTable
 from qspec_x86._rows import _conv, _embedding, _linear, _pool, _shape

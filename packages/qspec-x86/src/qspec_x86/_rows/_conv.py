@@ -7,8 +7,8 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Reason, Row, activation, bias, weight
-from qspec_x86._lowering import lower_convolution, lower_transposed, turns_of
-from qspec_x86._rows._checks import has_rank, is_float32, is_plain_sum, pays_to_find_its_range
+from qspec_x86._lowering import lower_convolution, lower_transposed, phases_of
+from qspec_x86._rows._checks import dynamic_is_faster, has_rank, is_float32, is_plain_sum
 from qspec_x86._rows._post_ops import HARDTANH, RELU, UNARY
 from qspec_x86._rows._specs import narrow_weight_spec
 
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 ADD = PostOp(aten.add.Tensor, kernel="add", other=OtherRole.QUANTIZED, check=is_plain_sum)
 _SUMS = ((ADD, RELU), (ADD,))
 _CLAMPS = ((RELU,), (HARDTANH,), ())
-"""The kernel over three dimensions has no post-op: clamps are left to saturation, or to the compiler."""
+"""The 3d kernel has no post-op: saturation does the clamp, or the compiler."""
 
 
 def _row(dimensions: int, anchor: OpOverload, chains: tuple[tuple[PostOp, ...], ...]) -> Row:
@@ -36,22 +36,24 @@ def _row(dimensions: int, anchor: OpOverload, chains: tuple[tuple[PostOp, ...], 
 
 
 def _dynamic(static: Row) -> Row:
-    """The same convolution with a range found in each call. A second operand stays float, added by the compiler."""
-    checks = (*static.checks, pays_to_find_its_range)
+    """Make the dynamic row of a convolution. The compiler adds a second operand in float."""
+    checks = (*static.checks, dynamic_is_faster)
     modes = frozenset({Mode.DYNAMIC})
     return replace(static, name=f"{static.name}.dynamic", chains=UNARY, modes=modes, checks=checks)
 
 
-def _has_turns(node: Node) -> Reason | None:
-    """A transposed convolution is computed by a plain one, if there is one that gives the same."""
-    if turns_of(node) is not None:
+def _has_phases(node: Node) -> Reason | None:
+    """Decline transposed convolutions that no plain convolution computes."""
+    if phases_of(node) is not None:
         return None
-    detail = "its stride and dilation are both more than 1, or it is padded beyond what its input reaches"
+    detail = "its stride and dilation are both more than 1, or its padding is larger than its kernel reaches"
     return Reason.unsupported(detail)
 
 
 def _transposed(plain: Row, anchor: OpOverload, modes: frozenset[Mode]) -> Row:
-    """Computed by the kernel of a plain convolution. Its output channels lie along the weight's second dimension."""
+    """Make the row of a transposed convolution, which runs in the kernel of a plain one.
+
+    Its output channels are the second dimension of the weight."""
     return replace(
         plain,
         name=f"conv_transpose{plain.name.removeprefix('conv')}",
@@ -60,7 +62,7 @@ def _transposed(plain: Row, anchor: OpOverload, modes: frozenset[Mode]) -> Row:
         chains=tuple(chain for chain in plain.chains if ADD not in chain),
         modes=modes,
         lower=lower_transposed,
-        checks=(*plain.checks, _has_turns),
+        checks=(*plain.checks, _has_phases),
     )
 
 

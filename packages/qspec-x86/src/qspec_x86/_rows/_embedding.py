@@ -1,10 +1,9 @@
-"""Embedding family: tables as integers, of which only the rows that are looked up become floats."""
+"""Embedding family: integer tables. Only the rows that are looked up are dequantized."""
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
-from qspec_core.graph import argument
+from qspec_core.graph import argument, tensor_value
 from qspec_core.patterns import Flow, Mode, Reason, Row, weight
 from qspec_x86._lowering import lower_embedding, lower_embedding_bag
 
@@ -15,20 +14,24 @@ _SUM = 0
 
 
 def _is_plain_sum(node: Node) -> Reason | None:
-    """The kernel sums, whatever mode it is told, without a word; it knows no padding, and gives the sums alone."""
-    value = argument(node, "weight").meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype is not torch.float32:
+    """Decline bags that the kernel computes wrongly: it always sums, ignores padding, and returns the sums only."""
+    value = tensor_value(argument(node, "weight"))
+    if value is None or value.dtype is not torch.float32:
         return Reason.unsupported("its table is not float32; the kernel gives float32")
     if argument(node, "mode") != _SUM:
         return Reason.unsupported("it takes a mean or a maximum; the kernel sums")
     if argument(node, "padding_idx") not in (None, -1):
-        return Reason.unsupported("it skips an index; the kernel skips none")
+        return Reason.unsupported("it has a padding index; the kernel does not skip it")
     if argument(node, "include_last_offset"):
         return Reason.unsupported(
-            "it is told where its last bag ends; the kernel reads that while it is traced, and fails"
+            "its offsets include the end of the last bag; the kernel fails on them while it is traced"
         )
     read = {reader.args[1] for reader in node.users}
-    return None if read <= {0} else Reason.unsupported("its second to fourth results are read; the kernel has none")
+    return (
+        None
+        if read <= {0}
+        else Reason.unsupported("its second to fourth results are read; the kernel does not compute them")
+    )
 
 
 EMBEDDING = Row(

@@ -1,4 +1,4 @@
-"""What stays in float, with the reason that coverage and the documentation give."""
+"""Operators that stay in float, with the reason that coverage and the documentation give."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,17 +10,17 @@ __all__ = ["FLOAT_ONLY"]
 
 aten = torch.ops.aten
 
-_POOL = "torch has no integer kernel that averages faster than float: the readers of a pooled tensor are few and small"
+_POOL = "torch has no integer kernel that averages faster than float; layers after a pooled tensor are few and small"
 _SUM = (
-    "onednn.qadd gives wrong numbers: a sum runs in integers inside the convolution before it, and the compiler joins "
-    "every other one with its neighbours"
+    "onednn.qadd gives wrong numbers. A sum after a convolution runs in its kernel; the compiler fuses every other sum "
+    "with its neighbours"
 )
-_ATTENTION = "torch has no batched product of integers on CPUs"
+_ATTENTION = "torch has no batched integer product on CPUs"
 _CURVE = (
-    "the convolution kernel has no such post-op: the compiler joins it with the quantize behind it; for gelu that took "
+    "the convolution kernel has no such post-op; the compiler fuses it with the quantize after it. For gelu that took "
     "as long as the linear kernel that has it"
 )
-_NORM = "it is computed from sums of squares, which 8 bits do not hold"
+_NORM = "it sums squares, which do not fit 8 bits"
 _RECURRENT = "torch has no integer kernel for recurrent layers in exported graphs"
 
 FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
@@ -36,7 +36,7 @@ FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
         **dict.fromkeys((aten.leaky_relu.default, aten.elu.default, aten.mish.default), _CURVE),
         aten.hardsigmoid.default: _CURVE,
         **dict.fromkeys((aten.layer_norm.default, aten.group_norm.default, aten.rms_norm.default), _NORM),
-        aten.softmax.int: "its exponentials span more than 8 bits hold",
+        aten.softmax.int: "the range of its exponentials does not fit 8 bits",
         **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _RECURRENT),
         **dict.fromkeys((aten.lstm_cell.default, aten.gru_cell.default), _RECURRENT),
         **dict.fromkeys((aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default), _RECURRENT),

@@ -4,7 +4,7 @@ import torch
 
 from qspec_core.patterns import Flow, Mode, Row, activation, bias, weight
 from qspec_x86._lowering import lower_linear, lower_weight_only
-from qspec_x86._rows._checks import is_float32, pays_by_weight_alone, unfit_groups
+from qspec_x86._rows._checks import is_float32, unfit_groups, weight_only_is_faster
 from qspec_x86._rows._post_ops import UNARY
 from qspec_x86._rows._specs import narrow_weight_spec
 
@@ -30,6 +30,6 @@ WEIGHT_ONLY = Row(
     flow=Flow.STARTS,
     modes=frozenset({Mode.WEIGHT_ONLY}),
     lower=lower_weight_only,
-    checks=(pays_by_weight_alone,),
+    checks=(weight_only_is_faster,),
 )
 ROWS = (LINEAR, WEIGHT_ONLY)

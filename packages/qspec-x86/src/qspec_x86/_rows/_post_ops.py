@@ -1,4 +1,4 @@
-"""What a kernel applies before it writes: clamps, at no cost where saturation does them, and two smooth curves."""
+"""Post-ops of the kernels: clamps, which cost nothing where saturation does them, and two activation functions."""
 
 from math import inf
 

@@ -13,7 +13,9 @@ __all__ = ["narrow_weight_spec"]
 
 
 def narrow_weight_spec(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
-    """Make scales coarser so that no two products leave 16 bits; CPUs with VNNI and depthwise kernels need none."""
+    """Make scales coarser, so that no sum of two products overflows 16 bits.
+
+    CPUs with VNNI and depthwise kernels sum in 32 bits and keep the spec."""
     if target == "vnni" or is_depthwise(node) or spec.dtype not in (torch.int8, torch.qint8):
         return spec
     return replace(spec, observer_or_fake_quant_ctr=PairSumObserver.with_args(observer=spec.observer_or_fake_quant_ctr))
