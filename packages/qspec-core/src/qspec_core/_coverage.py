@@ -13,8 +13,10 @@ from qspec_core import ops
 from qspec_core._errors import GraphError, module_path
 from qspec_core._spec import Q_ANNOTATION_KEY
 from qspec_core.canonical import FOLDED_KEY
-from qspec_core.graph import attribute, computes_float, graph_modules, is_call
-from qspec_core.graph._layers import LAYERS
+from qspec_core.graph import attribute, computes_float, constant_value, graph_modules, is_call
+from qspec_core.graph._layers import EMBEDDINGS, LAYERS, NORMALIZATIONS, RECURRENT, RECURRENT_CELLS
+from qspec_core.graph._mutation import mutated_attributes
+from qspec_core.graph._work import multiply_adds
 from qspec_core.patterns import Reason, ReasonCode
 
 __all__ = [
@@ -34,6 +36,14 @@ COVERAGE_KEY = "qspec_coverage"
 _DECISION_KEY = "qspec_decision"
 
 _LAYERS = frozenset(map(str, LAYERS))
+_KINDS = (
+    ("convolution and linear layers", _LAYERS),
+    ("recurrent layers", frozenset(map(str, (*RECURRENT, *RECURRENT_CELLS)))),
+    ("embeddings", frozenset(map(str, EMBEDDINGS))),
+    ("normalizations", frozenset(map(str, NORMALIZATIONS))),
+)
+"""Kinds of operators that hold weights, in the order of the summary."""
+_OTHER_KIND = "other operators with weights"
 
 
 class CoverageStatus(StrEnum):
@@ -56,6 +66,13 @@ class CoverageEntry:
         row: label of the row that quantized it, or how it was folded; "" if it was skipped.
         code: value of the `ReasonCode` if it was skipped, else "".
         detail: the reason's detail.
+        weight_bytes: bytes of the float constants (parameters, buffers that are not written to) that it reads, in the
+            float model. A tensor that several operators read counts for the first of them only; if some of them are
+            quantized and some are not, for the first of either.
+        integer_weight_bytes: the part of `weight_bytes` that is stored as integers.
+        multiply_adds: multiply-adds of one call with the example inputs; 0 for an operator without products, and where
+            a size is not known.
+        integer_multiply_adds: `multiply_adds`, if its activations are integers too; else 0.
     """
 
     node: str
@@ -65,6 +82,16 @@ class CoverageEntry:
     row: str = ""
     code: str = ""
     detail: str = ""
+    weight_bytes: int = 0
+    integer_weight_bytes: int = 0
+    multiply_adds: int = 0
+    integer_multiply_adds: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Its kind among operators that hold weights, as the summary names it; "" if it holds none."""
+        found = next((name for name, operators in _KINDS if self.operator in operators), None)
+        return found if found is not None else _OTHER_KIND if self.weight_bytes else ""
 
     @property
     def is_layer(self) -> bool:
@@ -110,7 +137,7 @@ class Coverage:
 
     @property
     def layers(self) -> tuple[CoverageEntry, ...]:
-        """Convolutions and linear layers."""
+        """Convolutions and linear layers, folded ones included. Recurrent layers and embeddings are not among them."""
         return tuple(entry for entry in self.entries if entry.is_layer)
 
     @property
@@ -118,20 +145,49 @@ class Coverage:
         """Convolutions and linear layers that some row quantized."""
         return tuple(entry for entry in self.layers if entry.status is CoverageStatus.QUANTIZED)
 
+    @property
+    def integer_weight_share(self) -> float:
+        """The part of the bytes of weights that is stored as integers, from 0 to 1; 0 for a model without weights."""
+        return self._share(sum(e.integer_weight_bytes for e in self), sum(e.weight_bytes for e in self))
+
+    @property
+    def integer_multiply_add_share(self) -> float:
+        """The part of the multiply-adds that takes integers, from 0 to 1; 0 for a model without products."""
+        return self._share(sum(e.integer_multiply_adds for e in self), sum(e.multiply_adds for e in self))
+
+    @staticmethod
+    def _share(part: int, whole: int) -> float:
+        return part / whole if whole else 0.0
+
     def summary(self) -> str:
-        """One line of counts, then one line for each reason, the most frequent first, then one line for each way in
-        which layers were folded.
+        """A headline, then one line for each reason, the most frequent first, then one line for each way in which
+        layers were folded.
+
+        The headline counts the operators that hold weights, by kind, gives the shares of bytes and of multiply-adds in
+        integers, and counts all operators.
         """
-        lines = [
-            f"{len(self.quantized_layers)} of {len(self.layers)} convolution and linear layers quantized; "
-            f"{len(self.quantized)} operators quantized, {len(self.with_status(CoverageStatus.FOLDED))} folded, "
-            f"{len(self.skipped)} skipped"
-        ]
         reasons = Counter((entry.operator, entry.reason) for entry in self.skipped)
         gone = Counter((entry.operator, entry.row) for entry in self.layers if entry.status is CoverageStatus.FOLDED)
         told = (*reasons.most_common(), *gone.most_common())
-        lines += [f"  {count} x {operator}: {reason}" for (operator, reason), count in told]
-        return "\n".join(lines)
+        lines = [f"  {count} x {operator}: {reason}" for (operator, reason), count in told]
+        return "\n".join([self._headline(), *lines])
+
+    def _headline(self) -> str:
+        counts = [f"{len(self.quantized_layers)} of {len(self.layers)} {_KINDS[0][0]} quantized"]
+        for kind in (*(name for name, _ in _KINDS[1:]), _OTHER_KIND):
+            held = [e for e in self if e.kind == kind and e.status is not CoverageStatus.FOLDED]
+            if held:
+                counts.append(f"{len([e for e in held if e.status is CoverageStatus.QUANTIZED])} of {len(held)} {kind}")
+        parts = [", ".join(counts)]
+        weights, work = (sum(getattr(e, name) for e in self) for name in ("weight_bytes", "multiply_adds"))
+        shares = [f"{self.integer_weight_share:.1%} of {weights:,} bytes of weights"] if weights else []
+        shares += [f"{self.integer_multiply_add_share:.1%} of {work:,} multiply-adds"] if work else []
+        parts += [f"{' and '.join(shares)} in integers"] if shares else []
+        parts.append(
+            f"{len(self.quantized)} operators quantized, {len(self.with_status(CoverageStatus.FOLDED))} folded, "
+            f"{len(self.skipped)} skipped"
+        )
+        return "; ".join(parts)
 
     def explain(self, name: str) -> str:
         """Describe a node's operator, or the operators of a module and of the modules in it, one line each.
@@ -153,7 +209,7 @@ class Coverage:
         """Entries that differ in status, row or reason, as pairs of (this, other); None where one has no such node."""
         mine, theirs = ({entry.node: entry for entry in cover} for cover in (self, other))
         names = dict.fromkeys((*mine, *theirs))
-        return tuple((mine.get(n), theirs.get(n)) for n in names if mine.get(n) != theirs.get(n))
+        return tuple((mine.get(n), theirs.get(n)) for n in names if _outcome(mine.get(n)) != _outcome(theirs.get(n)))
 
     def with_skipped(self, details: Mapping[str, str], code: ReasonCode) -> "Coverage":
         """The same coverage in which the nodes named in `details` are skipped, for a reason of this code."""
@@ -180,31 +236,38 @@ class Coverage:
         return self.summary()
 
 
+def _outcome(entry: CoverageEntry | None) -> tuple[str, ...] | None:
+    """The fields that `Coverage.compare` compares."""
+    if entry is None:
+        return None
+    return entry.operator, entry.module, entry.status.value, entry.row, entry.code, entry.detail
+
+
 def operators(module: GraphModule) -> dict[str, tuple[str, str]]:
     """Operator and module path of every node that computes a floating-point tensor, by name.
 
     Nodes of a subgraph (a `no_grad` region, a branch) are named after it: `submod_1.linear`.
     """
-    return {name: (str(node.target), module_path(node)) for name, node in _float_operators(module)}
+    return {name: (str(node.target), module_path(node)) for name, _, node in _float_operators(module)}
 
 
-def _float_operators(module: GraphModule, prefix: str = "") -> Iterator[tuple[str, Node]]:
-    """Name and node of each float operator, in graph order. Operators of a body come where the graph reads the body."""
+def _float_operators(module: GraphModule, prefix: str = "") -> Iterator[tuple[str, GraphModule, Node]]:
+    """Name, graph and node of each float operator, in graph order; those of a body where the graph reads the body."""
     for node in module.graph.nodes:
         inner = attribute(module, str(node.target)) if node.op == "get_attr" else None
         if isinstance(inner, GraphModule):
             yield from _float_operators(inner, f"{prefix}{node.target}.")
         elif _is_float_operator(node):
-            yield f"{prefix}{node.name}", node
+            yield f"{prefix}{node.name}", module, node
 
 
 def _is_float_operator(node: Node) -> bool:
     return is_call(node) and not ops.is_quantize(node) and not ops.is_dequantize(node) and computes_float(node)
 
 
-def decide_quantized(node: Node, row: str) -> None:
-    """Note on a node the row that quantizes it."""
-    node.meta[_DECISION_KEY] = {"row": row}
+def decide_quantized(node: Node, row: str, *, takes_integers: bool) -> None:
+    """Note on a node the row that quantizes it, and whether its activations are integers."""
+    node.meta[_DECISION_KEY] = {"row": row, "takes_integers": takes_integers}
 
 
 def decide_skipped(node: Node, reason: Reason) -> None:
@@ -220,7 +283,7 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
         original: `operators` of the graph before any pass folded operators.
         quantizer: name of the quantizer, used as the row of nodes that were annotated without a row.
     """
-    entries = [_entry(name, node, quantizer) for name, node in _float_operators(module)]
+    entries = _entries(module, quantizer)
     graphs = list(graph_modules(module))
     present = {f"{prefix}{node.name}" for prefix, body in graphs for node in body.graph.nodes}
     folded = {
@@ -234,6 +297,45 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
     result = Coverage(tuple(entries))
     module.meta[COVERAGE_KEY] = result.to_dict()
     return result
+
+
+def _entries(module: GraphModule, quantizer: str) -> list[CoverageEntry]:
+    mutated = {id(body): mutated_attributes(body) for _, body in graph_modules(module)}
+    counted: set[tuple[int, bool]] = set()
+    entries: list[CoverageEntry] = []
+    for name, body, node in _float_operators(module):
+        entry = _entry(name, node, quantizer)
+        is_quantized = entry.status is CoverageStatus.QUANTIZED
+        whole = integers = 0
+        for source in dict.fromkeys(node.all_input_nodes):
+            value = None if str(source.target) in mutated[id(body)] else constant_value(body, source)
+            if value is None or not value.is_floating_point() or (id(value), is_quantized) in counted:
+                continue
+            counted.add((id(value), is_quantized))
+            whole += value.nbytes
+            integers += value.nbytes if _has_integer_spec(node, source) else 0
+        work = multiply_adds(node)
+        in_integers = work if is_quantized and _takes_integers(body, node) else 0
+        entry = replace(entry, weight_bytes=whole, integer_weight_bytes=integers)
+        entries.append(replace(entry, multiply_adds=work, integer_multiply_adds=in_integers))
+    return entries
+
+
+def _has_integer_spec(node: Node, source: Node) -> bool:
+    """Whether an edge has a spec of integers. A shared spec has no dtype of its own and counts as integers."""
+    annotation = node.meta.get(Q_ANNOTATION_KEY)
+    spec = None if annotation is None else annotation.input_qspec_map.get(source)
+    dtype = getattr(spec, "dtype", None)
+    return spec is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+
+
+def _takes_integers(module: GraphModule, node: Node) -> bool:
+    """Whether an operator's activations are integers, as noted by the quantizer of its row, else by its annotation."""
+    noted: bool | None = node.meta.get(_DECISION_KEY, {}).get("takes_integers")
+    if noted is not None:
+        return noted
+    inputs = [source for source in node.all_input_nodes if _has_integer_spec(node, source)]
+    return any(constant_value(module, source) is None for source in inputs)
 
 
 def _entry(name: str, node: Node, quantizer: str) -> CoverageEntry:

@@ -31,6 +31,7 @@ __all__ = [
     "move_codegen",
     "return_one_value",
     "schema_of",
+    "size_hint",
     "symbol_range",
     "tree_leaves",
     "tree_map",
@@ -182,6 +183,14 @@ class FakeTensors:
             plain = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device="meta")
             self._made[key] = plain if self._mode is None else FakeTensor(self._mode, plain, value.device)
         return self._made[key]
+
+
+def size_hint(size: int | torch.SymInt) -> int | None:
+    """A size of a shape as a number: a symbolic size has its value in the example inputs, if that is known."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    return hint if isinstance(hint, int) else None
 
 
 def schema_of(target: OpOverload) -> FunctionSchema:

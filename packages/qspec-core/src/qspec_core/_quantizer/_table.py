@@ -135,8 +135,10 @@ class TableQuantizer(Quantizer):
             annotate_output_qspec(match.tail, SharedQuantizationSpec(first))
         elif self.table.outputs is Outputs.ALWAYS and not ends_in_float_sum(match):
             annotate_output_qspec(match.tail, config.output_activation)
+        activation = config.input_activation
+        takes_integers = activation is not None and not activation.dtype.is_floating_point
         for node in match.nodes:
-            decide_quantized(node, match.label)
+            decide_quantized(node, match.label, takes_integers=takes_integers)
 
     def _edges(
         self, match: Match, config: QuantizationConfig
