@@ -35,10 +35,10 @@ def lower(
     """Lower a converted graph to its backend, and compare the lowered program with the graph before it is returned.
 
     The program runs once on the example inputs, a second time where the graph keeps state in buffers, and once with
-    another size where sizes may vary. Its results may differ from those of the converted graph by 1.5 times as much as
-    they move when every activation is rounded at random to the step above or below (root mean square; 4.5 times as
-    much for the largest error). Right kernels were seen at 0.0 to 0.5 times. The first operator that diverges is left
-    in float, with a warning.
+    another size where sizes may vary. Its results may differ from those of the converted graph by twice as much as
+    they move when every activation is rounded at random to the step above or below: in root mean square, with six times
+    as much for the largest error. `docs/decisions/0007-a-lowered-program-is-checked.md` has the measurements. The first
+    operator that diverges is left in float, with a warning.
 
     Args:
         converted: from `convert_pt2e`; not changed.

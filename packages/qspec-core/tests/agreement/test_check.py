@@ -217,6 +217,20 @@ def test_package_is_not_written_where_the_program_diverges(tmp_path: Any) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_factor_smaller_than_rounding_is_found_by_the_size_of_the_result() -> None:
+    x = torch.randn(4, 64)
+    converted = quantized(export(nn.Linear(64, 500), x), (x,))
+    calls = calls_of(converted, (x,))
+
+    class Larger(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return converted(x) * 1.05
+
+    (deviation,) = check_lowered(Larger(), calls, keeps_state=False).deviations
+    assert deviation.ratio > 1
+    assert "size 5.00% off" in deviation.found
+
+
 def test_class_indices_may_change_by_a_rounding_and_no_further() -> None:
     model = Net(lambda m, x: m.a(x).argmax(1), a=nn.Linear(16, 64))
     x = torch.randn(500, 16)

@@ -1,7 +1,8 @@
 """Results of a lowered program against those of the converted graph, within a bound from dithered rounding.
 
 The bound of a floating-point result: its root mean square error may be `RMS_FACTOR` times that of the dithered graph,
-its largest error `PEAK_FACTOR` times, each beside the error of float arithmetic in the result's dtype.
+its largest error `PEAK_FACTOR` times, each beside the error of float arithmetic in the result's dtype. Rounding has no
+preferred direction, so that its size, measured along the expected result, may differ by `GAIN` at most.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from qspec_core._agreement._calls import Call
 
-__all__ = ["PEAK_FACTOR", "RMS_FACTOR", "Deviation", "deviations"]
+__all__ = ["GAIN", "PEAK_FACTOR", "RMS_FACTOR", "Deviation", "deviations"]
 
-RMS_FACTOR = 1.5
-PEAK_FACTOR = 4.5
+RMS_FACTOR = 2.0
+"""Right kernels were seen at 0.0 to 0.6 on x86 and 0.0 to 0.9 on XNNPACK: nine small networks, ResNet-50, BERT."""
+PEAK_FACTOR = 6.0
+GAIN = 0.02
+"""A kernel that forgets a factor of 1.05 moves a result less than rounding does, and more than this."""
 _ARITHMETIC = {torch.float16: 2e-2, torch.bfloat16: 4e-2}
 _FLOAT32 = 1e-3
 """Errors of float arithmetic, relative to the result: sums in another order, over the layers of a deep network."""
@@ -99,12 +103,26 @@ def _compared_floats(found: Tensor, expected: Tensor, moved: Tensor) -> tuple[st
     relative = _ARITHMETIC.get(moved.dtype, _FLOAT32)
     allowed = RMS_FACTOR * _rms(noise) + relative * _rms(expected)
     peak = PEAK_FACTOR * float(noise.abs().max()) + relative * float(expected.abs().max())
-    ratios = [_ratio(_rms(error), allowed), _ratio(float(error.abs().max()), peak)]
+    gain, margin = _gain(error, expected), GAIN + RMS_FACTOR * _gain(noise, expected) + _chance(noise, expected)
+    ratios = [_ratio(_rms(error), allowed), _ratio(float(error.abs().max()), peak), _ratio(gain, margin)]
     said = (
         f"root mean square error {_rms(error):.3g}, {allowed:.3g} allowed; largest error "
-        f"{float(error.abs().max()):.3g}, {peak:.3g} allowed; results have {_rms(expected):.3g}"
+        f"{float(error.abs().max()):.3g}, {peak:.3g} allowed; size {gain:.2%} off, {margin:.2%} allowed; "
+        f"results have {_rms(expected):.3g}"
     )
     return said, max(ratios)
+
+
+def _gain(error: Tensor, expected: Tensor) -> float:
+    """Part of an error along the expected result, relative to it: 0.05 where all elements are 5 % too large or small."""
+    power = float(expected.square().sum())
+    return abs(float((error * expected).sum())) / power if power > 0 else 0.0
+
+
+def _chance(noise: Tensor, expected: Tensor) -> float:
+    """Four standard deviations of the gain of independent rounding errors of this size."""
+    size = _rms(expected) * noise.numel() ** 0.5
+    return 4 * _rms(noise) / size if size > 0 else 0.0
 
 
 def _ratio(error: float, allowed: float) -> float:
