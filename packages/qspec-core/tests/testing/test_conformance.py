@@ -35,6 +35,7 @@ from qspec_core.patterns import (
     Reason,
     Row,
     activation,
+    constant,
 )
 from qspec_core.testing import Case, ConformanceError, DeviceMissingError, Sample, conformance_cases
 from qspec_core.testing._checks import check_coverage, check_weights
@@ -45,7 +46,8 @@ STATIC = frozenset({Mode.STATIC})
 LINEAR = replace(core.LINEAR, chains=((core.HARDTANH,), ()), modes=frozenset({Mode.STATIC, Mode.DYNAMIC}))
 CONV2D = replace(core.CONV2D, chains=((core.ADD, core.RELU), (core.FLOAT_ADD,), ()), modes=STATIC)
 RELU = Row("relu", aten.relu.default, (activation("self"),), Flow.JOINS, DELEGATED)
-ROWS = (CONV2D, LINEAR, core.ADD_ROW, core.CAT, core.POOL, core.VIEW, RELU)
+PRELU = Row("prelu", aten.prelu.default, (activation("self"), constant("weight")), Flow.JOINS, DELEGATED)
+ROWS = (CONV2D, LINEAR, core.ADD_ROW, core.CAT, core.POOL, core.VIEW, RELU, PRELU)
 
 Edit = Callable[[GraphModule], object]
 

@@ -114,7 +114,7 @@ def _compared_floats(found: Tensor, expected: Tensor, moved: Tensor) -> tuple[st
 
 
 def _gain(error: Tensor, expected: Tensor) -> float:
-    """Part of an error along the expected result, relative to it: 0.05 where all elements are 5 % too large or small."""
+    """The part of an error along the expected result, relative to it: 0.05 where all elements are 5 % too large."""
     power = float(expected.square().sum())
     return abs(float((error * expected).sum())) / power if power > 0 else 0.0
 

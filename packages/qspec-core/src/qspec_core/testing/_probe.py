@@ -59,7 +59,7 @@ class Plan:
     def constants(self) -> dict[str, Role]:
         """Roles of the anchor's operands that do not change from call to call."""
         roles = {operand.name: operand.role for operand in self.row.operands}
-        return {name: role for name, role in roles.items() if role in (Role.WEIGHT, Role.BIAS)}
+        return {name: role for name, role in roles.items() if role in (Role.WEIGHT, Role.BIAS, Role.CONSTANT)}
 
 
 def call_positionally(

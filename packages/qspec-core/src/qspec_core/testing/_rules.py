@@ -47,6 +47,12 @@ def _slope(call: Operands) -> Tensor:
     return result
 
 
+def _slopes(call: Operands) -> Tensor:
+    slope, error = call.values["weight"].double().abs().max(), call.errors["weight"].max()
+    result: Tensor = (slope + error).clamp(min=1.0) * call.errors["self"] + error * call.values["self"].double().abs()
+    return result
+
+
 def _elu(call: Operands) -> Tensor:
     alpha, scale, input_scale = (float(call.values[name]) for name in ("alpha", "scale", "input_scale"))
     result: Tensor = scale * max(1.0, alpha * input_scale) * call.errors["self"]
@@ -112,6 +118,7 @@ RULES: Mapping[OpOverload, ErrorRule] = MappingProxyType(
         aten.bmm.default: partial(_bilinear, first="self", second="mat2"),
         aten.pad.default: _pad,
         aten.leaky_relu.default: _slope,
+        aten.prelu.default: _slopes,
         aten.elu.default: _elu,
         aten.add.Tensor: _sum,
         aten.sub.Tensor: _sum,

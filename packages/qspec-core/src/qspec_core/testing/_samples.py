@@ -137,6 +137,7 @@ SAMPLES: Samples = MappingProxyType(
         aten.mul.Tensor: _TWO,
         aten.maximum.default: _TWO,
         aten.minimum.default: _TWO,
+        aten.prelu.default: Sample({"self": _IMAGE, "weight": (1,)}),
         aten.hardtanh.default: _unary(*_IMAGE, min_val=-0.5, max_val=1.0),
         aten.clamp.default: _unary(*_IMAGE, min=-0.5, max=1.0),
         aten.max_pool2d.default: _unary(*_IMAGE, kernel_size=[3, 3], stride=[2, 2], padding=[1, 1]),
