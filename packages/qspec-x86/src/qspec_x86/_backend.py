@@ -31,7 +31,7 @@ def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86In
         mode: when activations are quantized.
         target: class of the deployment CPU: "any", "vnni" or "native".
     """
-    return X86InductorQuantizer(target=target).set_global(default_config(mode))
+    return X86InductorQuantizer(target=target, embeddings=True).set_global(default_config(mode))
 
 
 def lower(

@@ -1,13 +1,21 @@
 """The x86 quantizer, with the PT2E names."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Self
 
 from qspec_core import QuantizationConfig, SelectorError, TableQuantizer
+from qspec_core.patterns import Mode
 from qspec_x86._rows import TABLE
 from qspec_x86._target import resolve_target
 
 __all__ = ["X86InductorQuantizer"]
+
+_WEIGHT_ONLY = frozenset({Mode.WEIGHT_ONLY})
+_FLOAT_TABLES = replace(
+    TABLE, rows=tuple(row if row.activations else replace(row, modes=_WEIGHT_ONLY) for row in TABLE.rows)
+)
+"""The table in which lookups are quantized by a weight-only configuration alone."""
 
 
 class X86InductorQuantizer(TableQuantizer):
@@ -17,12 +25,14 @@ class X86InductorQuantizer(TableQuantizer):
         target: class of the deployment CPU: "vnni", "any" or "native". For "any", scales of weights suit CPUs without
             VNNI, where two products must fit 16 bits. Weights quantized for "vnni" and lowered for "any" are quantized
             again, at some loss.
+        embeddings: store the tables of embeddings as int8, with a scale for each row, in static and dynamic
+            quantization too, as `quantize` does. The PT2E quantizer leaves them in float there.
 
     Raises: BackendError: there is no such target.
     """
 
-    def __init__(self, *, target: str = "vnni") -> None:
-        super().__init__(TABLE, target=resolve_target(target))
+    def __init__(self, *, target: str = "vnni", embeddings: bool = False) -> None:
+        super().__init__(TABLE if embeddings else _FLOAT_TABLES, target=resolve_target(target))
 
     def set_module_name_qconfig(self, module_name: str, quantization_config: QuantizationConfig | None) -> Self:
         """Configure the module of this path; the same as `set_module_name`."""

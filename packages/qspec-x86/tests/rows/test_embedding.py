@@ -16,15 +16,19 @@ from qspec_core import (
     coverage,
     get_embedding_operators_config,
     prepare_pt2e,
+    quantize,
 )
 from qspec_x86 import (
     LOWERING_KEY,
     X86InductorQuantizer,
+    get_default_x86_inductor_quantization_config,
     get_weight_only_quantization_config,
     load_package,
     lower_eager,
     package,
 )
+
+aten = torch.ops.aten
 
 CONFIGS: dict[str, QuantizationConfig] = {
     "8 bits, affine": get_embedding_operators_config(8).config,
@@ -147,3 +151,53 @@ def test_a_bfloat16_table() -> None:
     found, expected = lower_eager(converted)(x), converted(x)
     assert found.dtype is expected.dtype is torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+class Tied(nn.Module):
+    """Words and positions, a layer, and a head that has the table of words as its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(200, 16), nn.Embedding(8, 16)
+        self.layer, self.head = nn.Linear(16, 16), nn.Linear(16, 200, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.words(x) + self.places(torch.arange(x.shape[1]))
+        result: Tensor = self.head(torch.relu(self.layer(h)) + h)
+        return result
+
+
+@pytest.mark.parametrize("target", ["any", "vnni"])
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_tables_are_integers_in_every_mode_and_a_tied_one_is_stored_once(mode: str, target: str) -> None:
+    x = torch.randint(200, (2, 8))
+    model = Tied().eval()
+    calibration = [(x,)] if mode == "static" else None
+    result = quantize(model, (x,), calibration=calibration, backend="x86", mode=mode, target=target)
+    tables = [value for value in result.converted.state_dict().values() if value.dim() == 2]
+    assert sorted((tuple(value.shape), value.dtype) for value in tables) == [
+        ((8, 16), torch.int8),
+        ((16, 16), torch.int8),
+        ((200, 16), torch.int8),
+    ]
+    lowered = lower_eager(result.converted, target)
+    assert lowered.meta[LOWERING_KEY].narrowed == ()
+    torch.testing.assert_close(lowered(x), result.converted(x), rtol=1e-4, atol=1e-4)
+    noise, signal = (result.converted(x) - model(x)).square().sum(), model(x).square().sum()
+    assert 10 * torch.log10(signal / noise) > 30
+    # The sum of two looked-up rows stays in float: a quantize there would only lose accuracy.
+    (first, *_) = (node for node in result.converted.graph.nodes if node.target is aten.add.Tensor)
+    assert all(node.target is aten.embedding.default for node in first.all_input_nodes)
+
+
+def test_tables_stay_in_float_where_a_selector_says_so_and_in_the_pt2e_quantizer() -> None:
+    x = torch.randint(200, (2, 8))
+    with torch.no_grad():
+        exported = torch.export.export(Tied().eval(), (x,)).module()
+    dynamic = get_default_x86_inductor_quantization_config(is_dynamic=True)
+    chosen = X86InductorQuantizer(embeddings=True).set_global(dynamic).set_module_type(nn.Embedding, None)
+    for quantizer in (chosen, X86InductorQuantizer().set_global(dynamic)):
+        found = coverage(prepare_pt2e(exported, quantizer))
+        assert {e.status.value for e in found if "embedding" in e.operator} == {"skipped"}
+        assert len(found.quantized_layers) == 2

@@ -105,7 +105,8 @@ class TableQuantizer(Quantizer):
 
         matching = match_rows(model.graph, self.table.rows, accept=accept, admit=admit)
         starts = [match for match in matching.matches if match.row.flow is Flow.STARTS]
-        static = [match for match in starts if configs[match.anchor].mode is Mode.STATIC]
+        # A lookup in a table of integers has no activations, and its result is float.
+        static = [m for m in starts if m.row.activations and configs[m.anchor].mode is Mode.STATIC]
         candidates = [match for match in matching.matches if match.row.flow is not Flow.STARTS]
         joins, reasons = choose_joins(static, candidates, self.table.outputs)
         for match in (*starts, *joins):
@@ -133,7 +134,7 @@ class TableQuantizer(Quantizer):
                 first = first if first is not None else (node, consumer)
         if shares and first is not None:
             annotate_output_qspec(match.tail, SharedQuantizationSpec(first))
-        elif self.table.outputs is Outputs.ALWAYS and not ends_in_float_sum(match):
+        elif self.table.outputs is Outputs.ALWAYS and match.row.activations and not ends_in_float_sum(match):
             annotate_output_qspec(match.tail, config.output_activation)
         activation = config.input_activation
         takes_integers = activation is not None and not activation.dtype.is_floating_point

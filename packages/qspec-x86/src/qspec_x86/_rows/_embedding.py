@@ -6,6 +6,7 @@ from torch.fx import Node
 from qspec_core.graph import argument, tensor_value
 from qspec_core.patterns import Flow, Mode, Reason, Row, weight
 from qspec_x86._lowering import lower_embedding, lower_embedding_bag
+from qspec_x86._rows._specs import narrow_tied_table
 
 __all__ = ["ROWS"]
 
@@ -37,18 +38,18 @@ def _is_plain_sum(node: Node) -> Reason | None:
 EMBEDDING = Row(
     name="embedding",
     anchor=aten.embedding.default,
-    operands=(weight("weight", ch_axis=0),),
+    operands=(weight("weight", ch_axis=0, adapt=narrow_tied_table),),
     flow=Flow.STARTS,
-    modes=frozenset({Mode.WEIGHT_ONLY}),
+    modes=frozenset(Mode),
     lower=lower_embedding,
 )
 
 EMBEDDING_BAG = Row(
     name="embedding_bag",
     anchor=aten.embedding_bag.padding_idx,
-    operands=(weight("weight", ch_axis=0),),
+    operands=(weight("weight", ch_axis=0, adapt=narrow_tied_table),),
     flow=Flow.STARTS,
-    modes=frozenset({Mode.WEIGHT_ONLY}),
+    modes=frozenset(Mode),
     lower=lower_embedding_bag,
     checks=(_is_plain_sum,),
 )

@@ -6,10 +6,11 @@ import torch
 from torch.fx import Node
 
 from qspec_core import QuantizationSpec
+from qspec_core.graph import argument
 from qspec_x86._depthwise import is_depthwise
 from qspec_x86._observer import PairSumObserver
 
-__all__ = ["narrow_weight_spec"]
+__all__ = ["narrow_tied_table", "narrow_weight_spec"]
 
 
 def narrow_weight_spec(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
@@ -19,3 +20,11 @@ def narrow_weight_spec(node: Node, spec: QuantizationSpec, target: str) -> Quant
     if target == "vnni" or is_depthwise(node) or spec.dtype not in (torch.int8, torch.qint8):
         return spec
     return replace(spec, observer_or_fake_quant_ctr=PairSumObserver.with_args(observer=spec.observer_or_fake_quant_ctr))
+
+
+def narrow_tied_table(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
+    """The spec of a table of embeddings: that of the layer that has the same weight, so that both read one tensor."""
+    table = argument(node, "weight")
+    layers = (reader for reader in table.users if reader.target is not node.target)
+    layer = next(layers, None)
+    return spec if layer is None else narrow_weight_spec(layer, spec, target)
