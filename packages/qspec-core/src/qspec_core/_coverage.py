@@ -214,7 +214,14 @@ class Coverage:
     def with_skipped(self, details: Mapping[str, str], code: ReasonCode) -> "Coverage":
         """The same coverage in which the nodes named in `details` are skipped, for a reason of this code."""
         entries = (
-            replace(entry, status=CoverageStatus.SKIPPED, row="", code=code.value, detail=details[entry.node])
+            replace(
+                entry,
+                status=CoverageStatus.SKIPPED,
+                row="",
+                code=code.value,
+                detail=details[entry.node],
+                integer_multiply_adds=0,
+            )
             if entry.node in details
             else entry
             for entry in self.entries
@@ -316,8 +323,10 @@ def _entries(module: GraphModule, quantizer: str) -> list[CoverageEntry]:
             integers += value.nbytes if _has_integer_spec(node, source) else 0
         work = multiply_adds(node)
         in_integers = work if is_quantized and _takes_integers(body, node) else 0
-        entry = replace(entry, weight_bytes=whole, integer_weight_bytes=integers)
-        entries.append(replace(entry, multiply_adds=work, integer_multiply_adds=in_integers))
+        if whole or work:
+            numbers = {"weight_bytes": whole, "integer_weight_bytes": integers, "multiply_adds": work}
+            entry = replace(entry, **numbers, integer_multiply_adds=in_integers)  # type: ignore[arg-type]  # by name
+        entries.append(entry)
     return entries
 
 
