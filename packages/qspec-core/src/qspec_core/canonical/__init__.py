@@ -24,6 +24,7 @@ from qspec_core.canonical._record import (
     set_debug_handle,
     value_source,
 )
+from qspec_core.canonical._shape import canonicalize_shapes
 from qspec_core.canonical._weights import fold_weights
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
 _PASSES = (
     remove_identities,  # before make_functional: dropout in evaluation returns its input itself, which is an alias
     make_functional,
+    canonicalize_shapes,
     canonicalize_activations,
     canonicalize_convolutions,
     canonicalize_pads,
