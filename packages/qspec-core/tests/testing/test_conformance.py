@@ -39,6 +39,7 @@ from qspec_core.patterns import (
 )
 from qspec_core.testing import Case, ConformanceError, DeviceMissingError, Sample, conformance_cases
 from qspec_core.testing._checks import check_coverage, check_weights
+from qspec_core.testing._general import Bad
 from qspec_core.testing._probe import Plan, Probe
 
 aten = torch.ops.aten
@@ -352,10 +353,7 @@ def test_a_missing_runtime_is_told_apart() -> None:
     assert "further from the float one" in failure(the_case(broken, LINEAR_CASE))
 
 
-BAD = ("an unknown target", "a float graph", "a prepared graph", "a module that is not a graph")
-
-
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", [bad.value for bad in Bad])
 def test_a_lowering_that_takes_anything_fails(bad: str) -> None:
     def anything(converted: GraphModule, inputs: tuple[Any, ...], target: str) -> nn.Module:
         return converted
