@@ -22,7 +22,7 @@ from pathlib import Path
 __all__ = ["Structure", "main", "measure"]
 
 Arrows = Mapping[str, set[str]]
-"""What each name imports."""
+"""The imports of each name."""
 
 
 @dataclass(frozen=True)

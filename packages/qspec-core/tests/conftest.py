@@ -1,4 +1,4 @@
-"""What every test of core starts from."""
+"""Setup of every test of core."""
 
 import sys
 from pathlib import Path

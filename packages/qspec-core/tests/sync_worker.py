@@ -1,4 +1,4 @@
-"""What each process of observers/test_sync.py runs. It asserts nothing; it leaves what it got in a file."""
+"""The program of each process of observers/test_sync.py. It asserts nothing and writes its results to a file."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What every test of qspec-x86 starts from."""
+"""Setup of every test of qspec-x86."""
 
 import sys
 from collections.abc import Iterator

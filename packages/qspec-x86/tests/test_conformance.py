@@ -82,7 +82,7 @@ def compiled(converted: GraphModule, example_inputs: tuple[Any, ...], target: st
 
 
 def ran(lowered: nn.Module) -> Mapping[str, str]:
-    meta: Any = lowered.meta  # a compiled module hands on what it is made of
+    meta: Any = lowered.meta  # a compiled module has the attributes of its graph module
     report: Mapping[str, str] = meta[LOWERING_KEY].lowered
     return report
 

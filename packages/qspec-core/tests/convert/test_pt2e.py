@@ -213,7 +213,7 @@ def test_every_reader_has_its_own_dequantize() -> None:
 
 def test_reader_that_takes_a_tensor_twice_dequantizes_it_once() -> None:
     x = torch.randn(2, 4)
-    model = Net(lambda m, x: m.behind(torch.cat([m.layer(x)] * 2)), layer=nn.Linear(4, 4), behind=nn.Linear(4, 4))
+    model = Net(lambda m, x: m.after(torch.cat([m.layer(x)] * 2)), layer=nn.Linear(4, 4), after=nn.Linear(4, 4))
     converted = quantized(export(model, x), (x,))
     (cat,) = calls(converted, aten.cat.default)
     assert len(cat.all_input_nodes) == 1

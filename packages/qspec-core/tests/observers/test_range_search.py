@@ -45,7 +45,7 @@ def values_of(counts: list[int], first: int, crowds: Crowds = ()) -> tuple[np.nd
 
 
 def starts_of(counts: list[int], first: int, scheme: Scheme) -> list[int]:
-    """What the smallest quantized value may stand for, in steps: 0 has a quantized value, none is wasted."""
+    """Steps from the smallest quantized value to 0: 0 has a quantized value, and none is wasted."""
     levels = scheme[1] - scheme[0]
     if scheme[2] is not None:
         return [scheme[0] - scheme[2]]

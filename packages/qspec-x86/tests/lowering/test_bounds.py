@@ -24,7 +24,7 @@ class FakeQuantized:
 
 
 def kernel(x: np.ndarray, output: Output) -> np.ndarray:
-    """What oneDNN does: its clamp in float, then a quantize that saturates to 0..255."""
+    """The arithmetic of oneDNN: its clamp in float, then a quantize that saturates to 0..255."""
     if output.attr == "relu":
         x = np.maximum(x, 0.0)
     if output.attr == "hardtanh":

@@ -20,7 +20,7 @@ __all__ = ["LoweringCheck", "check_lowered"]
 
 @dataclass(frozen=True)
 class LoweringCheck:
-    """What the comparison of a lowered program with its converted graph found.
+    """Result of comparing a lowered program with its converted graph.
 
     Args:
         deviations: one for each tensor that each call returned.
