@@ -19,6 +19,15 @@ from qspec_core.observers._minmax import check_averaging
 __all__ = ["MovingAveragePerChannelMinMaxObserver", "PerChannelMinMaxObserver"]
 
 
+def _channel_limits(x: Tensor, ch_axis: int) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel, (channels,), without a copy of `x`."""
+    rows = x.movedim(ch_axis, 0)  # (..., channels, ...) -> (channels, ...)
+    if rows.is_contiguous():
+        return torch.aminmax(rows.reshape(rows.shape[0], -1), dim=1)
+    others = [axis for axis in range(x.dim()) if axis != ch_axis % x.dim()]
+    return (x.amin(others), x.amax(others)) if others else (x, x)
+
+
 class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
     """Range from the smallest to the largest value seen in each channel.
 
@@ -77,8 +86,7 @@ class PerChannelMinMaxObserver(UniformQuantizationObserverBase):
                 found=f"shape {tuple(x.shape)}, ch_axis={self.ch_axis}",
                 remedy="correct ch_axis in the quantization spec",
             )
-        rows = x.detach().movedim(self.ch_axis, 0)  # (..., channels, ...) -> (channels, ...)
-        low, high = torch.aminmax(rows.reshape(rows.shape[0], -1), dim=1)
+        low, high = _channel_limits(x.detach(), self.ch_axis)
         if not bool(torch.isfinite(low).all() & torch.isfinite(high).all()):
             reject_not_finite(x.detach(), self.where)
         if self.min_val.numel() not in (0, low.numel()):

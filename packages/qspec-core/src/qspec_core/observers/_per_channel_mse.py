@@ -6,24 +6,22 @@ import torch
 from torch import Tensor
 
 from qspec_core.observers._per_channel import PerChannelMinMaxObserver
+from qspec_core.observers._share_search import best_shares
 
 __all__ = ["PerChannelMSEObserver"]
 
-_SHARES = tuple(0.80 + 0.005 * step for step in range(45))
-"""Shares of the largest magnitude that are tried as the range, 0.80 to 1.02. Below, clipping costs more than finer
-steps save for every 8-bit weight tried; above 1, other roundings may fit better. The error has many small valleys, so
-that a coarse search refined misses the low ones."""
-
 
 class PerChannelMSEObserver(PerChannelMinMaxObserver):
-    """Range of each channel that quantizes the observed tensor with the smallest sum of squared errors: the largest
-    weights are clipped where finer steps for all the others save more. Symmetric schemes only.
+    """Range of each channel that quantizes the observed tensor with the smallest sum of squared errors.
 
-    Made for weights: the search is made on each new tensor, and the widest range found so far is kept.
+    The range is a share of the largest magnitude, 0.80 to 1.02 in steps of 0.005: clipping the largest weights may cost
+    less than the finer steps save for all others. Of 8-bit weights, the error is at most 2 % above that of the best of
+    these shares; for channels of fewer than 256 elements it is the best. Symmetric schemes only. Made for weights: each
+    new tensor is searched, and the widest range found so far is kept.
 
     Args:
         others: as `PerChannelMinMaxObserver`.
-    Cost: 45 passes over a tensor that was not seen before.
+    Cost: about 10 passes over a tensor that was not seen before, in blocks that stay in the cache.
     Source: Banner, Nahshan, Soudry: Post-training 4-bit quantization of convolution networks, 2019, section 2.
     """
 
@@ -40,16 +38,9 @@ class PerChannelMSEObserver(PerChannelMinMaxObserver):
 
     def _limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low, high = super()._limits(x)
-        rows = x.detach().movedim(self.ch_axis, 0).reshape(low.numel(), -1).to(torch.float32)
-        largest = torch.maximum(-low, high).to(rows).clamp(min=self.eps.item())
+        largest = torch.maximum(-low, high).to(x.device, torch.float32).clamp(min=self.eps.item())
         scale = largest / ((self.quant_max - self.quant_min) / 2)
-        best = torch.full_like(scale, torch.inf)
-        share = torch.ones_like(scale)
-        for tried in _SHARES:
-            steps = (scale * tried)[:, None]
-            rest = (rows / steps).round_().clamp_(self.quant_min, self.quant_max).mul_(steps).sub_(rows)
-            error = rest.square_().sum(dim=1)
-            closer = error < best
-            share, best = torch.where(closer, tried, share), torch.where(closer, error, best)
-        limit = (largest * share).to(low)
+        # (..., channels, ...) -> (channels, ...)
+        shares = best_shares(x.detach().movedim(self.ch_axis, 0), scale, self.quant_min, self.quant_max)
+        limit = (largest * shares).to(low)
         return -limit, limit
