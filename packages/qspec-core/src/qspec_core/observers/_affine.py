@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from qspec_core.observers._granularity import (
     TorchAODType,
     ZeroPointDomain,
     get_block_size,
+    read_granularity,
+    read_option,
 )
 from qspec_core.observers._minmax import check_averaging
 
@@ -55,7 +58,8 @@ class AffineQuantizedObserverBase(ObserverBase):
     Args:
         mapping_type: symmetric or not.
         target_dtype: integer dtype; values of fewer than 8 bits are stored in 8.
-        granularity: which elements have one scale.
+        granularity: which elements have one scale. Classes of other stacks are read by their names and fields, as are
+            members of their enumerations in the other arguments.
         quant_min: smallest quantized value; None for the dtype's.
         quant_max: largest quantized value; None for the dtype's.
         eps: smallest scale allowed; None for that of float32.
@@ -88,6 +92,11 @@ class AffineQuantizedObserverBase(ObserverBase):
         **unused: object,
     ) -> None:
         check_unused(type(self), unused)
+        mapping_type, granularity = read_option(MappingType, mapping_type), read_granularity(granularity)
+        if zero_point_domain is not None:
+            zero_point_domain = read_option(ZeroPointDomain, zero_point_domain)
+        if isinstance(target_dtype, Enum):
+            target_dtype = read_option(TorchAODType, target_dtype)
         dtype, low, high = _SUB_BYTE_DTYPES.get(target_dtype, (target_dtype, None, None))
         if not isinstance(dtype, torch.dtype) or dtype in FLOAT8:
             raise _unsupported(type(self), f"target_dtype={target_dtype}", "an integer dtype")

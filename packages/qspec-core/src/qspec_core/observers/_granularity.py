@@ -1,8 +1,9 @@
 """Granularities (which elements of a tensor share a scale) and the other options of affine observers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum, auto
+from typing import TypeVar
 
 import torch
 
@@ -20,7 +21,11 @@ __all__ = [
     "TorchAODType",
     "ZeroPointDomain",
     "get_block_size",
+    "read_granularity",
+    "read_option",
 ]
+
+Option = TypeVar("Option", bound=Enum)
 
 
 class MappingType(Enum):
@@ -103,6 +108,44 @@ class PerBlock(Granularity):
         object.__setattr__(self, "block_size", tuple(self.block_size))
 
 
+def read_granularity(granularity: object) -> Granularity:
+    """A granularity of qspec's class. One of another stack is read by the name of its class and by its fields.
+
+    Raises: SpecError: there is no granularity of this name, or a field is missing.
+    """
+    if isinstance(granularity, Granularity):
+        return granularity
+    known = {kind.__name__: kind for kind in (PerTensor, PerAxis, PerGroup, PerRow, PerToken, PerBlock)}
+    kind = known.get(type(granularity).__name__)
+    names = [field.name for field in fields(kind)] if kind is not None else []
+    if kind is None or not all(hasattr(granularity, name) for name in names):
+        raise SpecError(
+            "the granularity is not one that qspec knows",
+            found=f"{type(granularity).__module__}.{type(granularity).__qualname__}: {granularity!r}",
+            expected=f"an instance of {', '.join(known)}, or of a class with the same name and fields",
+            remedy="pass one of qspec_core.observers, such as PerAxis(0)",
+        )
+    made: Granularity = kind(**{name: getattr(granularity, name) for name in names})
+    return made
+
+
+def read_option(kind: type[Option], value: object) -> Option:
+    """A member of one of the enumerations here. A member of another stack's enumeration is read by its name.
+
+    Raises: SpecError: the enumeration has no member of this name.
+    """
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, Enum) and value.name in kind.__members__:
+        return kind[value.name]
+    raise SpecError(
+        f"there is no {kind.__name__} {value!r}",
+        found=value,
+        expected=", ".join(kind.__members__),
+        remedy=f"pass a member of qspec_core.observers.{kind.__name__}",
+    )
+
+
 def get_block_size(
     input_shape: Sequence[int | torch.SymInt], granularity: Granularity
 ) -> tuple[int | torch.SymInt, ...]:
@@ -110,11 +153,11 @@ def get_block_size(
 
     Args:
         input_shape: shape of the tensor; sizes may be symbolic.
-        granularity: the granularity.
+        granularity: the granularity; one of another stack is read by its fields.
     Raises: SpecError: the granularity names a dimension that the shape lacks, or its blocks do not divide the shape.
     """
     shape = tuple(input_shape)
-    match granularity:
+    match read_granularity(granularity):
         case PerTensor():
             return shape
         case PerAxis(axis) if -len(shape) <= axis < len(shape):
