@@ -140,7 +140,8 @@ def integration(session: nox.Session) -> None:
     session.run(*pip, "torch", external=True)
     ours = [str(path) for path in sorted(wheels.glob("*.whl"))]
     install(session, "--force-reinstall", "--no-deps", *ours)
-    install(session, "pytest", "pytest-xdist", "numpy", *ours, wheel(wheels, "xnnpack", "[executorch]"))
+    tools = ("pytest", "pytest-xdist", "hypothesis", "numpy")
+    install(session, *tools, *ours, wheel(wheels, "xnnpack", "[executorch]"))
     places = {"QSPEC_WHEELS": str(wheels), "QSPEC_TORCH_ONLY": str(torch_only), "PYTHONPATH": "integration-tests"}
     session.run("pytest", "integration-tests", *PARALLEL, *session.posargs, env=ONE_THREAD | places)
 
@@ -179,6 +180,12 @@ def interop(session: nox.Session) -> None:
 def quickstart(session: nox.Session) -> None:
     """A real model on two devices, with nothing but Python and nox installed: one table at the end."""
     script(session, "examples/quickstart.py")
+
+
+@nox.session(name="fuzz-models")
+def fuzz_models(session: nox.Session) -> None:
+    """Random networks, float against converted against lowered: 2,000 take hours. `-- --count 100 --backend x86`."""
+    script(session, "integration-tests/fuzz_models.py", "hypothesis")
 
 
 @nox.session(name="bench-flow")
