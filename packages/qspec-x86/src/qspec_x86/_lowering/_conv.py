@@ -9,8 +9,10 @@ from qspec_core.graph import argument, expand_integers
 from qspec_core.lowering import Lowering, quantized_value
 from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._lowering._bounds import Output, bounds_of, fused_output, output_of
-from qspec_x86._lowering._kernels import Geometry, insert_qconv, insert_qconv_sum
-from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize, reshaped
+from qspec_x86._lowering._geometry import Geometry
+from qspec_x86._lowering._kernels import insert_qconv, insert_qconv_sum
+from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize
+from qspec_x86._lowering._layouts import reshaped
 from qspec_x86._lowering._options import Form, Options
 from qspec_x86._lowering._parameters import unfit_output
 from qspec_x86._lowering._weights import Weight

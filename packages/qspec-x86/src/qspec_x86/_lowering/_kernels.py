@@ -5,7 +5,6 @@ AVX2, and torch.compile takes it only while freezing is switched on for the whol
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch.fx import Node
 from qspec_core.graph import require_tensor_value, tensor_value
 from qspec_core.lowering import Lowering, Quantized
 from qspec_x86._lowering._bounds import Output
+from qspec_x86._lowering._geometry import Geometry
+from qspec_x86._lowering._layouts import hide_from_fusion, with_clear_strides
 from qspec_x86._lowering._options import Options
 from qspec_x86._lowering._parameters import plain_parameters
 from qspec_x86._lowering._weights import Weight
@@ -27,7 +28,6 @@ __all__ = [
     "PREPACK",
     "QCONV",
     "QCONV_DYNAMIC",
-    "Geometry",
     "fits_four_bits",
     "insert_qconv",
     "insert_qconv_sum",
@@ -41,6 +41,7 @@ QCONV = _onednn.qconv_pointwise.default
 QCONV_DYNAMIC = _onednn.qconv_pointwise.tensor
 _SUM = _onednn.qconv2d_pointwise.binary
 _MIDDLE = 128
+_VOLUME = 3
 FOUR_BITS = 16
 """Number of integers of the 4-bit kernel."""
 BLOCK = 16
@@ -51,21 +52,6 @@ _GROUPS = (32, 64, 128, 256)
 def fits_four_bits(outputs: int, features: int, group: int) -> bool:
     """Whether the 4-bit kernel takes this weight with one scale for each `group` input features."""
     return group in _GROUPS and features % group == 0 and outputs % BLOCK == 0
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Stride, padding and dilation of each spatial dimension, and the number of groups."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @property
-    def arguments(self) -> tuple[list[int], list[int], list[int], int]:
-        """Arguments in the order of the kernels."""
-        return list(self.stride), list(self.padding), list(self.dilation), self.groups
 
 
 def _shape(x: Node) -> list[int] | None:
@@ -118,12 +104,15 @@ def insert_qconv(
         bias: float32, (outputs,), or None.
         geometry: of the convolution.
         output: description of the result.
-    Returns: the kernel's node. The caller sets its metadata.
+    Returns: node of the result. The caller sets its metadata.
     """
+    x, weight, geometry = with_clear_strides(lowering, before, x, quantized, weight, geometry)
     operands = _packed(lowering, before, x, quantized, weight, geometry)
     result = (output.scale, output.zero_point, output.dtype, output.attr, list(output.scalars), "")
     kernel = QCONV_DYNAMIC if quantized.is_dynamic else QCONV
-    return lowering.call(before, kernel, *operands, bias, *geometry.arguments, *result)
+    called = lowering.call(before, kernel, *operands, bias, *geometry.arguments, *result)
+    is_fusible = output.dtype is not torch.float32 or len(geometry.stride) < _VOLUME
+    return called if is_fusible else hide_from_fusion(lowering, before, called)
 
 
 def insert_qconv_sum(
@@ -142,6 +131,7 @@ def insert_qconv_sum(
     Args: those of `insert_qconv`, and `other`, the tensor to add.
     Returns: the node of the sum.
     """
+    x, weight, geometry = with_clear_strides(lowering, before, x, quantized, weight, geometry)
     operands = _packed(lowering, before, x, quantized, weight, geometry)
     summed = (other.integers, *plain_parameters(other))
     # Both must have one reader: in graphs of other tools, or exported twice, readers share a dequantize.

@@ -14,7 +14,7 @@ from qspec_x86._lowering._options import Options
 from qspec_x86._lowering._parameters import unfit_activation, unfit_output
 from qspec_x86._lowering._weights import Weight, narrow_weight, read_weight
 
-__all__ = ["NARROWED", "Layer", "finish", "output_shape", "read_layer", "requantize", "reshaped"]
+__all__ = ["NARROWED", "Layer", "finish", "output_shape", "read_layer", "requantize"]
 
 
 NARROWED = Note("its weight was quantized again to fewer bits, since the CPU may sum two products in 16 bits")
@@ -70,15 +70,6 @@ def requantize(lowering: Lowering[Options], tail: Node) -> Quantized | None:
     """The quantize of all readers of `tail`, which the kernel can do; None if some read float, or another dtype."""
     quantized = lowering.requantize(tail)
     return None if quantized is None or unfit_output(quantized) is not None else quantized
-
-
-def reshaped(lowering: Lowering[Options], before: Node, value: Node, target: object, *arguments: object) -> Node:
-    """Insert an operator that reshapes `value`, with its metadata."""
-    moved = lowering.call(before, target, value, *arguments)
-    fake = tensor_value(value)
-    if fake is not None and callable(target):
-        moved.meta["val"] = target(fake, *arguments)
-    return moved
 
 
 def output_shape(lowering: Lowering[Options], anchor: Node, source: Node) -> list[int | Node]:

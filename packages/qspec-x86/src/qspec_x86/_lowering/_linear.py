@@ -8,7 +8,8 @@ from qspec_core.graph import tensor_value
 from qspec_core.lowering import Lowering
 from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._lowering._bounds import fused_output
-from qspec_x86._lowering._kernels import Geometry, insert_qconv
+from qspec_x86._lowering._geometry import Geometry
+from qspec_x86._lowering._kernels import insert_qconv
 from qspec_x86._lowering._layer import finish, output_shape, read_layer, requantize
 from qspec_x86._lowering._options import Options
 from qspec_x86._lowering._weights import Weight

@@ -15,8 +15,10 @@ from qspec_core.graph import argument, constant_value, expand_integers, require_
 from qspec_core.lowering import Lowering
 from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._lowering._bounds import Output, fused_output
-from qspec_x86._lowering._kernels import Geometry, insert_qconv
-from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize, reshaped
+from qspec_x86._lowering._geometry import Geometry
+from qspec_x86._lowering._kernels import insert_qconv
+from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize
+from qspec_x86._lowering._layouts import reshaped
 from qspec_x86._lowering._options import Options
 from qspec_x86._lowering._weights import Weight
 
