@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch._inductor.constant_folding import ConstantFolder
+from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
 
 __all__ = [
@@ -41,6 +43,32 @@ def _packed_like(
 
 
 @contextmanager
+def _state_stays() -> Iterator[None]:
+    """Keep buffers that the graph writes to out of constant folding, which takes every buffer for a constant.
+
+    Freezing folded `h * 0.5` of a buffer `h` that the same graph updates: each call computed with the first value.
+    """
+    folder: Any = ConstantFolder  # the method is replaced while Inductor runs
+    run = folder.run_node
+
+    def run_node(self: Any, node: Node) -> Any:  # a folder, and whatever the node computes
+        return self.unknown_value if node.op == "get_attr" and _is_written(node) else run(self, node)
+
+    folder.run_node = run_node
+    try:
+        yield
+    finally:
+        folder.run_node = run
+
+
+def _is_written(buffer: Node) -> bool:
+    """Whether the graph of a node that reads a buffer writes to that buffer, at this node or at another."""
+    copy = torch.ops.aten.copy_.default
+    written = (node.args[0] for node in buffer.graph.find_nodes(op="call_function", target=copy))
+    return any(isinstance(node, Node) and node.target == buffer.target for node in written)
+
+
+@contextmanager
 def _packing_known() -> Iterator[None]:
     """Register a fake kernel for weight packing, which torch lacks, while export and Inductor run."""
     with torch.library._scoped_library("onednn", "FRAGMENT") as library:
@@ -64,7 +92,7 @@ def compile_package(
     Args:
         for_avx2: compile for every CPU with AVX2, instead of for all instructions of this CPU.
     """
-    with torch.no_grad(), _packing_known(), warnings.catch_warnings():
+    with torch.no_grad(), _packing_known(), _state_stays(), warnings.catch_warnings():
         # Warnings of torch about its own deprecated parts differ between versions. Failures raise.
         warnings.simplefilter("ignore")
         program = torch.export.export(module, example_inputs, dynamic_shapes=dynamic_shapes)

@@ -25,6 +25,7 @@ def convert_pt2e(
     """Turn a prepared and calibrated module into a quantized one.
 
     The prepared module is not changed, except that observers of constants observe them now, if they saw no data.
+    Buffers that the graph mutates, such as a cache of keys and values, have the values from before calibration.
 
     Every observer becomes a quantize of its tensor and a dequantize for each reader. A constant, or an expression of
     constants, is stored as integers: only the dequantize stays in the graph. A `quantization_tag` is copied to the

@@ -15,6 +15,7 @@ from qspec_core._spec import Q_ANNOTATION_KEY
 from qspec_core._torch import OpOverload, move_codegen
 from qspec_core.graph import bodies, constant_value, derived_meta, port_meta, tensor_value, wrap_graph
 from qspec_core.graph._attributes import Constants
+from qspec_core.graph._mutation import STATE_KEY
 from qspec_core.graph._sinking import lift_constants
 from qspec_core.observers import ConvertedForm, Step
 
@@ -73,6 +74,7 @@ class ConvertedGraphWriter:
             if not constant.users:  # a float weight that integers have replaced
                 self._graph.erase_node(constant)
         converted = wrap_graph(self._prepared, self._graph, self._constants.attributes)
+        converted.meta.pop(STATE_KEY, None)
         if inner:
             lift_constants(converted)
         return converted

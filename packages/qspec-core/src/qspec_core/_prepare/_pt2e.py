@@ -1,5 +1,6 @@
 """`prepare_pt2e`: copy an exported graph, annotate it, and insert observers."""
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from qspec_core._coverage import operators, record_coverage
@@ -17,7 +18,16 @@ from qspec_core._prepare._insert import insert_observers
 from qspec_core._quantizer import Quantizer
 from qspec_core._sharing import resolve_sharing
 from qspec_core.canonical import fold_batch_norms, fold_weights
-from qspec_core.graph import bodies, copy_graph_module, gc_paused, graph_modules, require_exported, set_attribute
+from qspec_core.graph import (
+    attribute,
+    bodies,
+    copy_graph_module,
+    gc_paused,
+    graph_modules,
+    require_exported,
+    set_attribute,
+)
+from qspec_core.graph._mutation import STATE_KEY, mutated_attributes
 from qspec_core.graph._sinking import sink_constants
 
 __all__ = ["prepare_pt2e"]
@@ -61,8 +71,17 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
             quantizer.prepare_obs_or_fq_callback(body, observers)
             require_observers(body, observers)
             insert_observers(body, observers)
+            _keep_state(body)
             body.recompile()
     return prepared
+
+
+def _keep_state(body: GraphModule) -> None:
+    """Note the buffers that a graph mutates, so that the converted graph starts without the traces of calibration."""
+    values = {target: attribute(body, target) for target in mutated_attributes(body)}
+    state = {target: value.detach().clone() for target, value in values.items() if isinstance(value, Tensor)}
+    if state:
+        body.meta[STATE_KEY] = state
 
 
 def _annotate(module: GraphModule, quantizer: Quantizer) -> GraphModule:

@@ -6,7 +6,7 @@ from torch.fx import Graph, GraphModule, Node
 from qspec_core._torch import FakeTensors
 from qspec_core.graph._bodies import attribute
 from qspec_core.graph._metadata import derived_meta
-from qspec_core.graph._mutation import mutated_attributes
+from qspec_core.graph._mutation import STATE_KEY, mutated_attributes
 from qspec_core.graph._values import tensor_value
 
 __all__ = ["Constants", "add_constant", "constant_value", "fresh_attribute_name"]
@@ -65,7 +65,8 @@ class Constants:
     """The tensors and submodules of a graph that is being written and has no module yet.
 
     Args:
-        source: module that the graph is written from; only read. Buffers that its graph mutates are cloned.
+        source: module that the graph is written from; only read. Buffers that its graph mutates are cloned, with their
+            values before calibration where its metadata has them.
         graph: the graph being written, at whose insertion point nodes are made.
     """
 
@@ -74,8 +75,9 @@ class Constants:
         self._counters: dict[str, int] = {}
         targets = (str(node.target) for node in source.graph.nodes if node.op in ("get_attr", "call_module"))
         self.attributes: dict[str, object] = {target: attribute(source, target) for target in targets}
+        state = source.meta.get(STATE_KEY, {})
         for target in mutated_attributes(source):
-            value = self.attributes[target]
+            value = state.get(target, self.attributes[target])
             self.attributes[target] = value.clone() if isinstance(value, Tensor) else value
         self.fakes = FakeTensors(_example(source))
 

@@ -8,7 +8,10 @@ from qspec_core.graph._arguments import argument, called_operator, written_argum
 from qspec_core.graph._bodies import control_calls
 from qspec_core.graph._values import is_view
 
-__all__ = ["mutated_attributes", "written_roots"]
+__all__ = ["STATE_KEY", "mutated_attributes", "written_roots"]
+
+STATE_KEY = "qspec_state"
+"""Key of the metadata of a prepared graph: the values, before calibration, of the buffers that it mutates."""
 
 
 def written_roots(module: GraphModule) -> set[Node]:

@@ -81,8 +81,8 @@ class X86Package(nn.Module):
         return self._runner(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "X86Package":
-        """Copy the module. The copy runs the same compiled code, which has no state."""
-        return X86Package(self._runner, self.signature, self.report, self._file, self._folder)
+        """Load the package again: buffers that the model mutates are in the compiled code, in their first state."""
+        return X86Package(load_runner(self._file), self.signature, self.report, self._file, self._folder)
 
     def write_package(self, path: str | Path) -> Path:
         """Copy the compiled file to `path`.
