@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import qspec_core as qspec
 from qspec_cli import app, main
 from qspec_cli._job import read_batches
-from qspec_core import CalibrationError, ExportError
+from qspec_core import BackendError, CalibrationError, ExportError
 from qspec_core.backend import ENTRY_POINT_GROUP
 
 X = torch.randn(4, 6)
@@ -195,3 +195,42 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "Usage: qspec" in result.stdout
+
+
+@pytest.fixture(name="unloadable")
+def _unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model fails the test: what is refused must be refused before."""
+
+    def load(path: Path) -> Any:
+        pytest.fail(f"{path} was loaded")
+
+    monkeypatch.setattr(torch.export, "load", load)
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_output_that_cannot_be_written_is_refused_first(files: tuple[nn.Linear, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output, found in ((tmp_path, "it is a folder"), (tmp_path / "file" / "out.pt2", "Error")):
+        error = failure(files[1], "--backend", "toy", "--output", output)
+        assert isinstance(error, ExportError)
+        assert "cannot be written" in error.problem
+        assert found in str(error.found)
+
+
+@pytest.mark.usefixtures("unloadable")
+def test_backend_and_form_are_checked_first(
+    files: tuple[nn.Linear, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (files[1], "--output", tmp_path / "out.pt2", "--backend")
+    assert isinstance(failure(*arguments, "absent"), BackendError)
+    install(monkeypatch, (ENTRY_POINT_GROUP, "toy", toy_backend(package=None)))
+    error = failure(*arguments, "toy", "--form", "package")
+    assert isinstance(error, BackendError)
+    assert "no deployable file" in error.problem
+
+
+def test_missing_folder_of_the_output_is_created(files: tuple[nn.Linear, Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / "new" / "folder" / "out.pt2"
+    result = run("quantize", files[1], "--backend", "toy", "--mode", "dynamic", "--output", output)
+    assert result.exit_code == 0, result.output
+    assert output.is_file()

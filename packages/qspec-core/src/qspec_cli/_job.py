@@ -1,5 +1,6 @@
 """The work of `qspec quantize`. This module imports torch, so it is imported after the arguments are read."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from qspec_core import Result, quantize
-from qspec_core._errors import CalibrationError, ExportError
+from qspec_core import Backend, Result, get_backend, quantize
+from qspec_core._errors import BackendError, CalibrationError, ExportError
 
 __all__ = ["read_batches", "run_job"]
 
@@ -29,8 +30,13 @@ def run_job(
 ) -> tuple[Result, Path]:
     """Quantize a saved program and write it; see `qspec quantize --help`.
 
+    The backend and the output are checked first: loading and quantizing may take minutes. A missing folder of the
+    output is created.
+
     Raises: QSpecError: whatever `quantize` raises, or an error for a file of another format.
     """
+    _require_form(get_backend(backend), form)
+    _require_writable(output)
     try:
         program = torch.export.load(model)
     except Exception as error:  # torch.export raises many types for a file of another kind
@@ -66,6 +72,33 @@ def run_job(
     )
     report("write")
     return result, result.save(output) if form == "program" else result.package(output)
+
+
+def _require_form(backend: Backend, form: str) -> None:
+    if form == "package" and backend.package is None:
+        raise BackendError(
+            f"backend {backend.name!r} has no deployable file",
+            found="--form package",
+            expected="--form program",
+            remedy="write the portable program, and lower it where it runs",
+        )
+
+
+def _require_writable(output: Path) -> None:
+    """Create the folder of a file, and raise unless the file can be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(output if output.exists() else output.parent, os.W_OK)
+        problem = "it is a folder" if output.is_dir() else "" if is_writable else "no permission to write"
+    except OSError as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise ExportError(
+            f"{output} cannot be written",
+            found=problem,
+            expected="a file in a folder that exists or can be created",
+            remedy="pass another path with --output",
+        )
 
 
 def read_batches(path: Path) -> Batches:

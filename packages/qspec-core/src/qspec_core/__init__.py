@@ -1,7 +1,8 @@
 """qspec-core: what quantization of exported PyTorch graphs is, for every kind of hardware and knowing none."""
 
 from qspec_core._agreement import LoweringCheck
-from qspec_core._api import CalibrationBatch, ProgressCallback, Result, calibrate, quantize
+from qspec_core._api import ProgressCallback, Result, quantize
+from qspec_core._calibration import CalibrationBatch, calibrate
 from qspec_core._checked import DivergenceWarning, lower
 from qspec_core._convert import convert_pt2e
 from qspec_core._coverage import Coverage, CoverageEntry, CoverageStatus, coverage

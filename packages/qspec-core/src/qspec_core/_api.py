@@ -1,31 +1,31 @@
 """`quantize`: export, prepare, calibrate, convert and lower in one call."""
 
+import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from qspec_core._agreement import LoweringCheck
 from qspec_core._bias_correction import InputMeans, correct_biases
+from qspec_core._calibration import CalibrationBatch, calibrate, describe, has_numpy
 from qspec_core._checked import lower_and_check
 from qspec_core._convert import convert_pt2e
 from qspec_core._coverage import Coverage, coverage
-from qspec_core._errors import BackendError, CalibrationError, ExportError
+from qspec_core._errors import BackendError, ExportError, NothingQuantizedError
 from qspec_core._prepare import prepare_pt2e
 from qspec_core._quantizer import Quantizer
+from qspec_core._torch import EXPORT_LOCK
 from qspec_core.backend import Backend, Packaged, get_backend
 from qspec_core.patterns import Mode, ReasonCode
 
-__all__ = ["CalibrationBatch", "ProgressCallback", "Result", "calibrate", "quantize"]
-
-CalibrationBatch = tuple[Any, ...] | Mapping[str, Any]  # a model's arguments may be of any type
-"""One calibration batch: the model's positional arguments, or its keyword arguments."""
+__all__ = ["ProgressCallback", "Result", "quantize"]
 
 ProgressCallback = Callable[[str], None]
 """Called with the name of each step of `quantize` as it begins."""
@@ -91,18 +91,36 @@ class Result:
         return self._lowered_and_checked()[1]
 
     def _lowered_and_checked(self) -> tuple[nn.Module, LoweringCheck | None]:
-        if not self._made:
-            made = lower_and_check(self.converted, self.example_inputs, self.backend, self.target, check=self.check)
-            self._made.append(made)
-        return self._made[0]
+        with EXPORT_LOCK:
+            if not self._made:
+                made = lower_and_check(self.converted, self.example_inputs, self.backend, self.target, check=self.check)
+                self._made.append(made)
+            return self._made[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Result":
+        """Copy the graphs and the example inputs. The copy shares the backend, and lowers when asked."""
+        graphs = copy.deepcopy((self.exported, self.converted, self.example_inputs), memo)
+        exported, converted, inputs = graphs
+        return Result(exported, converted, self.backend, self.target, inputs, self.dynamic_shapes, self.check)
+
+    def __reduce_ex__(self, protocol: object) -> Any:  # never returns
+        raise ExportError(
+            "a Result cannot be pickled: it holds exported graphs, whose guards Python cannot pickle",
+            found="pickle or torch.save of a Result",
+            remedy="write the program with result.save(path), or the backend's file with result.package(path); copy a "
+            "Result with copy.deepcopy",
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the quantized program with `torch.export.save`. Import qspec_core before `torch.export.load` reads it.
 
         The file carries the coverage, the backend and the target under the extra file `qspec.json`.
+
+        Raises: ExportError: the folder of the path does not exist.
         """
-        path = Path(path)
-        program = torch.export.export(self.converted, self.example_inputs, dynamic_shapes=self.dynamic_shapes)
+        path = _in_folder(Path(path))
+        with EXPORT_LOCK:
+            program = torch.export.export(self.converted, self.example_inputs, dynamic_shapes=self.dynamic_shapes)
         notes = {"backend": self.backend.name, "target": self.target, "coverage": self.coverage.to_dict()}
         torch.export.save(program, path, extra_files={"qspec.json": json.dumps(notes)})
         return path
@@ -117,6 +135,7 @@ class Result:
         Returns: the path of the file written.
         Raises:
             BackendError: the backend has none.
+            ExportError: the folder of the path does not exist.
             LoweringError: the program cannot run there.
         """
         if self.backend.package is None:
@@ -124,12 +143,24 @@ class Result:
                 f"backend {self.backend.name!r} has no deployable file",
                 remedy="use result.lowered in this process, or result.save for the portable program",
             )
-        path = Path(path)
+        path = _in_folder(Path(path))
         path = path if path.suffix else path.with_suffix(self.backend.suffix)
         lowered: object = self.lowered if self.check or self._made else None
         if isinstance(lowered, Packaged):
             return lowered.write_package(path)
         return self.backend.package(self.converted, self.example_inputs, path, self.target)
+
+
+def _in_folder(path: Path) -> Path:
+    """The path itself, if its folder exists: it is checked before the work, which may take minutes."""
+    if not path.parent.is_dir():
+        raise ExportError(
+            f"the folder of {path} does not exist",
+            found=str(path.parent.absolute()),
+            expected="a folder",
+            remedy=f"create it first: Path({str(path.parent)!r}).mkdir(parents=True)",
+        )
+    return path
 
 
 def quantize(
@@ -147,6 +178,9 @@ def quantize(
     progress: ProgressCallback = _silent,
 ) -> Result:
     """Quantize a float model for a backend. The model itself is not changed.
+
+    Threads may quantize at the same time; they export one after the other, since `torch.export` changes the model while
+    it traces.
 
     Args:
         model: a float module, an exported program, or an exported graph module, on any device: it is calibrated there,
@@ -176,7 +210,7 @@ def quantize(
     exported = _export(model, example_inputs, dynamic_shapes)
     progress("prepare")
     made = chosen.quantizer(mode=mode, target=target) if quantizer is None else quantizer
-    prepared = prepare_pt2e(exported, made)
+    prepared = _prepare(exported, made)
     means = InputMeans(prepared) if bias_correction and mode is Mode.STATIC else None
     if mode is Mode.STATIC:
         progress("calibrate")
@@ -186,6 +220,19 @@ def quantize(
     if means is not None:
         converted = correct_biases(converted, means)
     return Result(exported, converted, chosen, target, example_inputs, dynamic_shapes, check)
+
+
+def _prepare(exported: GraphModule, quantizer: Quantizer) -> GraphModule:
+    try:
+        return prepare_pt2e(exported, quantizer)
+    except NothingQuantizedError as error:
+        raise NothingQuantizedError(
+            error.problem,
+            where=error.where,
+            found=error.found,
+            expected=error.expected,
+            remedy="choose another backend or mode by the reasons above, or pass quantizer= with another configuration",
+        ) from error
 
 
 def _mode(backend: Backend, mode: Mode | str) -> Mode:
@@ -223,17 +270,24 @@ def _export(model: object, example_inputs: tuple[Any, ...], dynamic_shapes: Any)
             expected="a tuple of the model's positional arguments",
             remedy="write (x,) for a single input",
         )
+    if has_numpy(example_inputs):
+        raise ExportError(
+            "example_inputs holds a NumPy array",
+            found=describe(example_inputs),
+            expected="torch tensors",
+            remedy="convert each array with torch.from_numpy(x), to the dtype of the model",
+        )
     try:
         if isinstance(model, torch.export.ExportedProgram):
             return _graph_module(model)
         if isinstance(model, nn.Module):
-            with _evaluating(model), torch.no_grad():
+            with EXPORT_LOCK, _evaluating(model), torch.no_grad():
                 return _graph_module(torch.export.export(model, example_inputs, dynamic_shapes=dynamic_shapes))
     except Exception as error:  # torch.export raises dozens of types; each is named below
         raise ExportError(
             f"torch.export cannot export {type(model).__qualname__} with these example inputs",
             found=f"{type(error).__name__}: {error}",
-            expected=f"inputs that the model's forward takes; given: {_shapes(example_inputs)}",
+            expected=f"inputs that the model's forward takes; given: {describe(example_inputs)}",
             remedy="call the model itself on example_inputs; where that works, see torch.export's message above",
         ) from error
     raise ExportError(
@@ -249,58 +303,3 @@ def _graph_module(program: torch.export.ExportedProgram) -> GraphModule:
     if not isinstance(module, GraphModule):
         raise TypeError(f"ExportedProgram.module() gave {type(module).__qualname__}")
     return module
-
-
-def calibrate(prepared: nn.Module, batches: Iterable[CalibrationBatch] | None) -> int:
-    """Run a prepared module on calibration batches.
-
-    Args:
-        prepared: from `prepare_pt2e`.
-        batches: tuples of positional or mappings of keyword arguments; a lone tensor is one positional argument.
-    Returns: how many batches ran.
-    Raises: CalibrationError: there is no batch, one does not fit the model, or one is not finite.
-    """
-    count = 0
-    with torch.no_grad():
-        for batch in batches if batches is not None else ():
-            _run(prepared, batch, count)
-            count += 1
-    if count == 0:
-        raise CalibrationError(
-            "static quantization needs calibration, and there is no batch",
-            found="calibration=None" if batches is None else "an iterable without batches",
-            expected="an iterable of argument tuples or keyword dictionaries",
-            remedy="pass calibration=[(x,), ...] with inputs like the model's real ones, or choose mode='dynamic'",
-        )
-    return count
-
-
-def _run(prepared: nn.Module, batch: object, index: int) -> None:
-    try:
-        if isinstance(batch, Mapping):
-            prepared(**batch)
-        elif isinstance(batch, tuple | list):
-            prepared(*batch)
-        else:
-            prepared(batch)
-    except CalibrationError:
-        raise
-    except Exception as error:  # the model and its guards may raise anything
-        raise CalibrationError(
-            f"calibration batch {index} does not fit the model as it was exported",
-            found=f"{_shapes(batch)}; {type(error).__name__}: {error}",
-            expected="arguments of the shapes, types and devices of example_inputs",
-            remedy="give batches of the example's shapes on the model's device, or export with dynamic_shapes for the "
-            "dimensions that vary",
-        ) from error
-
-
-def _shapes(value: object) -> str:
-    if isinstance(value, Tensor):
-        place = "" if value.device.type == "cpu" else f" on {value.device}"
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}{place}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return "(" + ", ".join(map(_shapes, value)) + ")"
-    return type(value).__qualname__

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Mapping
 from types import MethodType
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 from qspec_core._errors import ExportError, TrainingModeError
 
 __all__ = [
+    "EXPORT_LOCK",
     "FakeTensors",
     "OpOverload",
     "OpOverloadPacket",
@@ -37,6 +39,9 @@ __all__ = [
     "tree_map",
     "uncompiled",
 ]
+
+EXPORT_LOCK = threading.RLock()
+"""Held while `torch.export` runs: it puts fake tensors into the model while it traces, and patches global state."""
 
 _DEFINITIONS = "torch.ao.quantization.fx._decomposed"
 

@@ -110,7 +110,8 @@ def require_some(found: Coverage) -> None:
             "the quantizer matched nothing in the model",
             found=found.summary(),
             expected="at least one operator quantized by a row",
-            remedy="change the configuration or the selectors by the reasons above, or pass allow_empty=True",
+            remedy="change the configuration or the selectors by the reasons above; to go on with nothing quantized, "
+            "call prepare_pt2e with allow_empty=True",
         )
 
 

@@ -84,6 +84,10 @@ class X86Package(nn.Module):
         """Load the package again: buffers that the model mutates are in the compiled code, in their first state."""
         return X86Package(load_runner(self._file), self.signature, self.report, self._file, self._folder)
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a function and its arguments
+        """Pickle the module as its compiled file, which `load_package` reads with all its checks."""
+        return _from_bytes, (self._file.read_bytes(),)
+
     def write_package(self, path: str | Path) -> Path:
         """Copy the compiled file to `path`.
 
@@ -267,6 +271,19 @@ def compile_module(
 ) -> X86Package:
     """Package a quantized graph in a temporary folder and load it."""
     folder = _Folder()
-    loaded = load_package(package(converted, example_inputs, folder.path / "model.pt2", target))
+    return _kept(package(converted, example_inputs, folder.path / "model.pt2", target), folder)
+
+
+def _from_bytes(data: bytes) -> X86Package:
+    """Load a package from the content of its file."""
+    folder = _Folder()
+    path = folder.path / "model.pt2"
+    path.write_bytes(data)
+    return _kept(path, folder)
+
+
+def _kept(path: Path, folder: _Folder) -> X86Package:
+    """Load a package from a temporary folder, which stays as long as the module."""
+    loaded = load_package(path)
     loaded._folder = folder
     return loaded

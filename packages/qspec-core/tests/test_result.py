@@ -1,0 +1,79 @@
+"""Results in use: copies, pickles, missing folders, and models quantized from several threads."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from core_support import toy_backend
+from torch import nn
+
+from qspec_core import ExportError, NothingQuantizedError, Result, quantize
+
+X = torch.randn(3, 4)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+
+def made(model: nn.Module | None = None, **options: Any) -> Result:
+    given = network() if model is None else model
+    return quantize(given, (X,), **{"backend": toy_backend(), "calibration": [(X,)]} | options)
+
+
+def test_copy_computes_the_same_and_shares_no_weights() -> None:
+    result = made()
+    want = result.lowered(X)
+    copied = copy.deepcopy(result)
+    assert torch.equal(copied.converted(X), result.converted(X))
+    assert torch.equal(copied.lowered(X), want)
+    assert copied.coverage == result.coverage
+    assert copied.backend is result.backend
+    with torch.no_grad():
+        for parameter in copied.exported.parameters():
+            parameter.zero_()
+    assert any(parameter.any() for parameter in result.exported.parameters())
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, lambda m: torch.save(m, io.BytesIO())], ids=["pickle", "save"])
+def test_pickling_says_what_to_do_instead(dump: Callable[[Result], object]) -> None:
+    with pytest.raises(ExportError, match="cannot be pickled") as caught:
+        dump(made())
+    assert "result.save" in caught.value.remedy
+    assert "result.package" in caught.value.remedy
+
+
+def test_missing_folders_are_found_before_the_work(tmp_path: Path) -> None:
+    def refuse(*_: object) -> Any:
+        pytest.fail("it was lowered")
+
+    result = made(backend=toy_backend(lower=refuse, package=refuse))
+    for write in (result.save, result.package):
+        with pytest.raises(ExportError, match="does not exist") as caught:
+            write(tmp_path / "absent" / "model.pt2")
+        assert "mkdir" in caught.value.remedy
+
+
+def test_nothing_to_quantize_names_arguments_of_quantize() -> None:
+    with pytest.raises(NothingQuantizedError) as caught:
+        made(nn.ReLU())
+    assert "allow_empty" not in str(caught.value)
+    assert "quantizer=" in caught.value.remedy
+
+
+def test_threads_leave_the_model_as_it_was() -> None:
+    """torch.export puts fake tensors into the model while it traces; two exports at once leave them there."""
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    want = made(model).converted(X)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: made(model), range(8)))
+    assert all(type(value) is nn.Parameter for value in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(result.converted(X), want) for result in results)
