@@ -13,7 +13,7 @@ import torch
 from core_support import toy_backend
 from torch import nn
 
-from qspec_core import ExportError, NothingQuantizedError, Result, quantize
+from qspec_core import Backend, ExportError, NothingQuantizedError, Result, quantize
 
 X = torch.randn(3, 4)
 
@@ -22,9 +22,9 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
 
 
-def made(model: nn.Module | None = None, **options: Any) -> Result:
-    given = network() if model is None else model
-    return quantize(given, (X,), **{"backend": toy_backend(), "calibration": [(X,)]} | options)
+def made(model: nn.Module | None = None, backend: Backend | None = None) -> Result:
+    chosen = toy_backend() if backend is None else backend
+    return quantize(network() if model is None else model, (X,), backend=chosen, calibration=[(X,)])
 
 
 def test_copy_computes_the_same_and_shares_no_weights() -> None:

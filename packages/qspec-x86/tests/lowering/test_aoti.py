@@ -1,5 +1,6 @@
 """torch.compile of the eager form, and packages compiled ahead of time: one build of each, as each takes a minute."""
 
+import pickle
 import subprocess
 import sys
 import warnings
@@ -175,6 +176,15 @@ def test_weights_of_4_bits_packed_for_another_cpu_are_refused(made: Made, monkey
     change_metadata(made, monkeypatch, '"packed_for": null', '"packed_for": "NEON"')
     with pytest.raises(LoweringError, match="packed for another class of CPU"):
         load_package(made.path)
+
+
+def test_a_pickled_package_computes_the_same(made: Made, tmp_path: Path) -> None:
+    first, x = load_package(made.path), torch.randn(3, 3, 8, 8)
+    torch.save(first, tmp_path / "lowered.pt")
+    second = torch.load(tmp_path / "lowered.pt", weights_only=False)
+    assert torch.equal(second(x), first(x))
+    assert torch.equal(pickle.loads(pickle.dumps(second))(x), first(x))
+    assert second.write_package(tmp_path / "model.pt2").read_bytes() == made.path.read_bytes()
 
 
 def test_a_file_that_is_no_package_or_cut_short_is_refused(made: Made, tmp_path: Path) -> None:
