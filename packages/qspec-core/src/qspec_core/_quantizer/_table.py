@@ -83,6 +83,10 @@ class TableQuantizer(Quantizer):
         canonicalize(model)
         return model
 
+    def config_of(self, anchor: Node) -> QuantizationConfig | Reason:
+        """The configuration of a match by its anchor, or the reason why it stays in float. A subclass may change it."""
+        return self._selection.choose(anchor)
+
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match that has a configuration, and note on each node its row, or the reason why it has none.
 
@@ -91,11 +95,11 @@ class TableQuantizer(Quantizer):
         configs: dict[Node, QuantizationConfig] = {}
 
         def admit(row: Row, anchor: Node) -> Reason | None:
-            chosen = self._selection.choose(anchor)
+            chosen = self.config_of(anchor)
             return None if isinstance(chosen, Reason) else _unsupported_mode(row, chosen.mode)
 
         def accept(match: Match) -> Reason | None:
-            chosen = self._selection.choose(match.anchor)
+            chosen = self.config_of(match.anchor)
             if isinstance(chosen, Reason):
                 return chosen
             reason = _refusal(model, match, chosen)
