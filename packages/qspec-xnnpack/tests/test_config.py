@@ -39,7 +39,6 @@ def test_dynamic_configuration_leaves_outputs_in_float() -> None:
         ({"is_qat": True}, "is_qat=True"),
         ({"act_qmin": 5, "act_qmax": 5}, None),
         ({"weight_qmin": -200}, None),
-        ({"is_dynamic": True}, "torch.per_tensor_symmetric, dynamic"),
         ({"is_dynamic": True, "is_per_channel": True, "act_qmin": 0}, "dynamic, (0, 127)"),
         ({"is_per_channel": True, "weight_qmin": -8, "weight_qmax": 7}, "4 bits, static"),
         ({"is_dynamic": True, "group_size": 32}, "groups of 32, (-127, 127)"),

@@ -33,7 +33,10 @@ WEIGHTS: Mapping[str, Mapping[str, int]] = {
 
 
 def quantized(model: nn.Module, *inputs: Tensor, quantizer: qspec.Quantizer | None = None) -> Result:
-    """Quantize a module for XNNPACK, calibrated on the inputs themselves."""
+    """Quantize a module for XNNPACK, calibrated on the inputs themselves; all static unless a quantizer is given."""
+    if quantizer is None:
+        config = get_symmetric_quantization_config(is_per_channel=True)
+        quantizer = XNNPACKQuantizer(element_wise_starts=False).set_global(config)
     return qspec.quantize(model, inputs, calibration=[inputs], backend=BACKEND, quantizer=quantizer)
 
 

@@ -22,12 +22,22 @@ from qspec_xnnpack._rows._specs import FOUR_BITS, granularity, group_size, has_f
 
 __all__ = ["fit", "get_symmetric_quantization_config"]
 
-# Smallest static activation scale. An output that is always 0 would get a tiny scale, and XNNPACK creates no
-# convolution or linear layer if input scale * weight scale / output scale reaches 256. Weights and dynamic activations
-# have no floor: small ones would lose precision.
-_ACTIVATION_EPS = 2**-12
+_SMALLEST_SCALE = 2.0**-60
+"""Smallest static activation scale: products of it with a weight's scale are still normal numbers."""
+_SCALE_OF_ZEROS = 2.0**-12
+"""Scale of an activation that was always 0. A tiny one would be far from those of the tensors around it."""
 _WHOLE = (-128, 127)
 _GROUPS = 32
+
+
+class ActivationObserver(MinMaxObserver):
+    """Range from the smallest to the largest value seen; a scale of 2**-12 if all were 0."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, of shape (1,)."""
+        scale, zero_point = super().calculate_qparams()
+        is_zero = (self.min_val == 0) & (self.max_val == 0)
+        return torch.where(is_zero, torch.full_like(scale, _SCALE_OF_ZEROS), scale), zero_point
 
 
 class GroupObserver(AffineQuantizedMinMaxObserver):
@@ -58,7 +68,7 @@ def get_symmetric_quantization_config(
     Args:
         is_per_channel: one scale for each output channel of a weight instead of one for the whole weight.
         is_qat: for quantization-aware training; not available in this version.
-        is_dynamic: activation parameters are computed when the model runs; weights must be per channel.
+        is_dynamic: activation parameters are computed when the model runs.
         act_qmin: smallest quantized activation.
         act_qmax: largest quantized activation.
         weight_qmin: smallest quantized weight.
@@ -77,7 +87,9 @@ def get_symmetric_quantization_config(
         )
     activation = QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=PlaceholderObserver if is_dynamic else MinMaxObserver.with_args(eps=_ACTIVATION_EPS),
+        observer_or_fake_quant_ctr=PlaceholderObserver
+        if is_dynamic
+        else ActivationObserver.with_args(eps=_SMALLEST_SCALE),
         quant_min=act_qmin,
         quant_max=act_qmax,
         qscheme=torch.per_tensor_affine,
@@ -153,8 +165,6 @@ def _combined(config: QuantizationConfig) -> QuantizationConfig:
     if weight is None:
         return config
     group = group_size(weight)
-    if mode is Mode.DYNAMIC and weight.qscheme is not torch.per_channel_symmetric:
-        raise _unfit("weight", f"{weight.qscheme}, dynamic", "is_per_channel=True: there is no dynamic kernel for it")
     if group is not None and (group % _GROUPS != 0 or not has_four_bits(weight)):
         raise _unfit("weight", f"groups of {group}, {weight.range}", f"a multiple of {_GROUPS}, and {FOUR_BITS}")
     if mode is Mode.STATIC and (group is not None or has_four_bits(weight)):

@@ -20,7 +20,7 @@ from qspec_xnnpack import (
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
 )
-from qspec_xnnpack._lowering import _executorch
+from qspec_xnnpack._lowering import _executorch, _flow
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,11 @@ def str_version(name: str) -> str:
     return "9.9.0"
 
 
-def test_runtime_that_refuses_a_program_is_an_error() -> None:
+def leave(*arguments: object) -> None:
+    """Change no scales."""
+
+
+def test_runtime_that_refuses_a_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale of the output far below that of the products: XNNPACK creates no kernel."""
     config = get_symmetric_quantization_config()
     assert config.output_activation is not None
@@ -73,6 +77,7 @@ def test_runtime_that_refuses_a_program_is_an_error() -> None:
     dead = nn.Sequential(conv, nn.ReLU())
     nn.init.constant_(conv.weight, -1e3)
     quantizer = XNNPACKQuantizer().set_global(replace(config, input_activation=spec, output_activation=spec))
+    monkeypatch.setattr(_flow, "fit_scales", leave)
     result = quantized(dead.eval(), X.abs(), quantizer=quantizer)
     with pytest.raises(LoweringError) as caught:
         result.lowered  # noqa: B018  # made when asked for

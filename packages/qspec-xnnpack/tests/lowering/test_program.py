@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from xnnpack_support import IMAGE_INPUT as X
-from xnnpack_support import Block, lowered, quantized
+from xnnpack_support import Block, lowered, quantized, sqnr
 
 from qspec_core import GraphError, Result
 from qspec_xnnpack import (
@@ -64,3 +65,17 @@ def test_package_runs_where_only_the_runtime_is(result: Result, tmp_path: Path) 
     paths = [str(path), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
     subprocess.run([sys.executable, "-c", code, *paths], check=True, capture_output=True)
     assert torch.equal(torch.load(tmp_path / "y.pt"), result.lowered(X))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(7, 5, 1).permute(2, 0, 1)[None], torch.randn(1, 1, 1, 1).expand(1, 1, 1, 1)],
+    ids=["gray", "pixel"],
+)
+def test_inputs_with_strides_of_either_order(x: Tensor) -> None:
+    """A dimension of size 1 may have any stride, and ExecuTorch reads the order of dimensions from the strides."""
+    result = quantized(nn.Conv2d(1, 4, 3, padding=1).eval(), x)
+    program = lowered(result)
+    with torch.no_grad():
+        assert sqnr(result.converted(x), program(x)) > 45
+        assert torch.equal(program(x.clone(memory_format=torch.channels_last)), program(x))

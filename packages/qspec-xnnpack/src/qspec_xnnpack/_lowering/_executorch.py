@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from qspec_core import BackendError, LoweringError
+from qspec_core import BackendError, LoweringError, SourceLocation
+from qspec_xnnpack._lowering._partitioner import DELEGATE_LOGGER, OUTSIDE_KEY, make_partitioner, split_dequantizes
 
 __all__ = ["TESTED", "Compiled", "Refusal", "UntestedExecuTorchWarning", "compile_program", "load_program"]
 
@@ -19,6 +21,10 @@ TESTED = ((1, 5), (1, 6))
 """Versions of ExecuTorch that this package is tested on: from the first, below the second."""
 CUSTOM_KEY = "qspec_row"
 """Key of a row's anchor in `meta["custom"]`, the one entry that export and ExecuTorch's passes keep."""
+_OPERATOR = re.compile(r"(?:torch\._ops\.|EdgeOpOverload: )(aten\.\w+)\.(\w+)")
+_CONTROL_FLOW = ("cond", "while_loop", "map_impl", "scan")
+_LONGEST = 300
+"""Characters of ExecuTorch's message that an error quotes: some list hundreds of operators."""
 _DELEGATE_CALL = "executorch_call_delegate"
 _WEIGHT_DEQUANTIZES = ("dequantize_per_channel", "dequantize_per_channel_group", "dequantize_affine")
 
@@ -82,24 +88,54 @@ def compile_program(program: torch.export.ExportedProgram) -> Compiled:
 
     Args:
         program: quantized program; its rows' nodes carry their anchor's name under `CUSTOM_KEY`.
-    Raises: BackendError: ExecuTorch is not installed.
+    Raises:
+        BackendError: ExecuTorch is not installed.
+        LoweringError: ExecuTorch does not take an operator of the program.
     """
     _require()
     with _quiet(), _refusal_causes() as causes:
-        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-        from executorch.backends.xnnpack.partition.config.generic_node_configs import EluConfig
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
-        # The delegate has a kernel for ELU that is missing in the partitioner's own list.
-        partitioner = XnnpackPartitioner(configs=list(dict.fromkeys([*ALL_PARTITIONER_CONFIGS, EluConfig])))
-        manager = to_edge_transform_and_lower(program, partitioner=[partitioner])
+        try:
+            manager = to_edge_transform_and_lower(
+                program, transform_passes=[split_dequantizes], partitioner=[make_partitioner()]
+            )
+        except Exception as error:  # ExecuTorch raises bare exceptions, and dozens of types
+            raise _uncompiled(program, error) from error
         module = manager.exported_program().graph_module
         calls = [node for node in module.graph.nodes if node.op == "call_function"]
         delegates = [node for node in calls if _name(node) == _DELEGATE_CALL]
         outside = [node for node in calls if _name(node) not in (_DELEGATE_CALL, "getitem")]
         refusals = [*_refused_outside(outside, causes), *_computed_in_float(module, delegates)]
     return Compiled(manager, len(delegates), tuple(_name(node) for node in outside), tuple(refusals))
+
+
+def _uncompiled(program: torch.export.ExportedProgram, error: Exception) -> LoweringError:
+    """The error for a program that ExecuTorch refuses, with the operator that its first cause names."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    found = " ".join(str(cause).split()) or type(cause).__name__
+    named = _OPERATOR.search(found)
+    target = f"{named[1]}.{named[2]}" if named is not None else ""
+    nodes = (node for node in program.graph.nodes if str(node.target) == target)
+    operator = f"the operator {target}" if target else "the program"
+    flow = next((node for node in program.graph.nodes if _name(node) in _CONTROL_FLOW), None)
+    if flow is not None and "was not decomposed or delegated" in found:
+        return LoweringError(
+            "ExecuTorch's XNNPACK backend takes no layers in the bodies of control flow, nor in float",
+            where=SourceLocation.of(flow),
+            found=f"{operator} in a body of {flow.name}",
+            expected="bodies without convolutions and linear layers",
+            remedy="choose the branch outside the program, and lower one program for each",
+        )
+    return LoweringError(
+        f"ExecuTorch does not take {operator}",
+        where=SourceLocation.of(node) if (node := next(nodes, None)) is not None else None,
+        found=f"{type(cause).__name__}: {found[:_LONGEST]}",
+        expected="operators of ExecuTorch's core set, or operators that decompose into it",
+        remedy="compute that part outside the program, or write it with other operators",
+    )
 
 
 def load_program(buffer: bytes) -> "_Method":
@@ -218,7 +254,7 @@ class _Listener(logging.Handler):
 @contextlib.contextmanager
 def _refusal_causes() -> Iterator[Mapping[str, str]]:
     """Collect why the partitioner refused nodes, by node name."""
-    logger = logging.getLogger("executorch.backends.xnnpack.partition.config")
+    logger = logging.getLogger(DELEGATE_LOGGER)
     listener, level, propagate = _Listener(), logger.level, logger.propagate
     logger.addHandler(listener)
     logger.setLevel(logging.DEBUG)
@@ -239,9 +275,13 @@ def _name(node: Node) -> str:
 
 
 def _anchor(node: Node) -> str | None:
-    custom = node.meta.get("custom")
-    found = custom.get(CUSTOM_KEY) if isinstance(custom, dict) else None
+    found = _custom(node).get(CUSTOM_KEY)
     return None if found is None else str(found)
+
+
+def _custom(node: Node) -> Mapping[str, object]:
+    custom = node.meta.get("custom")
+    return custom if isinstance(custom, dict) else {}
 
 
 def _refused_outside(outside: Sequence[Node], causes: Mapping[str, str]) -> Iterator[Refusal]:
@@ -250,7 +290,8 @@ def _refused_outside(outside: Sequence[Node], causes: Mapping[str, str]) -> Iter
         if _anchor(node) is not None:
             yield Refusal(_anchor(node), _name(node), cause, node)
         elif _name(node) in _WEIGHT_DEQUANTIZES:
-            yield from (Refusal(None, _name(user), cause, user) for user in node.users if _anchor(user) is None)
+            users = (user for user in node.users if _anchor(user) is None and not _custom(user).get(OUTSIDE_KEY))
+            yield from (Refusal(None, _name(user), cause, user) for user in users)
 
 
 def _computed_in_float(module: GraphModule, delegates: Sequence[Node]) -> Iterator[Refusal]:

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
-from qspec_core import BackendError, GraphError, LoweringError, SourceLocation
-from qspec_core.graph import copy_graph_module, gc_paused, wrap_graph
-from qspec_core.lowering import Lowering, match_converted, on_device, quantized_value, require_converted
+from qspec_core import BackendError, GraphError, LoweringError, SourceLocation, ops
+from qspec_core.graph import add_constant, constant_value, copy_graph_module, gc_paused, wrap_graph
+from qspec_core.lowering import FLOAT_KEY, Lowering, match_converted, on_device, quantized_value, require_converted
 from qspec_core.patterns import Match, Role
 from qspec_xnnpack._lowering._attention import attention_to_products
+from qspec_xnnpack._lowering._barriers import copy_inputs_of_dynamic_convolutions
+from qspec_xnnpack._lowering._decompositions import decompose
 from qspec_xnnpack._lowering._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
 from qspec_xnnpack._lowering._forms import to_delegate_form
-from qspec_xnnpack._lowering._program import Delegation, XNNPACKProgram, signature_of
+from qspec_xnnpack._lowering._partitioner import OUTSIDE_KEY
+from qspec_xnnpack._lowering._program import Delegation, XNNPACKProgram, in_order, signature_of
+from qspec_xnnpack._lowering._scales import fit_scales
 from qspec_xnnpack._rows import TABLE
 
 __all__ = ["TARGETS", "lower", "package"]
@@ -81,12 +85,28 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
         to_delegate_form(module)
         attention_to_products(module)
         context = Lowering(module, "any", None)
+        decompose(module)
         matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
+        fit_scales(module, matches)
+        copy_inputs_of_dynamic_convolutions(module, matches)
+        for node in module.graph.nodes:
+            if FLOAT_KEY in node.meta:
+                _fold_weights(module, node)
+                node.meta["custom"] = {**(node.meta.get("custom") or {}), OUTSIDE_KEY: True}
         for match in matches:
             for node in match.nodes:
                 node.meta["custom"] = {**(node.meta.get("custom") or {}), CUSTOM_KEY: match.anchor.name}
         module.graph.eliminate_dead_code()
         return wrap_graph(module, module.graph), {match.anchor.name: match for match in matches}
+
+
+def _fold_weights(module: GraphModule, node: Node) -> None:
+    """Give an operator that runs in float its weights in float: ExecuTorch has no kernel to dequantize channels."""
+    for source in node.all_input_nodes:
+        if ops.is_dequantize(source) and source.all_input_nodes[0].op == "get_attr":
+            values = torch.fx.map_arg((source.args, source.kwargs), lambda read: constant_value(module, read))
+            folded = source.target(*values[0], **values[1])  # type: ignore[operator]  # an operator overload
+            node.replace_input_with(source, add_constant(module, "weight", folded, node))
 
 
 def _is_quantized(match: Match, context: Lowering[None]) -> bool:
@@ -112,7 +132,7 @@ def _laid_out(value: Any) -> Any:  # a model's arguments may be of any type
     """Arguments on the CPU and contiguous. The delegate permutes tensors itself, and refuses the operators that export
     writes for other memory formats."""
     if isinstance(value, torch.Tensor):
-        return value.cpu().contiguous()
+        return in_order(value.cpu())
     if type(value) in (tuple, list):
         return type(value)(map(_laid_out, value))
     if type(value) is dict:

@@ -1,5 +1,6 @@
 """Lowered module: a .pte program in memory that ExecuTorch's runtime executes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ class XNNPACKProgram(nn.Module):
         for index, (given, known) in enumerate(zip(flat, self.signature.inputs, strict=True)):
             if _likeness(given) != known:
                 raise _misfit(f"input {index} with a shape or dtype that it does not take", _likeness(given), known)
-        return [value.contiguous() if isinstance(value, Tensor) else value for value in flat]
+        return [in_order(value) if isinstance(value, Tensor) else value for value in flat]
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,14 @@ class _TensorLike:
 def _likeness(value: Any) -> Any:  # whatever a model takes
     """Shape and dtype of a tensor; any other value itself, because export makes it a constant."""
     return _TensorLike(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def in_order(value: Tensor) -> Tensor:
+    """A contiguous tensor whose strides say so in every dimension. Those of dimensions of size 1 may be any number in
+    torch, and ExecuTorch reads the order of the dimensions from them: (1, 1, 7, 5) may look channels-last."""
+    value = value.contiguous()
+    strides = tuple(math.prod(value.shape[dim + 1 :]) for dim in range(value.dim()))
+    return value if value.stride() == strides else value.as_strided(value.shape, strides)
 
 
 def signature_of(in_spec: Any, out_spec: Any, example_inputs: tuple[Any, ...]) -> Signature:

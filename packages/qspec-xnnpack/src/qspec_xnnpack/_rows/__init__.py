@@ -7,6 +7,7 @@ import torch
 
 from qspec_core.patterns import Flow, Outputs, PatternTable
 from qspec_xnnpack._rows import _conv, _elementwise, _linear, _pool, _shape
+from qspec_xnnpack._rows._checks import taken_dtype
 from qspec_xnnpack._rows._float_only import FLOAT_ONLY
 from qspec_xnnpack._rows._left_out import LEFT_OUT
 
@@ -14,9 +15,10 @@ __all__ = ["STARTING_TABLE", "TABLE"]
 
 aten = torch.ops.aten
 
+_ROWS = (*_conv.ROWS, *_linear.ROWS, *_elementwise.ROWS, *_pool.ROWS, *_shape.ROWS)
 TABLE = PatternTable(
     # Convolutions and linear layers come first, so that they take the clamps after them, and the rows of clamps do not.
-    rows=(*_conv.ROWS, *_linear.ROWS, *_elementwise.ROWS, *_pool.ROWS, *_shape.ROWS),
+    rows=tuple(replace(row, checks=(taken_dtype, *row.checks)) for row in _ROWS),
     # The partitioner takes a static convolution or linear layer only if a quantize is its one reader.
     outputs=Outputs.ALWAYS,
     float_only=MappingProxyType(FLOAT_ONLY),

@@ -5,6 +5,7 @@ from torch.fx import Node
 
 from qspec_core.graph import argument
 from qspec_core.patterns import DELEGATED, Flow, Reason, Row, activation
+from qspec_xnnpack._rows._checks import finite_operands
 from qspec_xnnpack._rows._post_ops import RELU
 
 __all__ = ["ROWS"]
@@ -25,6 +26,8 @@ def _alpha_is_one(node: Node) -> Reason | None:
 
 def _unit_scales(node: Node) -> Reason | None:
     scales = [argument(node, name) for name in ("scale", "input_scale")]
+    if argument(node, "alpha") <= 0:
+        return Reason.unsupported(f"alpha={argument(node, 'alpha')}: the kernel takes a positive alpha")
     if scales == [1, 1]:
         return None
     return Reason.unsupported(f"scale and input_scale are {scales}: the kernel takes alpha only")
@@ -38,7 +41,7 @@ ADD = Row(
     chains=((RELU,), ()),
     flow=Flow.JOINS,
     lower=DELEGATED,
-    checks=(_two_tensors, _alpha_is_one),
+    checks=(_two_tensors, _alpha_is_one, finite_operands),
 )
 SUB = Row(
     name="sub",
@@ -46,7 +49,7 @@ SUB = Row(
     operands=_OPERANDS,
     flow=Flow.JOINS,
     lower=DELEGATED,
-    checks=(_two_tensors, _alpha_is_one),
+    checks=(_two_tensors, _alpha_is_one, finite_operands),
 )
 # No chains: the delegate fuses no clamp after a product.
 MUL = Row(
@@ -55,7 +58,7 @@ MUL = Row(
     operands=_OPERANDS,
     flow=Flow.JOINS,
     lower=DELEGATED,
-    checks=(_two_tensors,),
+    checks=(_two_tensors, finite_operands),
 )
 # A clamp that is not fused gets its own scale: with the scale of its input, the levels that it cuts off would be lost.
 LONE_RELU = Row(

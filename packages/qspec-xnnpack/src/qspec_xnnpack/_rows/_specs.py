@@ -7,7 +7,7 @@ import torch
 from torch.fx import Node
 
 from qspec_core import QuantizationSpec
-from qspec_core.graph import argument
+from qspec_core.graph import argument, tensor_value
 from qspec_core.observers import (
     AffineQuantizedPlaceholderObserver,
     Granularity,
@@ -23,6 +23,7 @@ __all__ = [
     "FOUR_BITS",
     "by_token",
     "eight_bits",
+    "full_precision",
     "granularity",
     "group_size",
     "has_four_bits",
@@ -62,11 +63,22 @@ def by_token(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpe
     return replace(spec, observer_or_fake_quant_ctr=_BY_TOKEN) if spec.is_dynamic else spec
 
 
+def full_precision(node: Node, spec: QuantizationSpec) -> Reason | None:
+    """Decline dynamic layers of float16: the dynamic kernels compute in float32."""
+    value = tensor_value(argument(node, "input"))
+    if spec.is_dynamic and value is not None and value.dtype is not torch.float32:
+        return Reason.unsupported(f"dynamic, with an input of {value.dtype}: the dynamic kernels take torch.float32")
+    return None
+
+
 def one_image(node: Node, spec: QuantizationSpec) -> Reason | None:
     """Decline dynamic convolutions of several images: the delegate finds one scale for each image, the graph one for
     all. Depthwise ones have no dynamic kernel."""
     if not spec.is_dynamic:
         return None
+    reason = full_precision(node, spec)
+    if reason is not None:
+        return reason
     shape, weight = shape_of(argument(node, "input")), shape_of(argument(node, "weight"))
     if shape is not None and shape[0] != 1:
         return Reason.unsupported(f"dynamic, with a batch of {shape[0]}: the delegate finds one scale for each image")
@@ -97,8 +109,11 @@ def one_group(node: Node, spec: QuantizationSpec) -> Reason | None:
 
 
 def whole_groups(node: Node, spec: QuantizationSpec) -> Reason | None:
-    """Decline scales by groups for a linear layer whose input features are not a multiple of the group size."""
+    """Decline 4-bit weights for an odd number of input features, and scales by groups for one that is no multiple of
+    the group size."""
     size, shape = group_size(spec), shape_of(argument(node, "weight"))
+    if has_four_bits(spec) and shape is not None and shape[1] % 2:
+        return Reason.unsupported(f"{shape[1]} input features: the kernel packs weights of 4 bits in pairs")
     if size is None or shape is None or shape[1] % size == 0:
         return None
     return Reason.unsupported(f"{shape[1]} input features are not a multiple of group_size={size}")
