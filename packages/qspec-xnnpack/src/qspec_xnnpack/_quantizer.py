@@ -3,14 +3,20 @@
 from typing import Self
 
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from qspec_core import QuantizationConfig, TableQuantizer
+from qspec_core.graph import copy_graph_module
+from qspec_core.patterns import Flow, Reason
 from qspec_xnnpack._config import fit
+from qspec_xnnpack._dynamic import dynamic_form, linear_between_floats, separate_dynamic_convolutions
 from qspec_xnnpack._lowering._forms import numbers_to_tensors, to_delegate_form
 from qspec_xnnpack._rows import STARTING_TABLE, TABLE
 
 __all__ = ["XNNPACKQuantizer"]
+
+_ROUNDS = 4
+"""Searches for linear layers between floats; transformers need one."""
 
 
 class XNNPACKQuantizer(TableQuantizer):
@@ -22,11 +28,16 @@ class XNNPACKQuantizer(TableQuantizer):
         element_wise_starts: sums and products are quantized everywhere, those with a number too, as ExecuTorch's
             quantizer does. False quantizes only those whose operands are integers already, which keeps the residual
             streams of transformers in float.
+        dynamic_linear: in a static configuration, linear layers that read float values, and whose results only float
+            operators read, find the range of their input when the model runs and give float results. Static ranges of
+            such layers are often far wider than most of their values.
     """
 
-    def __init__(self, *, element_wise_starts: bool = True) -> None:
+    def __init__(self, *, element_wise_starts: bool = True, dynamic_linear: bool = False) -> None:
         super().__init__(STARTING_TABLE if element_wise_starts else TABLE)
         self._element_wise_starts = element_wise_starts
+        self._dynamic_linear = dynamic_linear
+        self._between_floats: frozenset[str] = frozenset()
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
         """Bring the graph to the form that the delegate takes."""
@@ -34,6 +45,35 @@ class XNNPACKQuantizer(TableQuantizer):
         if self._element_wise_starts:
             numbers_to_tensors(model)
         return model
+
+    def config_of(self, anchor: Node) -> QuantizationConfig | Reason:
+        """The configuration selected for a match; the dynamic one for a linear layer between float operators."""
+        chosen = super().config_of(anchor)
+        if isinstance(chosen, QuantizationConfig) and anchor.name in self._between_floats:
+            return dynamic_form(chosen)
+        return chosen
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Annotate every match that has a configuration.
+
+        Cost: O(nodes + edges); with `dynamic_linear` up to five times that, and copies of the graph.
+        """
+        self._between_floats = frozenset()
+        if self._dynamic_linear:
+            self._between_floats = self._find_linear_between_floats(model)
+        super().annotate(model)
+        separate_dynamic_convolutions(model)
+        return model
+
+    def _find_linear_between_floats(self, model: GraphModule) -> frozenset[str]:
+        """Names of the linear layers that become dynamic. A layer that does may leave others between floats."""
+        starts = frozenset(row.anchor for row in self.table.rows if row.flow is Flow.STARTS)
+        for _ in range(_ROUNDS):
+            found = linear_between_floats(super().annotate(copy_graph_module(model)), starts)
+            if not found:
+                break
+            self._between_floats |= found
+        return self._between_floats
 
     def set_global(self, config: QuantizationConfig | None) -> Self:
         """Configure every match that no closer rule selects. Raises: SpecError: the kernels do not take it."""
