@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from qspec_core import ops
@@ -307,27 +308,44 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
 
 
 def _entries(module: GraphModule, quantizer: str) -> list[CoverageEntry]:
-    mutated = {id(body): mutated_attributes(body) for _, body in graph_modules(module)}
+    mutated: dict[int, set[str]] = {}
     counted: set[tuple[int, bool]] = set()
     entries: list[CoverageEntry] = []
     for name, body, node in _float_operators(module):
-        entry = _entry(name, node, quantizer)
-        is_quantized = entry.status is CoverageStatus.QUANTIZED
+        status, row, code, detail = _decision_of(node, quantizer)
+        is_quantized = status is CoverageStatus.QUANTIZED
         whole = integers = 0
         for source in dict.fromkeys(node.all_input_nodes):
-            value = None if str(source.target) in mutated[id(body)] else constant_value(body, source)
-            if value is None or not value.is_floating_point() or (id(value), is_quantized) in counted:
+            value = _weight(body, source, mutated)
+            if value is None or (id(value), is_quantized) in counted:
                 continue
             counted.add((id(value), is_quantized))
             whole += value.nbytes
             integers += value.nbytes if _has_integer_spec(node, source) else 0
         work = multiply_adds(node)
-        in_integers = work if is_quantized and _takes_integers(body, node) else 0
-        if whole or work:
-            numbers = {"weight_bytes": whole, "integer_weight_bytes": integers, "multiply_adds": work}
-            entry = replace(entry, **numbers, integer_multiply_adds=in_integers)  # type: ignore[arg-type]  # by name
-        entries.append(entry)
+        in_integers = work if work and is_quantized and _takes_integers(body, node) else 0
+        place = name, str(node.target), module_path(node)
+        entries.append(CoverageEntry(*place, status, row, code, detail, whole, integers, work, in_integers))
     return entries
+
+
+def _weight(body: GraphModule, source: Node, mutated: dict[int, set[str]]) -> Tensor | None:
+    """The floating-point constant that a node reads; None for anything else, state of the graph included.
+
+    Args:
+        body: the graph that holds the node.
+        source: the node.
+        mutated: the buffers that each graph writes to, by its identity; filled when one must be known.
+    """
+    value = constant_value(body, source)
+    if value is None or not value.is_floating_point():
+        return None
+    if not isinstance(value, nn.Parameter):
+        if id(body) not in mutated:
+            mutated[id(body)] = mutated_attributes(body)
+        if str(source.target) in mutated[id(body)]:
+            return None
+    return value
 
 
 def _has_integer_spec(node: Node, source: Node) -> bool:
@@ -347,16 +365,15 @@ def _takes_integers(module: GraphModule, node: Node) -> bool:
     return any(constant_value(module, source) is None for source in inputs)
 
 
-def _entry(name: str, node: Node, quantizer: str) -> CoverageEntry:
-    place = name, str(node.target), module_path(node)
+def _decision_of(node: Node, quantizer: str) -> tuple[CoverageStatus, str, str, str]:
+    """Status, row, code and detail of an operator."""
     decision = node.meta.get(_DECISION_KEY, {})
     if "row" in decision:
-        return CoverageEntry(*place, CoverageStatus.QUANTIZED, row=decision["row"])
+        return CoverageStatus.QUANTIZED, decision["row"], "", ""
     annotation = node.meta.get(Q_ANNOTATION_KEY)
     if annotation is not None and (annotation.output_qspec or any(annotation.input_qspec_map.values())):
-        return CoverageEntry(*place, CoverageStatus.QUANTIZED, row=f"annotation of {quantizer}")
-    code = decision.get("code", ReasonCode.NOT_ANNOTATED.value)
-    return CoverageEntry(*place, CoverageStatus.SKIPPED, code=code, detail=decision.get("detail", ""))
+        return CoverageStatus.QUANTIZED, f"annotation of {quantizer}", "", ""
+    return CoverageStatus.SKIPPED, "", decision.get("code", ReasonCode.NOT_ANNOTATED.value), decision.get("detail", "")
 
 
 def coverage(module: torch.nn.Module) -> Coverage:
