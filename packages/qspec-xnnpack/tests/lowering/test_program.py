@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from xnnpack_support import IMAGE_INPUT as X
 from xnnpack_support import Block, lowered, quantized, sqnr
 
-from qspec_core import GraphError, Result
-from qspec_xnnpack import (
-    XNNPACKProgram,
-)
+from qspec_core import GraphError, Result, quantize
+from qspec_xnnpack import XNNPACKProgram
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +77,47 @@ def test_inputs_with_strides_of_either_order(x: Tensor) -> None:
     with torch.no_grad():
         assert sqnr(result.converted(x), program(x)) > 45
         assert torch.equal(program(x.clone(memory_format=torch.channels_last)), program(x))
+
+
+class Counter(nn.Module):
+    """State that starts at another number than zero."""
+
+    h: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("h", torch.full((1,), 3.0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.h.add_(1)
+        return x + self.linear(x), x * self.h
+
+
+def test_state_starts_at_its_value_in_the_model() -> None:
+    x = torch.randn(2, 4)
+    program = quantize(Counter(), (x,), calibration=[(x,)], backend="xnnpack").lowered
+    for count in (4.0, 5.0):
+        torch.testing.assert_close(program(x)[1], x * count)
+
+
+class Writes(nn.Module):
+    """A model that writes to its second input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        y.mul_(2)
+        result: Tensor = self.linear(torch.relu(self.linear(x))) + y
+        return result
+
+
+def test_inputs_that_the_model_writes_to_are_written_to() -> None:
+    x, y = torch.randn(2, 4), torch.randn(2, 4)
+    result = quantize(Writes(), (x, y.clone()), calibration=[(x, y.clone())], backend="xnnpack")
+    given = y.t().contiguous().t()  # the caller's own tensor, whatever its layout
+    found, expected = result.lowered(x, given), result.converted(x, y.clone())
+    assert torch.equal(given, 2 * y)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)

@@ -66,14 +66,26 @@ class Compiled:
     outside: tuple[str, ...]
     refusals: tuple[Refusal, ...]
 
+    @property
+    def written_inputs(self) -> tuple[int, ...]:
+        """Indices of the inputs that the program writes to. It returns their values before its own results."""
+        signature = self.manager.exported_program().graph_signature
+        names = list(signature.user_inputs)
+        return tuple(names.index(name) for name in signature.user_inputs_to_mutate.values())
+
     def serialize(self) -> bytes:
         """Content of the .pte file.
 
         Raises: LoweringError: ExecuTorch has no kernel for an operator outside the delegate.
         """
+        from executorch.exir import ExecutorchBackendConfig
+        from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+
         try:
             with _quiet():
-                return bytes(self.manager.to_executorch().buffer)
+                # Without the pass, buffers that the program mutates start at zero. Export names them "b_...".
+                config = ExecutorchBackendConfig(passes=[InitializedMutableBufferPass(["b_"])])
+                return bytes(self.manager.to_executorch(config).buffer)
         except RuntimeError as error:
             raise LoweringError(
                 "ExecuTorch cannot write the program",

@@ -57,7 +57,7 @@ def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str =
         raise _refused(compiled.refusals, matches)
     rows = {anchor: match.label for anchor, match in matches.items()}
     delegation = Delegation(compiled.delegates, compiled.outside, rows)
-    signature = signature_of(program.call_spec.in_spec, program.call_spec.out_spec, example_inputs)
+    signature = signature_of(program, example_inputs, compiled.written_inputs)
     lowered = XNNPACKProgram(compiled.serialize(), signature, delegation, load_program)
     lowered.load()
     return lowered

@@ -39,11 +39,13 @@ class Signature:
         in_spec: structure of `(args, kwargs)`, from the exported program.
         out_spec: structure of the result.
         inputs: for each flat input, shape and dtype of a tensor; any other value itself.
+        written: the flat inputs that the program writes to, by index. Their values are its first results.
     """
 
     in_spec: Any  # torch's pytree specs have no public name
     out_spec: Any  # as above
     inputs: tuple[Any, ...]  # as above
+    written: tuple[int, ...] = ()
 
 
 class XNNPACKProgram(nn.Module):
@@ -67,13 +69,16 @@ class XNNPACKProgram(nn.Module):
         self._execute: Execute | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program on inputs of the shapes that it was lowered for.
+        """Run the program on inputs of the shapes that it was lowered for. It writes to the inputs that the model
+        writes to.
 
         Raises: GraphError: the structure, a shape or a dtype differs from that of the example inputs.
         """
-        inputs = self._flat_inputs(args, kwargs)
-        outputs = self.load()(inputs)
-        return self.signature.out_spec.unflatten(list(outputs))
+        given = self._flat_inputs(args, kwargs)
+        outputs = list(self.load()([in_order(value) if isinstance(value, Tensor) else value for value in given]))
+        for index in self.signature.written:
+            given[index].copy_(outputs.pop(0))
+        return self.signature.out_spec.unflatten(outputs)
 
     def load(self) -> Execute:
         """Load the program into the runtime, once, and return the function that executes flat inputs."""
@@ -105,7 +110,7 @@ class XNNPACKProgram(nn.Module):
         for index, (given, known) in enumerate(zip(flat, self.signature.inputs, strict=True)):
             if _likeness(given) != known:
                 raise _misfit(f"input {index} with a shape or dtype that it does not take", _likeness(given), known)
-        return [in_order(value) if isinstance(value, Tensor) else value for value in flat]
+        return list(flat)
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,13 @@ def in_order(value: Tensor) -> Tensor:
     return value if value.stride() == strides else value.as_strided(value.shape, strides)
 
 
-def signature_of(in_spec: Any, out_spec: Any, example_inputs: tuple[Any, ...]) -> Signature:
-    """The signature of a program exported with these inputs."""
+def signature_of(
+    program: torch.export.ExportedProgram, example_inputs: tuple[Any, ...], written: tuple[int, ...]
+) -> Signature:
+    """The signature of a program exported with these inputs, of which it writes to those in `written`."""
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     flat = in_spec.flatten_up_to((example_inputs, {}))
-    return Signature(in_spec, out_spec, tuple(map(_likeness, flat)))
+    return Signature(in_spec, out_spec, tuple(map(_likeness, flat)), written)
 
 
 def _misfit(what: str, found: object, expected: object) -> GraphError:
