@@ -281,14 +281,14 @@ _ARITHMETIC = (
         "mean in a buffer",
         "2345",
         "{m}.mul_(0.5).add_({x}.mean(0, keepdim=True)); {x} + {m}",
-        "buffer: torch.zeros(1, {tail})",
+        "buffer: torch.{initial}(1, {tail})",
     ),
-    Operator("counter in a buffer", "2345", "{m}.add_(1); {x} * {m}", "buffer: torch.zeros(1)"),
+    Operator("counter in a buffer", "2345", "{m}.add_(1); {x} * {m}", "buffer: torch.{initial}(1)"),
     Operator(
         "last value in a buffer",
         "2345",
         "{x} + {m}; {m}.copy_({x}.mean(0, keepdim=True)); {x} - {m}",
-        "buffer: torch.zeros(1, {tail})",
+        "buffer: torch.{initial}(1, {tail})",
     ),
 )
 

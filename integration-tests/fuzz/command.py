@@ -191,7 +191,10 @@ def main(given_arguments: list[str] | None = None) -> None:
         def step() -> None:
             progress.update(task, advance=1, description=f"networks, {len(session.findings)} findings")
 
-        fuzz(session, log, step)
+        try:
+            fuzz(session, log, step)
+        except KeyboardInterrupt:
+            console.print("interrupted")
     _report(console, session)
     _write(arguments.json, session)
     console.print(f"log of the runtimes: {log}")

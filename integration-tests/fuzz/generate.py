@@ -44,6 +44,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "pad_mode": ("'reflect'", "'replicate'", "'circular'"),
     "padding_mode": ("'zeros'", "'zeros'", "'zeros'", "'reflect'", "'circular'", "'replicate'"),
     "act": tuple(f"nn.{name}()" for name in _MODULES),
+    "initial": ("zeros", "ones", "rand"),
     "start": (1, -1, -2),
 }
 
