@@ -244,3 +244,41 @@ def test_class_indices_may_change_by_a_rounding_and_no_further() -> None:
             return converted(x).roll(1)
 
     assert not check_lowered(Shuffled(), calls, keeps_state=False).holds
+
+
+def test_program_that_writes_to_its_inputs_gets_copies_in_their_layout() -> None:
+    class Lowered(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            layouts.append((x.stride(), y.stride()))
+            return y.mul_(0.5), kept(x, y.clone())[1]
+
+    layouts: list[Any] = []
+    x, y = torch.randn(6, 4).t(), torch.randn(4, 12)[:, ::2]
+    model = Net(lambda m, x, y: (y.mul_(0.5), m.a(x)), a=Decay())
+    converted = quantized(export(model, x, y), (x, y))
+    before = x.clone(), y.clone()  # calibration wrote to them
+    calls, kept = calls_of(converted, (x, y)), copy_graph_module(converted)
+    check = check_lowered(Lowered(), calls, keeps_state=False)
+    assert len(calls) == 2  # the graph keeps state
+    assert check.holds
+    assert layouts == [(x.stride(), y.stride())] * 2
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
+
+
+def test_errors_of_float_arithmetic_are_allowed_where_a_sum_cancels() -> None:
+    model = Net(lambda m, x: m.a(x) - m.a(x), a=nn.Linear(16, 8))
+    x = torch.randn(4, 16)
+    converted = quantized(export(model, x), (x,))
+    calls = calls_of(converted, (x,))
+    assert not calls[0].expected[0].any()
+
+    def off_by(error: float) -> nn.Module:
+        class Off(nn.Module):
+            def forward(self, x: Tensor) -> Any:
+                return converted(x) + error
+
+        return Off()
+
+    assert check_lowered(off_by(2e-7), calls, keeps_state=False).holds
+    assert not check_lowered(off_by(1e-2), calls, keeps_state=False).holds

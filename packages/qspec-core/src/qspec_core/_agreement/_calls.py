@@ -1,5 +1,6 @@
 """Calls by which a lowered program is checked, and what the converted graph gives for them."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from qspec_core._torch import evaluate_size, symbol_range, tree_leaves, tree_map
 from qspec_core.graph import copy_graph_module
 from qspec_core.graph._mutation import mutated_attributes
 
-__all__ = ["Call", "calls_of"]
+__all__ = ["Call", "calls_of", "copied_inputs"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ def _made(
     for index, (label, inputs) in enumerate(plan):
         placed = _on(inputs, device)
         try:
-            expected = exact(*_copied(placed))
+            expected = exact(*copied_inputs(placed))
         except Exception:  # a guard of the export refuses sizes that were made up
             if index == 0:
                 raise
             continue
-        yield Call(label, inputs, tuple(tree_leaves(expected)), tuple(tree_leaves(noisy(*_copied(placed)))))
+        yield Call(label, inputs, tuple(tree_leaves(expected)), tuple(tree_leaves(noisy(*copied_inputs(placed)))))
 
 
 def _on(inputs: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
@@ -77,13 +78,13 @@ def _on(inputs: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
     return moved
 
 
-def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same arguments in tensors of their own: a model may write to its inputs."""
+def copied_inputs(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments in tensors of their own, with their strides: a model may write to its inputs."""
 
-    def copy(value: Any) -> Any:  # a leaf of the arguments
-        return value.clone() if isinstance(value, Tensor) else value
+    def copied_leaf(value: Any) -> Any:  # a leaf of the arguments
+        return copy.deepcopy(value.detach()) if isinstance(value, Tensor) else value
 
-    copied: tuple[Any, ...] = tree_map(copy, inputs)
+    copied: tuple[Any, ...] = tree_map(copied_leaf, inputs)
     return copied
 
 

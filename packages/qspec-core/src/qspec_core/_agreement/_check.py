@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from qspec_core._agreement._calls import Call
+from qspec_core._agreement._calls import Call, copied_inputs
 from qspec_core._agreement._compare import Deviation, deviations
 from qspec_core._errors import QSpecError
 from qspec_core._torch import tree_leaves
@@ -86,7 +86,7 @@ def check_lowered(lowered: nn.Module, calls: Sequence[Call], *, keeps_state: boo
     with torch.no_grad(), _state_kept(lowered, keeps_state) as running:
         for index, call in enumerate(calls):
             try:
-                results = running(*call.inputs)
+                results = running(*copied_inputs(call.inputs))
             except QSpecError as error:
                 if index == 0:
                     raise
