@@ -1,4 +1,4 @@
-"""The search for a range: its errors against points that stand for the values, what it finds against all grids."""
+"""The range search: its errors against points that represent the values, its result against all grids."""
 
 import math
 
@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qspec_core.observers._range_search import RangeSearch
+from qspec_core.observers._range_search import Histogram, RangeSearch, best_ranges
 
 POINTS = 200
-"""Points that stand for the values in a bin, each for as many: 1 / 12 / 200**2 of a squared bin width is missing."""
+"""Points that represent the values of a bin, evenly spread: the error misses 1 / 12 / 200**2 of a squared bin width."""
 
 Scheme = tuple[int, int, int | None]
-Crowds = tuple[tuple[float, float], ...]
+Spikes = tuple[tuple[float, float], ...]
 SCHEMES: tuple[Scheme, ...] = (
     (0, 255, None),
     (-128, 127, 0),
@@ -25,23 +25,32 @@ SCHEMES: tuple[Scheme, ...] = (
 )
 
 
-def search_of(counts: list[int], first: int, scheme: Scheme, crowds: Crowds = ()) -> RangeSearch:
-    """Over the whole bins; what crowds is counted in the bins as well."""
+def histogram_of(counts: list[int], first: int, scheme: Scheme, spikes: Spikes = ()) -> Histogram:
+    """A histogram whose range is all of its bins; spikes are added to the counts."""
     held = torch.tensor(counts)
-    for place, number in crowds:
+    for place, number in spikes:
         held[math.floor(place) - first] += int(number)
     low, high = float(first), float(first + len(counts))
     if scheme[2] is not None:
         high = max(-low, high)
         low = -high
-    return RangeSearch(held, first, low, high, *scheme, crowds)
+    return Histogram(held, first, low, high, *scheme, spikes)
 
 
-def values_of(counts: list[int], first: int, crowds: Crowds = ()) -> tuple[np.ndarray, np.ndarray]:
-    """Points evenly spread in each bin and the crowds, and how many values each stands for."""
+def errors_of(histogram: Histogram, steps: torch.Tensor) -> torch.Tensor:
+    """Errors of all grids of one histogram, (steps, starts)."""
+    return RangeSearch([histogram]).errors(steps, torch.zeros(len(steps), dtype=torch.int64))
+
+
+def best_of(counts: list[int], first: int, scheme: Scheme, spikes: Spikes = ()) -> tuple[float, float]:
+    return best_ranges([histogram_of(counts, first, scheme, spikes)])[0]
+
+
+def values_of(counts: list[int], first: int, spikes: Spikes = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Points evenly spread in each bin, and the spikes; and the number of values that each represents."""
     places = (np.arange(first, first + len(counts))[:, None] + (np.arange(POINTS) + 0.5) / POINTS).ravel()
     numbers = np.repeat(np.array(counts) / POINTS, POINTS)
-    return np.append(places, [place for place, _ in crowds]), np.append(numbers, [number for _, number in crowds])
+    return np.append(places, [place for place, _ in spikes]), np.append(numbers, [number for _, number in spikes])
 
 
 def starts_of(counts: list[int], first: int, scheme: Scheme) -> list[int]:
@@ -67,47 +76,47 @@ COUNTS = st.lists(st.integers(0, 50), min_size=8, max_size=24).filter(any)
 @given(COUNTS, st.integers(0, 24), st.floats(0.05, 9.0), st.sampled_from(SCHEMES), st.booleans(), st.data())
 @settings(max_examples=50)
 def test_errors_are_those_of_evenly_spread_values(
-    counts: list[int], below: int, step: float, scheme: Scheme, is_crowded: bool, data: st.DataObject
+    counts: list[int], below: int, step: float, scheme: Scheme, has_spikes: bool, data: st.DataObject
 ) -> None:
     first = -min(below, len(counts))
     last = first + len(counts) - 1
-    crowds = ((last + 0.75, 5.0), (first + 0.5, 3.0)) if is_crowded else ()
-    errors = search_of(counts, first, scheme, crowds).errors(torch.tensor([1.0, step], dtype=torch.float64))
+    spikes = ((last + 0.75, 5.0), (first + 0.5, 3.0)) if has_spikes else ()
+    errors = errors_of(histogram_of(counts, first, scheme, spikes), torch.tensor([1.0, step], dtype=torch.float64))
     starts, levels = starts_of(counts, first, scheme), scheme[1] - scheme[0]
     assert errors.shape == (2, len(starts))
     column = data.draw(st.sampled_from(range(len(starts))))
-    values = values_of(counts, first, crowds)
+    values = values_of(counts, first, spikes)
     for row, size in enumerate((1.0, step)):
         expected = quantized_error(values, size, starts[column], levels)
         assert errors[row, column].item() == pytest.approx(expected, rel=1e-4, abs=1e-5 * sum(counts))
 
 
 def test_errors_of_many_steps_are_those_of_each() -> None:
-    search = search_of([3, 1, 4, 1, 5, 9, 2, 6], -3, (0, 255, None))
+    histogram = histogram_of([3, 1, 4, 1, 5, 9, 2, 6], -3, (0, 255, None))
     steps = torch.linspace(0.01, 3.0, 700, dtype=torch.float64)
-    together = search.errors(steps)
+    together = errors_of(histogram, steps)
     assert together.shape == (700, 256)
     for row in (0, 63, 64, 65, 128, 699):
-        torch.testing.assert_close(together[row], search.errors(steps[row : row + 1])[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(together[row], errors_of(histogram, steps[row : row + 1])[0], rtol=1e-9, atol=1e-9)
 
 
-def test_only_a_crowd_is_told_apart_from_its_bin() -> None:
-    """Of 1024 values and a few more, one on a limit is none, two are."""
+def test_only_many_values_on_a_limit_are_a_spike() -> None:
+    """Of 1024 values, one on a limit is not a spike, two are."""
     step = torch.tensor([0.7], dtype=torch.float64)
     for number, counts in ((1.0, [1023, 0]), (2.0, [1022, 0])):
-        found = search_of(counts, 0, (0, 3, None), ((1.4, number),)).errors(step).item()
+        found = errors_of(histogram_of(counts, 0, (0, 3, None), ((1.4, number),)), step).item()
         apart = quantized_error(values_of(counts, 0, ((1.4, number),)), 0.7, 0, 3)
         spread = quantized_error(values_of([counts[0], int(number)], 0), 0.7, 0, 3)
         assert found == pytest.approx(spread if number == 1.0 else apart, rel=1e-4)
         assert abs(spread - apart) > 5e-4 * apart
 
 
-def test_a_crowd_counted_beside_its_bin_leaves_no_bin_negative() -> None:
-    search = RangeSearch(torch.tensor([0, 5]), -1, -1e-9, 1.0, 0, 255, None, ((-1e-9, 3.0),))
-    assert search.errors(torch.tensor([1.0], dtype=torch.float64)).min().item() >= 0.0
+def test_a_spike_counted_in_the_next_bin_leaves_no_negative_count() -> None:
+    histogram = Histogram(torch.tensor([0, 5]), -1, -1e-9, 1.0, 0, 255, None, ((-1e-9, 3.0),))
+    assert errors_of(histogram, torch.tensor([1.0], dtype=torch.float64)).min().item() >= 0.0
 
 
-HISTOGRAMS: dict[str, tuple[list[int], int, Crowds]] = {
+HISTOGRAMS: dict[str, tuple[list[int], int, Spikes]] = {
     "smooth": ([int(1e6 * math.exp(-(i**2) / 50)) for i in range(-20, 20)], -20, ()),
     "long tail": ([int(1e7 * math.exp(-i / 2)) for i in range(40)], 0, ()),
     "negative": ([int(1e7 * math.exp(i / 2)) for i in range(-40, 0)], -40, ()),
@@ -123,10 +132,10 @@ HISTOGRAMS: dict[str, tuple[list[int], int, Crowds]] = {
 @pytest.mark.parametrize("name", HISTOGRAMS)
 @pytest.mark.parametrize("scheme", [(0, 255, None), (-128, 127, 0), (0, 15, None), (0, 63, None)], ids=str)
 def test_the_range_found_is_the_best_of_all(name: str, scheme: Scheme) -> None:
-    """Against 600 steps from that of the whole range down, for every start: errors of points, by NumPy alone."""
-    counts, first, crowds = HISTOGRAMS[name]
+    """Against 600 steps from that of the whole range down, for every start, with errors of points in NumPy."""
+    counts, first, spikes = HISTOGRAMS[name]
     levels, starts = scheme[1] - scheme[0], starts_of(counts, first, scheme)
-    low, high = search_of(counts, first, scheme, crowds).best()
+    low, high = best_of(counts, first, scheme, spikes)
     step = (high - low) / levels
     start = starts[0] if scheme[2] is not None else round(low / step)
     assert start in starts
@@ -134,33 +143,63 @@ def test_the_range_found_is_the_best_of_all(name: str, scheme: Scheme) -> None:
     largest = max(-first, first + len(counts))
     whole = (len(counts) if scheme[2] is None else 2 * largest) / levels
     assert step <= whole * (1 + 1 / levels) * (1 + 1e-12)
-    values = values_of(counts, first, crowds)
+    values = values_of(counts, first, spikes)
     found = quantized_error(values, step, start, levels)
-    search = search_of(counts, first, scheme, crowds)
+    histogram = histogram_of(counts, first, scheme, spikes)
     steps = whole * (1 + 1 / levels) * 32.0 ** (-np.arange(600) / 600)
-    columns = search.errors(torch.from_numpy(steps)).argmin(1).tolist()
+    columns = errors_of(histogram, torch.from_numpy(steps)).argmin(1).tolist()
     best = min(
         quantized_error(values, size, starts[column], levels) for size, column in zip(steps, columns, strict=True)
     )
     assert found <= best * 1.01 + sum(counts) / 12 / POINTS**2
 
 
-def test_an_outlier_is_clipped_where_all_else_is_in_one_bin() -> None:
-    """Where the distance to the outlier, which is lost, and the rounding of 1e9 values pull alike."""
-    low, high = search_of([10**9] + [0] * 2046 + [1], 0, (0, 255, None)).best()
+def test_an_outlier_is_clipped_if_all_other_values_are_in_one_bin() -> None:
+    """The best range balances the distance to the clipped outlier and the rounding of 1e9 values."""
+    low, high = best_of([10**9] + [0] * 2046 + [1], 0, (0, 255, None))
     assert low == 0.0
     assert high == pytest.approx(2047.5 / (1 + 1e9 / 12 / 255**2), rel=0.03)
 
 
 def test_values_on_both_limits_have_a_quantized_value_each() -> None:
-    """As many steps as lie between them: both are exact where the grid has them, which costs the rest 1 / 127 more."""
-    low, high = search_of([1] * 128, -64, (0, 254, None), ((63.5, 1e6), (-63.5, 1e6))).best()
+    """Both limits are exact if the grid includes them, which costs the other values 1 / 127 more."""
+    low, high = best_of([1] * 128, -64, (0, 254, None), ((63.5, 1e6), (-63.5, 1e6)))
     step = (high - low) / 254
     for place in (63.5, -63.5):
         assert abs(place / step - round(place / step)) < 0.02
 
 
 def test_a_symmetric_range_reaches_as_far_on_both_sides() -> None:
-    low, high = search_of([100] * 8, -2, (-128, 127, 0)).best()
+    low, high = best_of([100] * 8, -2, (-128, 127, 0))
     assert low == -high
     assert high == pytest.approx(6.0, rel=0.01)
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_histograms_have_the_same_ranges_together_and_alone(data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 10**6)))
+    histograms = []
+    for _ in range(data.draw(st.integers(1, 40))):
+        first, scheme = data.draw(st.sampled_from((-64, -17, 0, -200))), data.draw(st.sampled_from(SCHEMES))
+        counts = torch.randint(0, data.draw(st.sampled_from((2, 40, 10**6))), (64,), generator=generator)
+        counts *= torch.rand(64, generator=generator) < data.draw(st.sampled_from((0.05, 1.0)))
+        counts[-1] += 1
+        spikes = ((first + 63.25, 300.0),) if data.draw(st.booleans()) else ()
+        histograms.append(histogram_of(counts.tolist(), first, scheme, spikes))
+    assert best_ranges(histograms) == [best_ranges([histogram])[0] for histogram in histograms]
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+@pytest.mark.parametrize("scheme", [(0, 255, None), (-128, 127, 0)], ids=str)
+def test_clipping_is_a_lower_bound_of_the_error(name: str, scheme: Scheme) -> None:
+    counts, first, spikes = HISTOGRAMS[name]
+    search = RangeSearch([histogram_of(counts, first, scheme, spikes)])
+    steps = 45.0 / 255 * torch.linspace(0.02, 1.2, 200, dtype=torch.float64)
+    rows = torch.zeros(200, dtype=torch.int64)
+    clipping, errors = search.clipping(steps, rows), search.errors(steps, rows).amin(1)
+    scale = errors.amax()
+    assert (clipping <= errors + 1e-9 * scale).all()
+    if errors.numel() and len(starts_of(counts, first, scheme)) == 1:
+        # With the smallest steps, nearly all of the error is clipping.
+        assert clipping[0] > 0.9 * errors[0]

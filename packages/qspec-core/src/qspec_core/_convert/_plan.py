@@ -13,6 +13,7 @@ from qspec_core._convert._parameters import has_observed, inner_observer, qparam
 from qspec_core._errors import module_path
 from qspec_core.graph import require_tensor_value
 from qspec_core.observers import ConvertedForm, ObserverNeverRanWarning, Step
+from qspec_core.observers._histogram import searched_together
 
 __all__ = ["ObserverCall", "plan_forms"]
 
@@ -55,7 +56,7 @@ def plan_forms(calls: Sequence[ObserverCall], unseen: Container[int]) -> dict[in
     """
     plan: dict[int, ConvertedForm | torch.dtype] = {}
     idle: list[str] = []
-    with warnings.catch_warnings():
+    with searched_together(inner_observer(call.observer) for call in calls), warnings.catch_warnings():
         warnings.simplefilter("ignore", ObserverNeverRanWarning)
         for name, node, observer, value in calls:
             if id(observer) in plan:

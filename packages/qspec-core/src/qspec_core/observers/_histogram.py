@@ -1,7 +1,8 @@
 """Observer that keeps a histogram and finds the range with the smallest quantization error on it."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from qspec_core._errors import SpecError
 from qspec_core.observers._arithmetic import FLOAT8, PER_TENSOR, SYMMETRIC, float32, symmetric_zero_point
 from qspec_core.observers._base import FLOAT32_EPS, UniformQuantizationObserverBase, finite_limits
-from qspec_core.observers._range_search import RangeSearch
+from qspec_core.observers._range_search import Histogram, best_ranges
 
-__all__ = ["HistogramObserver"]
+__all__ = ["HistogramObserver", "searched_together"]
 
 _SMALLEST_EXPONENT = -120
 """The narrowest bins are 2**-120 wide; the inverse of a narrower one would not be a float32."""
@@ -91,6 +92,8 @@ class HistogramObserver(UniformQuantizationObserverBase):
     histogram: Tensor
     bin_layout: Tensor
     limit_counts: Tensor
+    bins: int
+    _found_range: tuple[float, float] | None
     _schemes = PER_TENSOR
 
     def __init__(
@@ -114,7 +117,7 @@ class HistogramObserver(UniformQuantizationObserverBase):
                 found=f"bins={bins}",
                 remedy="leave bins at 2048",
             )
-        self.bins = bins
+        self._set_plain(bins=bins, _found_range=None)
         device = self.eps.device
         self.register_buffer("histogram", torch.zeros(bins, dtype=torch.int64, device=device))
         self.register_buffer("bin_layout", torch.tensor([_SMALLEST_EXPONENT, 0], device=device))
@@ -192,11 +195,21 @@ class HistogramObserver(UniformQuantizationObserverBase):
         """
         if not self.has_observed or self.dtype in FLOAT8:
             return super().calculate_qparams()
-        low, high = self._best_range()
+        low, high = self._best_range() if self._found_range is None else self._found_range
         # A range may be one step wider than the data, so it may overflow float32.
         return self._qparams_of_range(float32(max(low, -_FLOAT32_MAX)), float32(min(high, _FLOAT32_MAX)))
 
     def _best_range(self) -> tuple[float, float]:
+        whole, histogram = self._whole_range()
+        return whole if histogram is None else self._in_values(best_ranges([histogram])[0])
+
+    def _in_values(self, range_: tuple[float, float]) -> tuple[float, float]:
+        """A range in bin widths as a range of values."""
+        exponent = int(self.bin_layout[0])
+        return math.ldexp(range_[0], exponent), math.ldexp(range_[1], exponent)
+
+    def _whole_range(self) -> tuple[tuple[float, float], Histogram | None]:
+        """The whole range, and the histogram to search; None if the whole range is the best."""
         low_limit, high_limit = self.min_val.item(), self.max_val.item()
         low, high = min(low_limit, 0.0), max(high_limit, 0.0)
         zero_point = None
@@ -210,12 +223,12 @@ class HistogramObserver(UniformQuantizationObserverBase):
         levels = self.quant_max - self.quant_min
         # All values are 0, or the steps are so small that only clipping costs.
         if low == high or levels >= _FINE_STEPS_PER_BIN * self.bins:
-            return low, high
+            return (low, high), None
         # Fewer values than steps: a search would fit the rounding of single values, and clip values that come later.
         if low_limit <= 0.0 <= high_limit and int(self.histogram.sum()) <= levels + 1:
-            return low, high
+            return (low, high), None
         limits = zip((low_limit, high_limit), self.limit_counts.tolist(), strict=True)
-        search = RangeSearch(
+        return (low, high), Histogram(
             self.histogram.cpu(),
             first,
             math.ldexp(low, -exponent),
@@ -225,8 +238,6 @@ class HistogramObserver(UniformQuantizationObserverBase):
             zero_point,
             [(math.ldexp(limit, -exponent), float(number)) for limit, number in limits if number],
         )
-        best_low, best_high = search.best()
-        return math.ldexp(best_low, exponent), math.ldexp(best_high, exponent)
 
     def reset_histogram(self) -> None:
         """Forget what was observed."""
@@ -238,3 +249,29 @@ class HistogramObserver(UniformQuantizationObserverBase):
         self.histogram.zero_()
         self.limit_counts.zero_()
         self.bin_layout.copy_(torch.tensor([_SMALLEST_EXPONENT, 0]))
+
+
+@contextlib.contextmanager
+def searched_together(observers: Iterable[object]) -> Iterator[None]:
+    """Search the ranges of all histograms at once; within, `calculate_qparams` of each observer uses the range found.
+
+    It gives the same values, bit for bit, in about a tenth of the time. The observers must not see data within.
+
+    Args:
+        observers: others than `HistogramObserver`s, and those without data, are left out.
+    """
+    searched: list[HistogramObserver] = []
+    histograms: list[Histogram] = []
+    for observer in {id(each): each for each in observers}.values():
+        if isinstance(observer, HistogramObserver) and observer.has_observed and observer.dtype not in FLOAT8:
+            _, histogram = observer._whole_range()
+            if histogram is not None:
+                searched.append(observer)
+                histograms.append(histogram)
+    try:
+        for observer, found in zip(searched, best_ranges(histograms), strict=True):
+            observer._found_range = observer._in_values(found)
+        yield
+    finally:
+        for observer in searched:
+            observer._found_range = None
