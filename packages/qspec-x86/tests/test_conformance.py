@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from qspec_core.patterns import Mode
 from qspec_core.testing import SAMPLES as SAMPLES_OF_CORE
 from qspec_core.testing import Case, Integers, Operands, Sample, conformance_cases
-from qspec_x86 import BACKEND, LOWERING_KEY, lower_eager, saturates
+from qspec_x86 import BACKEND, LOWERING_KEY, get_weight_only_quantization_config, lower_eager, saturates
 
 # A CPU that cuts sums to 16 bits cannot run what was made for one that does not.
 TARGETS = tuple(target for target in BACKEND.targets if target != "vnni" or not saturates())
@@ -61,6 +61,13 @@ SAMPLES: dict[Any, Sample | Sequence[Sample]] = {
             name="bfloat16",
             dtype=torch.bfloat16,
             modes=_WEIGHT_ONLY,
+        ),
+        Sample(
+            {"input": (3, 64), "weight": (16, 64), "bias": (16,)},
+            name="bfloat16, 4 bits in groups",
+            dtype=torch.bfloat16,
+            modes=_WEIGHT_ONLY,
+            config=get_weight_only_quantization_config(32),
         ),
     ),
 }

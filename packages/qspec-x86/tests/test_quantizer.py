@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from x86_support import export
+from x86_support import convert, export, sqnr
 
 from qspec_core import (
     Mode,
@@ -213,3 +213,29 @@ assert (threads, grad) == (torch.get_num_threads(), torch.is_grad_enabled())
 
 def test_importing_changes_nothing_of_torchs() -> None:
     subprocess.run([sys.executable, "-c", _FRESH], check=True, timeout=300)
+
+
+class Mixed(nn.Module):
+    """A narrow float part, and a head in float32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.words, self.inner = nn.Embedding(20, 16).to(dtype), nn.Linear(16, 16).to(dtype)
+        self.head = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.relu(self.inner(self.words(x))).float())
+        return result
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_narrow_floats_are_declined_row_by_row(dtype: torch.dtype, dynamic: bool) -> None:
+    model, x = Mixed(dtype).eval(), torch.randint(0, 20, (4, 6))
+    converted = convert(default_quantizer(mode=Mode.DYNAMIC if dynamic else Mode.STATIC), model, x)
+    layers = {entry.module: entry for entry in coverage(converted)}
+    assert layers["head"].row == "linear"
+    assert f"its result is {dtype}; the kernels write float32" in layers["inner"].detail
+    assert sqnr(model(x), converted(x)) > 30
+    assert sqnr(converted(x), lower_pt2e_quantized_to_x86(converted, (x,))(x)) > 100

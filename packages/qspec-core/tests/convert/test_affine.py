@@ -125,6 +125,34 @@ def test_dynamic_activations_with_a_dynamic_batch(granularity: Granularity, mapp
         torch.testing.assert_close(converted(y), model(quantized), rtol=0, atol=bound)
 
 
+NARROW = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+@NARROW
+@pytest.mark.parametrize(("granularity", "dequantize"), STATIC, ids=str)
+def test_weights_of_a_narrow_float_model(granularity: Granularity, dequantize: object, dtype: torch.dtype) -> None:
+    model, x = nn.Linear(12, 6).to(dtype), torch.randn(3, 12).to(dtype)
+    weight = spec(AffineQuantizedMinMaxObserver, MappingType.SYMMETRIC, torch.int8, granularity)
+    converted = convert_pt2e(prepared(model, QuantizationConfig(None, None, weight, None), x))
+    assert dequantize in called(converted)
+    assert all(node.meta["val"].dtype is dtype for node in converted.graph.nodes if node.target is dequantize)
+    with torch.no_grad():
+        found, expected = converted(x), model(x)
+    assert found.dtype is dtype
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+@NARROW
+@pytest.mark.parametrize("granularity", [PerTensor(), PerToken()], ids=str)
+def test_dynamic_activations_of_a_narrow_float_model(granularity: Granularity, dtype: torch.dtype) -> None:
+    model, x = nn.Linear(12, 6).to(dtype), torch.randn(4, 12).to(dtype)
+    mapping = MappingType.ASYMMETRIC
+    activation = spec(AffineQuantizedPlaceholderObserver, mapping, torch.int8, granularity, is_dynamic=True)
+    converted = convert_pt2e(prepared(model, QuantizationConfig(activation, None, None, None), x))
+    with torch.no_grad():
+        torch.testing.assert_close(converted(x), model(x), rtol=0.1, atol=0.1)
+
+
 def test_a_dynamic_scheme_without_an_operator() -> None:
     activation = spec(
         AffineQuantizedPlaceholderObserver, MappingType.ASYMMETRIC, torch.uint8, PerToken(), is_dynamic=True

@@ -131,9 +131,12 @@ def test_four_bits_in_groups(outputs: int, features: int, group: int, lower: Low
     assert targets.count("aten._weight_int4pack_mm_for_cpu.default") == 1
     assert targets.count("aten._convert_weight_to_int4pack_for_cpu.default") == int(lower is lower_portable)
     for x in (torch.randn(3, features), torch.randn(1, features), torch.randn(features, 5).t()):
-        found, expected = lowered(x.bfloat16()), reference_of_groups(converted, x.bfloat16(), model.bias)
-        # Scales, weights, the sum and the bias are each rounded to bfloat16, as the largest values are.
-        torch.testing.assert_close(found.double(), expected, rtol=2.0**-6, atol=2.0**-6 * float(expected.abs().max()))
+        expected = reference_of_groups(converted, x.bfloat16(), model.bias)
+        for found in (lowered(x.bfloat16()), converted(x.bfloat16())):
+            assert found.dtype is torch.bfloat16
+            # Scales, weights, the sum and the bias are each rounded to bfloat16, as the largest values are.
+            atol = 2.0**-6 * float(expected.abs().max())
+            torch.testing.assert_close(found.double(), expected, rtol=2.0**-6, atol=atol)
 
 
 @torch.no_grad()

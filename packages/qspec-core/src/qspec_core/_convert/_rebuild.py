@@ -102,7 +102,7 @@ class ConvertedGraphWriter:
             port_meta(reader, dequantize)
         integers = arguments[0]
         if after and isinstance(integers, Node):  # the tensor is in another shape until all steps are done
-            self._set_value(dequantize, self._cast(tensor_value(integers), torch.float32))
+            self._set_value(dequantize, self._cast(tensor_value(integers), _dtype(node)))
         return self._steps(after, dequantize)
 
     def _is_annotated(self, reader: Node, node: Node) -> bool:
@@ -135,7 +135,7 @@ class ConvertedGraphWriter:
             self._nodes[node] = self._read(node, source)
         else:
             narrow = self._call(ops.CONVERT_ELEMENT_TYPE, (self._read(node, source), form), node, form)
-            self._nodes[node] = self._call(ops.CONVERT_ELEMENT_TYPE, (narrow, torch.float32), node, torch.float32)
+            self._nodes[node] = self._call(ops.CONVERT_ELEMENT_TYPE, (narrow, _dtype(node)), node, _dtype(node))
 
     def _call(self, target: OpOverload, arguments: tuple[Argument, ...], like: Node, dtype: torch.dtype) -> Node:
         call = self._graph.call_function(target, arguments)
@@ -175,7 +175,7 @@ class ConvertedGraphWriter:
             port_meta(owner, integers)
             if form.choose is not None and isinstance(qparams[0], Node):
                 port_meta(owner, qparams[0].all_input_nodes[0])
-        self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *form.last), form.after
+        self._integers[node] = form.dequantize, (integers, *qparams, *form.limits, *_last(form, node)), form.after
 
     def _qparams(self, form: ConvertedForm, node: Node, source: Node, tensor: Node | None) -> tuple[Argument, Argument]:
         """Scale and zero point: numbers, nodes that read buffers, or nodes that compute them from `tensor`."""
@@ -209,9 +209,18 @@ class ConvertedGraphWriter:
         return frozen
 
 
-def _out_dtype(target: OpOverload, observed: Node) -> dict[str, Argument]:
-    """The argument `out_dtype` of a dequantize; empty for float32, its default."""
+def _dtype(observed: Node) -> torch.dtype:
+    """Dtype of an observed tensor; float32 where it is not known."""
     value = tensor_value(observed)
-    if target not in _TAKE_OUT_DTYPE or value is None or value.dtype is torch.float32:
-        return {}
-    return {"out_dtype": value.dtype}
+    return torch.float32 if value is None else value.dtype
+
+
+def _out_dtype(target: OpOverload, observed: Node) -> dict[str, Argument]:
+    """Keyword arguments of a dequantize that give it the dtype of the observed tensor; float32 is its default."""
+    dtype = _dtype(observed)
+    return {} if target not in _TAKE_OUT_DTYPE or dtype is torch.float32 else {"out_dtype": dtype}
+
+
+def _last(form: ConvertedForm, observed: Node) -> tuple[Argument, ...]:
+    """Last arguments of a dequantize by group or by token, which is given the dtype of the observed tensor there."""
+    return () if form.output_dtype is None else (_dtype(observed),)

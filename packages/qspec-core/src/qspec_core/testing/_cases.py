@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from qspec_core._convert import convert_pt2e
 from qspec_core._errors import BackendError
 from qspec_core._prepare import prepare_pt2e
+from qspec_core._quantizer import Quantizer, TableQuantizer
 from qspec_core._torch import OpOverload
 from qspec_core.backend import Backend
 from qspec_core.patterns import Flow, Mode, Outputs, PostOp, PreOp, Row
@@ -159,7 +160,10 @@ class RowCase:
     ) -> GraphModule:
         """Quantize, and run all checks before lowering."""
         before = Snapshot.of(exported)
-        quantizer = self.device.backend.quantizer(mode=self.mode, target=target)
+        backend, config = self.device.backend, self.plan.sample.config
+        quantizer: Quantizer = backend.quantizer(mode=self.mode, target=target)
+        if config is not None:
+            quantizer = TableQuantizer(backend.table, target=target).set_global(config)
         prepared = prepare_pt2e(exported, quantizer, allow_empty=True)
         with torch.no_grad():
             for batch in batches:

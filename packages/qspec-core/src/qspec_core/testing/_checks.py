@@ -162,12 +162,11 @@ def check_weights(converted: GraphModule, table: PatternTable, probe: Probe) -> 
             )
         low, high = quantized.quant_min, quantized.quant_max
         scale, zero = (
-            _parameters(copy, item, quantized.ch_axis, original)
+            _parameters(copy, item, quantized.ch_axis, quantized.group_size, original)
             for item in (quantized.scale, _zero(quantized.zero_point))
         )
-        _check_grid(
-            name, original, (integers.double() - zero) * scale, scale, (low - zero) * scale, (high - zero) * scale
-        )
+        stored, group = (integers.double() - zero) * scale, quantized.group_size
+        _check_grid(name, original, stored, scale, (low - zero) * scale, (high - zero) * scale, group)
         _check_no_copy(converted, name, original, scale)
 
 
@@ -175,18 +174,29 @@ def _zero(value: object) -> object:
     return 0 if value is None else value
 
 
-def _parameters(module: GraphModule, item: object, axis: int | None, like: Tensor) -> Tensor:
+def _parameters(module: GraphModule, item: object, axis: int | None, group: int | None, like: Tensor) -> Tensor:
     constant = constant_value(module, item)
     value = torch.as_tensor(item if constant is None else constant, dtype=torch.float64)
+    if group is not None:  # (outputs, groups) -> (outputs, features)
+        return value if value.dim() == 0 else value.repeat_interleave(group, 1)
     return value if axis is None else value.reshape([-1 if dim == axis else 1 for dim in range(like.dim())])
 
 
-def _check_grid(name: str, original: Tensor, stored: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
+def _largest(original: Tensor, scale: Tensor, group: int | None) -> Tensor:
+    """Largest magnitude among the values of each scale, in a shape that broadcasts with the values."""
+    if group is not None:  # (outputs, features) -> (outputs, groups) -> (outputs, features)
+        return original.reshape(len(original), -1, group).abs().amax(-1).repeat_interleave(group, 1)
+    axes = [dim for dim in range(original.dim()) if scale.dim() == 0 or scale.shape[dim] == 1]
+    return original.abs().amax(axes, keepdim=True)
+
+
+def _check_grid(
+    name: str, original: Tensor, stored: Tensor, scale: Tensor, low: Tensor, high: Tensor, group: int | None
+) -> None:
     """Check that stored weights are the original ones, rounded to the nearest step, and that the range fits them."""
     nearest = torch.minimum(torch.maximum(original, low), high)
     off = ((stored - nearest).abs() / scale).max().item()
-    axes = [dim for dim in range(original.dim()) if scale.dim() == 0 or scale.shape[dim] == 1]
-    largest = original.abs().amax(axes, keepdim=True)
+    largest = _largest(original, scale, group)
     ratio = torch.maximum(high, -low) / largest
     if off > 0.5 + _ROUNDING or (ratio > _WIDEST).any() or (ratio < _MOST_CUT).any():
         raise ConformanceError(

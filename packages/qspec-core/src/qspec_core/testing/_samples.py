@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qspec_core._quantizer import QuantizationConfig
 from qspec_core._torch import OpOverload
 from qspec_core.patterns import Mode
 
@@ -79,6 +80,8 @@ class Sample:
         error: the error rule of the operator, if core has none.
         dtype: of its floating-point tensors.
         modes: the modes to test it in.
+        config: quantize with this configuration; None for the backend's default. A form that a row takes and the
+            default does not use, such as weights in groups, needs a sample of its own.
     """
 
     tensors: Mapping[str, Shape | tuple[Shape, ...] | Integers]
@@ -87,6 +90,7 @@ class Sample:
     error: ErrorRule | None = None
     dtype: torch.dtype = torch.float32
     modes: frozenset[Mode] = field(default_factory=_all_modes)
+    config: QuantizationConfig | None = None
 
 
 Samples = Mapping[OpOverload, Sample | Sequence[Sample]]
