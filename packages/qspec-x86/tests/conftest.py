@@ -20,3 +20,8 @@ def _reproducible() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """torch 2.13 itself uses the class when it copies an exported module (deepcopy, run_decompositions)."""
+    config.addinivalue_line("filterwarnings", "ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")

@@ -13,6 +13,13 @@ from qspec_core._torch import OpOverload
 __all__ = ["ConvertedForm", "Step"]
 
 
+_BLOCK = 1 << 18
+"""Elements of a constant that are quantized together: 1 MiB for each intermediate result."""
+
+_BY_ROWS = (ops.QUANTIZE, ops.QUANTIZE_PER_CHANNEL, ops.QUANTIZE_PER_GROUP)
+"""Operators that quantize each row of a tensor independently of the others, with parameters that have the same rows."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One operator call on a tensor.
@@ -64,11 +71,30 @@ class ConvertedForm:
     after: tuple[Step, ...] = ()
 
     def integers(self, tensor: Tensor) -> Tensor:
-        """Quantize a constant. Scale and zero point must be given."""
+        """Quantize a constant. Scale and zero point must be given.
+
+        Cost: memory for the integers and a few MiB, whatever the size of the constant.
+        """
         for step in self.before:
             tensor = step(tensor)
-        scale: Any = self.scale  # a tensor or a number
-        zero_point = self.zero_point
+        rows = max(_BLOCK // max(tensor[:1].numel(), 1), 1) if tensor.dim() else 0
+        if self.quantize not in _BY_ROWS or not 0 < rows < len(tensor):
+            return self._integers(tensor, self.scale, self.zero_point)
+        integers = torch.empty(tensor.shape, dtype=self.dtype, device=tensor.device)
+        for first in range(0, len(tensor), rows):
+            part = slice(first, first + rows)
+            scale, zero_point = (self._of_rows(value, part, tensor.dim()) for value in (self.scale, self.zero_point))
+            integers[part] = self._integers(tensor[part], scale, zero_point)
+        return integers
+
+    def _of_rows(self, value: Any, rows: slice, dimensions: int) -> Any:  # a tensor, a number or None
+        """The part of scale or zero point that belongs to some rows of the tensor."""
+        is_per_channel = self.quantize is ops.QUANTIZE_PER_CHANNEL
+        if not isinstance(value, Tensor) or (is_per_channel and self.limits[0] not in (0, -dimensions)):
+            return value
+        return value[rows]
+
+    def _integers(self, tensor: Tensor, scale: Any, zero_point: Any) -> Tensor:  # tensors or numbers
         if (
             self.quantize is ops.QUANTIZE_PER_CHANNEL
             and isinstance(zero_point, Tensor)

@@ -42,8 +42,8 @@ _CACHED = 32767
 """Thresholds computed together: intermediate results stay in the cache. PyTorch runs operators on fewer than 32,768
 elements in one thread."""
 
-_TOGETHER = 32
-"""Histograms searched together: 2 MiB of tables for 2,048 bins. More save no time."""
+_TOGETHER = 64
+"""Histograms searched together: 4 MiB of tables for 2,048 bins. More save no time."""
 
 
 class Histogram(NamedTuple):
@@ -83,7 +83,7 @@ class Histogram(NamedTuple):
 def best_ranges(histograms: Sequence[Histogram]) -> list[tuple[float, float]]:
     """Range with an error within about 1 % of the smallest, for each histogram.
 
-    Cost: for each histogram O(bins + levels), with a larger constant for one with spikes. Memory for 32 histograms.
+    Cost: for each histogram O(bins + levels), with a larger constant for one with spikes. Memory for 64 histograms.
     """
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, histogram in enumerate(histograms):
