@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass
 class Session:
-    """What was asked for, and what was found.
+    """Request and findings of one session.
 
     Args:
         backends: names.

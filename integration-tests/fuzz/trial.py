@@ -27,7 +27,7 @@ _QUIET = 1e-6
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one trial gave.
+    """Outcome of one trial.
 
     Args:
         status: one of the constants above.
@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What two findings of the same cause share: stage, kind, and the message without numbers and names."""
+        """Key that findings of one cause share: stage, kind, and the message without numbers and names."""
         message = self.problem.partition("; likewise")[0]
         said = self.at if self.kind == "diverges" else re.sub(r"\d+|\[[^]]*\]|'[^']*'|\"[^\"]*\"", "#", message)
         return self.stage, self.kind, re.sub(r"(_#)+", "", said)[:120]
