@@ -122,7 +122,8 @@ def test_a_function_that_users_call_selects_its_row(function: Callable[..., obje
 
 @pytest.mark.parametrize("function", [torch.cat, torch.flatten, F.max_pool2d, F.pad, Tensor.view, torch.squeeze])
 def test_a_function_that_passes_integers_on_is_known(function: Callable[..., object]) -> None:
-    X86InductorQuantizer().set_function_type_qconfig(function, None)
+    quantizer = X86InductorQuantizer()
+    assert quantizer.set_function_type_qconfig(function, None) is quantizer
 
 
 def test_a_function_without_a_row_is_refused() -> None:
