@@ -20,8 +20,8 @@ from qspec_core.graph import (
     gc_paused,
     graph_modules,
     is_call,
-    observer_nodes,
     require_exported,
+    require_no_observers,
     tensor_value,
     wrap_graph,
 )
@@ -179,17 +179,13 @@ def require_converted(module: object, step: str) -> GraphModule:
     Raises: GraphError: it is no graph, holds live observers, or holds no integers.
     """
     graph = require_exported(module, step)
-    graphs = [body for _, body in graph_modules(graph)]
-    live = [entry for body in graphs for entry in observer_nodes(body)]
-    if live:
-        raise GraphError(
-            "the graph is prepared, not converted: its observers are live",
-            where=live[0][0],
-            found=f"{len(live)} live observers",
-            expected="a graph from convert_pt2e",
-            remedy="call convert_pt2e on it first",
-        )
-    if not any(ops.is_dequantize(node) for body in graphs for node in body.graph.nodes):
+    require_no_observers(
+        graph,
+        "the graph is prepared, not converted: its observers are live",
+        expected="a graph from convert_pt2e",
+        remedy="call convert_pt2e on it first",
+    )
+    if not any(ops.is_dequantize(node) for _, body in graph_modules(graph) for node in body.graph.nodes):
         raise GraphError(
             "the graph is not quantized",
             found="no dequantize operators",

@@ -18,7 +18,6 @@ __all__ = [
     "load_runner",
     "read_metadata",
     "size_hint",
-    "symbol_range",
     "torch_version",
     "tree_leaves",
     "tree_map",
@@ -124,16 +123,3 @@ def size_hint(size: int | torch.SymInt) -> int | None:
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else None
-
-
-def symbol_range(size: torch.SymInt) -> tuple[str, int, int | None] | None:
-    """Name and inclusive limits of a symbolic size; None if it is computed from other sizes.
-
-    Export traces with a lower limit of 2, so that no size looks like a broadcast one. Its graphs are valid for 1 too.
-    """
-    node = size.node
-    if not node.expr.is_Symbol:
-        return None
-    limits = node.shape_env.bound_sympy(node.expr)
-    lower = int(limits.lower)
-    return str(node.expr), 1 if lower <= 2 else lower, int(limits.upper) if limits.upper.is_Integer else None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from xnnpack_support import IMAGE_INPUT as X
-from xnnpack_support import Block, lowered, quantized
+from xnnpack_support import quantized
 
 import qspec_core as qspec
 from qspec_core import BackendError, LoweringError, Result
@@ -21,17 +21,6 @@ from qspec_xnnpack import (
     get_symmetric_quantization_config,
 )
 from qspec_xnnpack._lowering import _executorch, _flow
-
-
-@pytest.fixture(scope="module")
-def result() -> Result:
-    torch.manual_seed(0)
-    return quantized(Block().eval(), X)
-
-
-@pytest.fixture(scope="module")
-def program(result: Result) -> XNNPACKProgram:
-    return lowered(result)
 
 
 def test_failure_of_the_runtime_is_an_error(program: XNNPACKProgram) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from xnnpack_support import IMAGE_INPUT as X
-from xnnpack_support import Block, kernels, lowered, quantized, steps
+from xnnpack_support import kernels, lowered, quantized, steps
 
 import qspec_core as qspec
 from qspec_core import GraphError, LoweringError, Result
@@ -20,17 +20,6 @@ from qspec_xnnpack import (
 )
 from qspec_xnnpack._lowering import _flow
 from qspec_xnnpack._rows import TABLE
-
-
-@pytest.fixture(scope="module")
-def result() -> Result:
-    torch.manual_seed(0)
-    return quantized(Block().eval(), X)
-
-
-@pytest.fixture(scope="module")
-def program(result: Result) -> XNNPACKProgram:
-    return lowered(result)
 
 
 def test_block_is_one_delegate_in_integers(result: Result, program: XNNPACKProgram) -> None:

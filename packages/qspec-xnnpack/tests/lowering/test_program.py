@@ -10,21 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from xnnpack_support import IMAGE_INPUT as X
-from xnnpack_support import Block, lowered, quantized, sqnr
+from xnnpack_support import lowered, quantized, sqnr
 
 from qspec_core import GraphError, Result, quantize
 from qspec_xnnpack import XNNPACKProgram
-
-
-@pytest.fixture(scope="module")
-def result() -> Result:
-    torch.manual_seed(0)
-    return quantized(Block().eval(), X)
-
-
-@pytest.fixture(scope="module")
-def program(result: Result) -> XNNPACKProgram:
-    return lowered(result)
 
 
 def test_outputs_of_two_calls_are_apart(program: XNNPACKProgram) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from qspec_core._agreement._dither import dithered
-from qspec_core._torch import evaluate_size, symbol_range, tree_leaves, tree_map
-from qspec_core.graph import copy_graph_module
+from qspec_core._torch import evaluate_size, tree_leaves, tree_map
+from qspec_core.graph import copy_graph_module, symbol_range
 from qspec_core.graph._mutation import mutated_attributes
 
 __all__ = ["Call", "calls_of", "copied_inputs"]

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from qspec_core._coverage import Coverage
 from qspec_core._errors import AnnotationError, GraphError, NothingQuantizedError
 from qspec_core._spec import Q_ANNOTATION_KEY, QuantizationAnnotation
-from qspec_core.graph import argument, calls, graph_modules, is_call, is_float, model_is_exported, observer_nodes
+from qspec_core.graph import argument, calls, graph_modules, is_call, is_float, model_is_exported, require_no_observers
 
 __all__ = ["require_fresh", "require_observers", "require_quantizer", "require_some", "require_tensors"]
 
@@ -23,16 +23,12 @@ _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_drop
 
 def require_fresh(model: GraphModule) -> None:
     """Raise unless the graph came from an export in evaluation mode and holds no observers yet."""
-    graphs = [body for _, body in graph_modules(model)]
-    live = [entry for body in graphs for entry in observer_nodes(body)]
-    if live:
-        raise GraphError(
-            "the model is prepared already",
-            where=live[0][0],
-            found=f"{len(live)} live observers",
-            expected="a graph without observers",
-            remedy="convert it with convert_pt2e, or prepare the exported model it was made from",
-        )
+    require_no_observers(
+        model,
+        "the model is prepared already",
+        expected="a graph without observers",
+        remedy="convert it with convert_pt2e, or prepare the exported model it was made from",
+    )
     if not model_is_exported(model):
         raise GraphError(
             "the graph was not made by torch.export: its nodes carry no fake tensors",
@@ -40,7 +36,9 @@ def require_fresh(model: GraphModule) -> None:
             expected="torch.export.export(model.eval(), example_inputs).module()",
             remedy="export the model instead of tracing it symbolically",
         )
-    for node in (node for body in graphs for node in calls(body.graph, *_DROPOUTS, aten.batch_norm.default)):
+    for node in (
+        node for _, body in graph_modules(model) for node in calls(body.graph, *_DROPOUTS, aten.batch_norm.default)
+    ):
         flag = _training_flag(node)
         if flag is not None and argument(node, flag):
             raise GraphError(

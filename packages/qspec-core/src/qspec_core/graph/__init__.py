@@ -1,5 +1,6 @@
 """Queries and edits of exported graphs: operands, values, constants, bodies of control flow, copies."""
 
+from qspec_core._torch import symbol_range
 from qspec_core.graph._arguments import (
     argument,
     argument_names,
@@ -15,7 +16,7 @@ from qspec_core.graph._bodies import attribute, bodies, graph_modules, set_attri
 from qspec_core.graph._copies import copy_graph_module, gc_paused, wrap_graph
 from qspec_core.graph._exported import WrapperModule, model_is_exported, require_exported
 from qspec_core.graph._metadata import derived_meta, port_meta
-from qspec_core.graph._observers import is_observer, observer_nodes
+from qspec_core.graph._observers import is_observer, observer_nodes, require_no_observers
 from qspec_core.graph._values import computes_float, is_float, is_view, require_tensor_value, tensor_value
 
 __all__ = [
@@ -44,8 +45,10 @@ __all__ = [
     "port_meta",
     "replace_argument",
     "require_exported",
+    "require_no_observers",
     "require_tensor_value",
     "set_attribute",
+    "symbol_range",
     "tensor_value",
     "wrap_graph",
     "written_arguments",

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from qspec_core import LoweringError
-from qspec_core.graph import tensor_value
-from qspec_x86._torch import symbol_range
+from qspec_core.graph import symbol_range, tensor_value
 
 __all__ = ["Input", "Signature", "signature_of"]
 
