@@ -3,8 +3,10 @@
 import copy
 import io
 import pickle
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 import torch
 from core_support import toy_backend
 from torch import nn
+from torch.fx import GraphModule
 
-from qspec_core import Backend, ExportError, NothingQuantizedError, Result, quantize
+from qspec_core import Backend, ExportError, NothingQuantizedError, Result, lower, quantize
 
 X = torch.randn(3, 4)
 
@@ -77,3 +80,18 @@ def test_threads_leave_the_model_as_it_was() -> None:
     assert all(type(value) is nn.Parameter for value in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(result.converted(X), want) for result in results)
+
+
+def test_threads_lower_one_after_the_other() -> None:
+    result, toy, inside = made(), toy_backend(), []
+
+    def lower_alone(converted: GraphModule, example_inputs: tuple[Any, ...], target: str) -> nn.Module:
+        inside.append(len(inside) % 2 == 0)  # entered while nobody else is inside
+        time.sleep(0.02)
+        inside.append(len(inside) % 2 == 1)
+        return toy.lower(converted, example_inputs, target)
+
+    alone = replace(toy, lower=lower_alone)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: lower(result.converted, (X,), backend=alone), range(4)))
+    assert inside == [True] * 8

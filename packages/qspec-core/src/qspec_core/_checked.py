@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from qspec_core._agreement import Call, LoweringCheck, calls_of, check_lowered, first_divergence
 from qspec_core._errors import LoweringError, SourceLocation
+from qspec_core._torch import EXPORT_LOCK
 from qspec_core.backend import Backend, get_backend
 from qspec_core.graph import copy_graph_module
 from qspec_core.graph._mutation import mutated_attributes
@@ -65,15 +66,19 @@ def lower_and_check(
     *,
     check: bool,
 ) -> tuple[nn.Module, LoweringCheck | None]:
-    """`lower`, with what the check found; None without a check."""
-    lowered = backend.lower(converted, example_inputs, target)
-    if not check:
-        return lowered, None
-    calls, state = calls_of(require_converted(converted, "lowering"), example_inputs), _keeps_state(converted)
-    found = check_lowered(lowered, calls, keeps_state=state)
-    if found.holds:
-        return lowered, found
-    return _with_float_operators(converted, example_inputs, backend, target, calls, found)
+    """`lower`, with what the check found; None without a check.
+
+    Threads lower one after the other: a backend may export the graph, and `torch.export` changes it while it traces.
+    """
+    with EXPORT_LOCK:
+        lowered = backend.lower(converted, example_inputs, target)
+        if not check:
+            return lowered, None
+        calls, state = calls_of(require_converted(converted, "lowering"), example_inputs), _keeps_state(converted)
+        found = check_lowered(lowered, calls, keeps_state=state)
+        if found.holds:
+            return lowered, found
+        return _with_float_operators(converted, example_inputs, backend, target, calls, found)
 
 
 def _keeps_state(converted: GraphModule) -> bool:
