@@ -83,7 +83,8 @@ def test_threads_leave_the_model_as_it_was() -> None:
 
 
 def test_threads_lower_one_after_the_other() -> None:
-    result, toy, inside = made(), toy_backend(), []
+    result, toy = made(), toy_backend()
+    inside: list[bool] = []
 
     def lower_alone(converted: GraphModule, example_inputs: tuple[Any, ...], target: str) -> nn.Module:
         inside.append(len(inside) % 2 == 0)  # entered while nobody else is inside
