@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from x86_support import overflows
 
-from qspec_x86._lowering._weights import Weight, narrow_weight
+from qspec_core.lowering import Weight
+from qspec_x86._lowering._weights import narrow_weight
 from qspec_x86._observer import pair_sums
 
 WEIGHTS = arrays.arrays(np.int8, st.tuples(st.integers(1, 4), st.integers(1, 6)))

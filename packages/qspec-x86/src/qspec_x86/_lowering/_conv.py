@@ -6,16 +6,22 @@ import torch
 from torch.fx import Node
 
 from qspec_core.graph import argument, expand_integers
-from qspec_core.lowering import Lowering, quantized_value
+from qspec_core.lowering import (
+    Geometry,
+    Lowering,
+    Output,
+    Weight,
+    bounds_of,
+    fused_output,
+    insert_reshape,
+    output_of,
+    quantized_value,
+)
 from qspec_core.patterns import Match, Note, Reason
-from qspec_x86._lowering._bounds import Output, bounds_of, fused_output, output_of
-from qspec_x86._lowering._geometry import Geometry
 from qspec_x86._lowering._kernels import insert_qconv, insert_qconv_sum
 from qspec_x86._lowering._layer import Layer, finish, read_layer, requantize
-from qspec_x86._lowering._layouts import reshaped
 from qspec_x86._lowering._options import Form, Options
 from qspec_x86._lowering._parameters import unfit_output
-from qspec_x86._lowering._weights import Weight
 
 __all__ = ["lower_convolution"]
 
@@ -64,7 +70,9 @@ def _lower_sum(match: Match, lowering: Lowering[Options], layer: Layer) -> None:
         return
     x, weight, geometry = _image(match, lowering, layer)
     if _dimensions(match) == 1:
-        other = replace(other, integers=reshaped(lowering, match.tail, other.integers, aten.unsqueeze.default, _HEIGHT))
+        other = replace(
+            other, integers=insert_reshape(lowering, match.tail, other.integers, aten.unsqueeze.default, _HEIGHT)
+        )
     result = insert_qconv_sum(lowering, match.tail, x, layer.x, weight, layer.bias, geometry, output, other)
     finish(lowering, match.tail, _back(match, lowering, match.tail, result), quantized)
 
@@ -80,7 +88,7 @@ def _image(match: Match, lowering: Lowering[Options], layer: Layer) -> tuple[Nod
     stride, padding, dilation = (expand_integers(values, count) for values in lists)
     if count == 1:
         # (batch, channels, width) -> (batch, channels, 1, width), and the weight alike
-        x = reshaped(lowering, match.anchor, x, aten.unsqueeze.default, _HEIGHT)
+        x = insert_reshape(lowering, match.anchor, x, aten.unsqueeze.default, _HEIGHT)
         weight = Weight(weight.integers.unsqueeze(_HEIGHT), weight.scale)
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
     return x, weight, Geometry(stride, padding, dilation, argument(match.anchor, "groups"))

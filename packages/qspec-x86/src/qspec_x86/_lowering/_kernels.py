@@ -12,13 +12,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from qspec_core.graph import require_tensor_value, tensor_value
-from qspec_core.lowering import Lowering, Quantized
-from qspec_x86._lowering._bounds import Output
-from qspec_x86._lowering._geometry import Geometry
+from qspec_core.lowering import Geometry, Lowering, Output, Quantized, Weight, plain_parameters
 from qspec_x86._lowering._layouts import hide_from_fusion, with_clear_strides
 from qspec_x86._lowering._options import Options
-from qspec_x86._lowering._parameters import plain_parameters
-from qspec_x86._lowering._weights import Weight
 from qspec_x86._torch import size_hint
 
 __all__ = [

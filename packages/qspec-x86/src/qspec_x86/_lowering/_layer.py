@@ -7,12 +7,12 @@ import torch
 from torch.fx import Node
 
 from qspec_core.graph import require_tensor_value, tensor_value
-from qspec_core.lowering import Lowering, Quantized, quantized_operand
+from qspec_core.lowering import Lowering, Quantized, Weight, quantized_operand, read_weight
 from qspec_core.patterns import Match, Note, Reason
 from qspec_x86._depthwise import is_depthwise
 from qspec_x86._lowering._options import Options
 from qspec_x86._lowering._parameters import unfit_activation, unfit_output
-from qspec_x86._lowering._weights import Weight, narrow_weight, read_weight
+from qspec_x86._lowering._weights import narrow_weight
 
 __all__ = ["NARROWED", "Layer", "finish", "output_shape", "read_layer", "requantize"]
 

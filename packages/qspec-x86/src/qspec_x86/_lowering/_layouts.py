@@ -4,23 +4,12 @@ import torch
 from torch.fx import Node
 
 from qspec_core.graph import tensor_value
-from qspec_core.lowering import Lowering, Quantized
-from qspec_x86._lowering._geometry import Geometry
+from qspec_core.lowering import Geometry, Lowering, Quantized, Weight, insert_reshape
 from qspec_x86._lowering._options import Options
-from qspec_x86._lowering._weights import Weight
 
-__all__ = ["hide_from_fusion", "reshaped", "with_clear_strides"]
+__all__ = ["hide_from_fusion", "with_clear_strides"]
 
 aten = torch.ops.aten
-
-
-def reshaped(lowering: Lowering[Options], before: Node, value: Node, target: object, *arguments: object) -> Node:
-    """Insert an operator that reshapes `value`, with its metadata."""
-    moved = lowering.call(before, target, value, *arguments)
-    fake = tensor_value(value)
-    if fake is not None and callable(target):
-        moved.meta["val"] = target(fake, *arguments)
-    return moved
 
 
 def with_clear_strides(
@@ -43,7 +32,7 @@ def with_clear_strides(
     """
     if geometry.groups == 1 and weight.integers.shape[1] == 1:
         # (batch, 1, sizes...) -> (batch, 2, sizes...)
-        x = reshaped(lowering, before, x, aten.expand.default, [-1, 2, *[-1] * len(geometry.stride)])
+        x = insert_reshape(lowering, before, x, aten.expand.default, [-1, 2, *[-1] * len(geometry.stride)])
         integers = weight.integers
         weight = Weight(torch.cat([integers, torch.zeros_like(integers)], 1), weight.scale)
     value = tensor_value(x)

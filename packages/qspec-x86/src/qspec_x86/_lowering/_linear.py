@@ -5,14 +5,11 @@ from math import prod
 import torch
 
 from qspec_core.graph import tensor_value
-from qspec_core.lowering import Lowering
+from qspec_core.lowering import Geometry, Lowering, Weight, fused_output
 from qspec_core.patterns import Match, Note, Reason
-from qspec_x86._lowering._bounds import fused_output
-from qspec_x86._lowering._geometry import Geometry
 from qspec_x86._lowering._kernels import insert_qconv
 from qspec_x86._lowering._layer import finish, output_shape, read_layer, requantize
 from qspec_x86._lowering._options import Options
-from qspec_x86._lowering._weights import Weight
 
 __all__ = ["lower_linear"]
 

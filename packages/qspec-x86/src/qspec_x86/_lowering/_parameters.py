@@ -1,13 +1,12 @@
-"""Scale and zero point of an activation as plain numbers, which the kernels take."""
+"""Activations that the kernels cannot read or write."""
 
 import torch
 from torch.fx import Node
 
-from qspec_core import LoweringError
 from qspec_core.lowering import Quantized
 from qspec_core.patterns import Reason
 
-__all__ = ["plain_parameters", "unfit_activation", "unfit_output"]
+__all__ = ["unfit_activation", "unfit_output"]
 
 
 def unfit_activation(quantized: Quantized) -> Reason | None:
@@ -24,19 +23,3 @@ def unfit_output(quantized: Quantized) -> Reason | None:
     if quantized.is_dynamic:
         return Reason.unsupported("an activation has parameters that are not plain numbers")
     return unfit_activation(quantized)
-
-
-def plain_parameters(quantized: Quantized) -> tuple[float, int]:
-    """Scale and zero point.
-
-    Raises: LoweringError: they are tensors, which `unfit_activation` refuses.
-    """
-    scale, zero_point = quantized.scale, quantized.zero_point
-    if isinstance(scale, Node) or isinstance(zero_point, Node):
-        raise LoweringError(
-            "the parameters of a quantized tensor are not plain numbers",
-            where=quantized.node,
-            found=f"scale {scale}, zero point {zero_point}",
-            remedy="quantize the tensor per tensor and statically",
-        )
-    return float(scale), 0 if zero_point is None else int(zero_point)

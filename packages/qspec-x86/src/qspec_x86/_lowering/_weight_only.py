@@ -7,12 +7,11 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from qspec_core.graph import constant_value, require_tensor_value, tensor_value
-from qspec_core.lowering import Lowering, Quantized, quantized_operand
+from qspec_core.lowering import Lowering, Quantized, quantized_operand, read_weight
 from qspec_core.patterns import Match, Reason
 from qspec_x86._lowering._kernels import FOUR_BITS, PACK_FOUR_BITS, fits_four_bits
 from qspec_x86._lowering._layer import output_shape
 from qspec_x86._lowering._options import Options
-from qspec_x86._lowering._weights import read_weight
 
 __all__ = ["lower_weight_only"]
 

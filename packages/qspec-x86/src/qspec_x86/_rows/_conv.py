@@ -6,8 +6,9 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
+from qspec_core.lowering import phases_of
 from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Reason, Row, activation, bias, weight
-from qspec_x86._lowering import lower_convolution, lower_transposed, phases_of
+from qspec_x86._lowering import lower_convolution, lower_transposed
 from qspec_x86._rows._checks import dynamic_is_faster, has_rank, is_float32, is_plain_sum
 from qspec_x86._rows._post_ops import HARDTANH, RELU, UNARY
 from qspec_x86._rows._specs import narrow_weight_spec

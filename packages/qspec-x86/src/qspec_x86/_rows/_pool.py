@@ -2,8 +2,8 @@
 
 import torch
 
+from qspec_core.lowering import lower_max_pool2d
 from qspec_core.patterns import Flow, Row, activation
-from qspec_x86._lowering import lower_max_pool2d
 from qspec_x86._rows._checks import has_rank
 
 __all__ = ["ROWS"]

@@ -6,9 +6,8 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import Node
 
-from qspec_core.lowering import Lowering
+from qspec_core.lowering import Lowering, lower_cat, lower_pad, lower_view
 from qspec_core.patterns import Flow, Match, Operand, Reason, Row, activation, activations
-from qspec_x86._lowering import lower_cat, lower_pad, lower_view
 from qspec_x86._lowering._options import Options
 from qspec_x86._rows._checks import is_constant_pad
 

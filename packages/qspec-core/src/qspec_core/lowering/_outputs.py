@@ -1,4 +1,4 @@
-"""Post-ops as kernel arguments. A clamp that the saturation of a uint8 result does anyway needs none."""
+"""Post-ops as kernel arguments. A clamp that the saturation of an 8-bit result does anyway needs none."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,11 @@ from math import inf
 
 import torch
 
-from qspec_core.lowering import Quantized
+from qspec_core.lowering._rows import Quantized
+from qspec_core.lowering._weights import plain_parameters
 from qspec_core.patterns import Link
-from qspec_x86._lowering._parameters import plain_parameters
 
-__all__ = ["KERNEL_MAX", "Bounds", "Output", "bounds_of", "fused_output", "output_of"]
-
-KERNEL_MIN, KERNEL_MAX = 0, 255
-"""Limits at which the kernels saturate a uint8 result. They do not know the range of the graph's quantize."""
+__all__ = ["Bounds", "Output", "bounds_of", "fused_output", "output_of"]
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -47,11 +44,12 @@ class Output:
     """Arguments of a kernel that describe its result.
 
     Args:
-        dtype: uint8, or float32 with scale 1 and zero point 0.
+        dtype: uint8 or int8; or float32 with scale 1 and zero point 0.
         scale: real value of one step.
         zero_point: integer that stands for 0.0.
-        attr: the kernel's name for the post-op: "none", "relu", "hardtanh", "hardswish" or "swish".
+        attr: the kernel's name for the post-op: "none", "relu", "hardtanh", or that of a curve.
         scalars: limits of a "hardtanh"; `(None,)` otherwise, since an empty list cannot be saved.
+        algorithm: variant of the post-op, for kernels that have several.
     """
 
     dtype: torch.dtype = torch.float32
@@ -59,33 +57,36 @@ class Output:
     zero_point: int = 0
     attr: str = "none"
     scalars: tuple[float | None, ...] = (None,)
+    algorithm: str = ""
 
 
 def output_of(bounds: Bounds, quantized: Quantized | None) -> Output:
     """Fold the clamp into saturation where that gives the same integers, else pass it to the kernel.
 
-    A uint8 result saturates to 0..255. ReLU6 needs no clamp if 0.0 is the integer 0 and 6.0 rounds to 255. A graph
-    that quantizes to a narrower range than 0..255 needs a clamp to it: the kernel does not know the range.
+    A uint8 result saturates to 0..255, an int8 result to -128..127. ReLU6 needs no clamp if 0.0 is the first of these
+    integers and 6.0 rounds to the last. A graph that quantizes to a narrower range needs a clamp to it: the kernel does
+    not know the range.
 
     Args:
         bounds: the clamp before the quantize.
-        quantized: the quantize that reads the result: per tensor, static, uint8; None for a float result.
+        quantized: the quantize that reads the result: per tensor, static, 8 bits; None for a float result.
     """
     if quantized is None:
         return _named(bounds, Output())
     scale, zero_point = plain_parameters(quantized)
+    limits = torch.iinfo(quantized.dtype)
     written = Bounds((quantized.quant_min - zero_point) * scale, (quantized.quant_max - zero_point) * scale)
     inner = bounds.then(written)
-    low = -inf if round(inner.low / scale) + zero_point <= KERNEL_MIN else inner.low
-    high = inf if round(inner.high / scale) + zero_point >= KERNEL_MAX else inner.high
-    return _named(Bounds(low, high), Output(torch.uint8, scale, zero_point))
+    low = -inf if round(inner.low / scale) + zero_point <= limits.min else inner.low
+    high = inf if round(inner.high / scale) + zero_point >= limits.max else inner.high
+    return _named(Bounds(low, high), Output(quantized.dtype, scale, zero_point))
 
 
 def fused_output(links: Sequence[Link], quantized: Quantized | None) -> tuple[Output, Quantized | None]:
     """Describe the result of a kernel with a chain of unary post-ops, and name the quantize that it replaces, if any.
 
     The kernel takes a curve (hardswish, swish) or a clamp, not both. If the graph quantizes a curve to a narrower range
-    than 0..255, the kernel writes float and the quantize stays.
+    than that of the dtype, the kernel writes float and the quantize stays.
 
     Args:
         links: one curve, or clamps.
@@ -94,10 +95,15 @@ def fused_output(links: Sequence[Link], quantized: Quantized | None) -> tuple[Ou
     curves = [link.post_op.kernel for link in links if link.post_op.clamp is None]
     if not curves:
         return output_of(bounds_of(links), quantized), quantized
-    if quantized is None or (quantized.quant_min, quantized.quant_max) != (KERNEL_MIN, KERNEL_MAX):
+    if quantized is None or not _has_full_range(quantized):
         return Output(attr=curves[0]), None
     scale, zero_point = plain_parameters(quantized)
-    return Output(torch.uint8, scale, zero_point, curves[0]), quantized
+    return Output(quantized.dtype, scale, zero_point, curves[0]), quantized
+
+
+def _has_full_range(quantized: Quantized) -> bool:
+    limits = torch.iinfo(quantized.dtype)
+    return (quantized.quant_min, quantized.quant_max) == (limits.min, limits.max)
 
 
 def _named(bounds: Bounds, plain: Output) -> Output:

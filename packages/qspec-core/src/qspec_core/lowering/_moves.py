@@ -1,19 +1,29 @@
 """Lowering of operators that move integers: the dequantize before them and the quantize after them go away."""
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
 from qspec_core import ops
 from qspec_core.graph import argument, expand_integers, replace_argument, tensor_value
-from qspec_core.lowering import Lowering, Quantized, quantized_operand, quantized_value
+from qspec_core.lowering._rows import Lowering, Quantized, quantized_operand, quantized_value
+from qspec_core.lowering._weights import plain_parameters
 from qspec_core.patterns import Match, Reason, ReasonCode
-from qspec_x86._lowering._options import Options
-from qspec_x86._lowering._parameters import plain_parameters
 
-__all__ = ["lower_cat", "lower_max_pool2d", "lower_pad", "lower_view"]
+__all__ = ["insert_reshape", "lower_cat", "lower_max_pool2d", "lower_pad", "lower_view"]
 
 aten = torch.ops.aten
 _MAX_POOL = torch.ops.quantized.max_pool2d.default
+
+
+def insert_reshape(lowering: Lowering[Any], before: Node, value: Node, target: object, *arguments: object) -> Node:
+    """Insert an operator that reshapes `value`, with its metadata."""
+    moved = lowering.call(before, target, value, *arguments)
+    fake = tensor_value(value)
+    if fake is not None and callable(target):
+        moved.meta["val"] = target(fake, *arguments)
+    return moved
 
 
 def _unfit(match: Match, source: Quantized) -> Reason | None:
@@ -28,7 +38,7 @@ def _unfit(match: Match, source: Quantized) -> Reason | None:
     return None
 
 
-def _pass_on(lowering: Lowering[Options], match: Match, integers: Node, source: Quantized) -> None:
+def _pass_on(lowering: Lowering[Any], match: Match, integers: Node, source: Quantized) -> None:
     """Replace the quantizes that read the result by `integers`. Each float reader gets a dequantize."""
     tail = match.tail
     value = tensor_value(tail)
@@ -50,7 +60,7 @@ def _same(node: Node) -> Node:
     return node
 
 
-def lower_view(match: Match, lowering: Lowering[Options]) -> Reason | None:
+def lower_view(match: Match, lowering: Lowering[Any]) -> Reason | None:
     """Lower an operator that only moves elements to the same operator on integers."""
     source = quantized_operand(match, match.row.activations[0].name)
     reason = _unfit(match, source)
@@ -63,7 +73,7 @@ def lower_view(match: Match, lowering: Lowering[Options]) -> Reason | None:
     return None
 
 
-def lower_pad(match: Match, lowering: Lowering[Options]) -> Reason | None:
+def lower_pad(match: Match, lowering: Lowering[Any]) -> Reason | None:
     """Lower a constant pad. It pads with the integer of the value."""
     source = quantized_operand(match, "self")
     reason = _unfit(match, source)
@@ -81,7 +91,7 @@ def lower_pad(match: Match, lowering: Lowering[Options]) -> Reason | None:
     return None
 
 
-def lower_max_pool2d(match: Match, lowering: Lowering[Options]) -> Reason | None:
+def lower_max_pool2d(match: Match, lowering: Lowering[Any]) -> Reason | None:
     """Lower max pooling. Integers have the order of the floats, and padding is never the maximum."""
     source = quantized_operand(match, "self")
     reason = _unfit(match, source)
@@ -99,7 +109,7 @@ def lower_max_pool2d(match: Match, lowering: Lowering[Options]) -> Reason | None
     return None
 
 
-def lower_cat(match: Match, lowering: Lowering[Options]) -> Reason | None:
+def lower_cat(match: Match, lowering: Lowering[Any]) -> Reason | None:
     """Lower a concatenation of tensors that all have the parameters of the result."""
     sources = [quantized_value(node) for _, node in match.inputs()]
     found = [source for source in sources if source is not None]
