@@ -3,7 +3,8 @@
 from qspec_core import QuantizationConfig
 from qspec_xnnpack._backend import BACKEND
 from qspec_xnnpack._config import get_symmetric_quantization_config
-from qspec_xnnpack._lowering import Delegation, UntestedExecuTorchWarning, XNNPACKProgram
+from qspec_xnnpack._lowering._executorch import UntestedExecuTorchWarning
+from qspec_xnnpack._lowering._program import Delegation, XNNPACKProgram
 from qspec_xnnpack._quantizer import XNNPACKQuantizer
 
 __all__ = [

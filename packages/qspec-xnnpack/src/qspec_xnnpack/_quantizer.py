@@ -7,11 +7,12 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import QuantizationConfig, TableQuantizer
 from qspec_core.graph import copy_graph_module
-from qspec_core.patterns import Flow, Reason
+from qspec_core.patterns import Flow, Reason, ReasonCode
 from qspec_xnnpack._config import fit
 from qspec_xnnpack._dynamic import dynamic_form, linear_between_floats, separate_dynamic_convolutions
 from qspec_xnnpack._lowering._forms import numbers_to_tensors, to_delegate_form
 from qspec_xnnpack._rows import STARTING_TABLE, TABLE
+from qspec_xnnpack._rows._embedding import EMBEDDING
 
 __all__ = ["XNNPACKQuantizer"]
 
@@ -31,10 +32,15 @@ class XNNPACKQuantizer(TableQuantizer):
         dynamic_linear: in a static configuration, linear layers that read float values, and whose results only float
             operators read, find the range of their input when the model runs and give float results. Static ranges of
             such layers are often far wider than most of their values.
+        embeddings: store the tables of embeddings as int8, with a scale for each row, as `quantize` does. ExecuTorch's
+            quantizer leaves them in float.
     """
 
-    def __init__(self, *, element_wise_starts: bool = True, dynamic_linear: bool = False) -> None:
+    def __init__(
+        self, *, element_wise_starts: bool = True, dynamic_linear: bool = False, embeddings: bool = False
+    ) -> None:
         super().__init__(STARTING_TABLE if element_wise_starts else TABLE)
+        self._embeddings = embeddings
         self._element_wise_starts = element_wise_starts
         self._dynamic_linear = dynamic_linear
         self._between_floats: frozenset[str] = frozenset()
@@ -48,6 +54,8 @@ class XNNPACKQuantizer(TableQuantizer):
 
     def config_of(self, anchor: Node) -> QuantizationConfig | Reason:
         """The configuration selected for a match; the dynamic one for a linear layer between float operators."""
+        if anchor.target is EMBEDDING.anchor and not self._embeddings:
+            return Reason(ReasonCode.EXCLUDED, "XNNPACKQuantizer(embeddings=False)")
         chosen = super().config_of(anchor)
         if isinstance(chosen, QuantizationConfig) and anchor.name in self._between_floats:
             return dynamic_form(chosen)

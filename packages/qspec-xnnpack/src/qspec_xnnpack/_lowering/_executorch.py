@@ -76,7 +76,7 @@ class Compiled:
     def serialize(self) -> bytes:
         """Content of the .pte file.
 
-        Raises: LoweringError: ExecuTorch has no kernel for an operator outside the delegate.
+        Raises: LoweringError: ExecuTorch, or its runtime, has no kernel for an operator outside the delegate.
         """
         from executorch.exir import ExecutorchBackendConfig
         from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
@@ -85,7 +85,7 @@ class Compiled:
             with _quiet():
                 # Without the pass, buffers that the program mutates start at zero. Export names them "b_...".
                 config = ExecutorchBackendConfig(passes=[InitializedMutableBufferPass(["b_"])])
-                return bytes(self.manager.to_executorch(config).buffer)
+                written = self.manager.to_executorch(config)
         except RuntimeError as error:
             raise LoweringError(
                 "ExecuTorch cannot write the program",
@@ -93,6 +93,29 @@ class Compiled:
                 expected=f"portable kernels for the operators outside the delegate: {', '.join(self.outside)}",
                 remedy="rewrite the operators that ExecuTorch has no kernel for",
             ) from error
+        self._require_kernels(written.executorch_program)
+        return bytes(written.buffer)
+
+    def _require_kernels(self, program: Any) -> None:  # an executorch.exir.schema.Program
+        """Check that the runtime has a kernel for each operator of a program. Raises: LoweringError: it does not."""
+        from executorch.runtime import Runtime
+
+        known = Runtime.get().operator_registry.operator_names
+        operators = [op for plan in program.execution_plan for op in plan.operators]
+        called = {f"{op.name}.{op.overload}" if op.overload else op.name: op.name for op in operators}
+        for kernel, operator in called.items():
+            if kernel in known or not known:
+                continue
+            nodes = self.manager.exported_program().graph.nodes
+            short = operator.rpartition("::")[2]
+            node = next((node for node in nodes if node.op == "call_function" and _name(node) == short), None)
+            raise LoweringError(
+                f"ExecuTorch's runtime has no kernel for the operator {operator}",
+                where=SourceLocation.of(node) if node is not None else None,
+                found=kernel,
+                expected=f"one of the {len(known)} operators that are registered in the runtime",
+                remedy="compute that part outside the program, or write it with other operators",
+            )
 
 
 def compile_program(program: torch.export.ExportedProgram) -> Compiled:

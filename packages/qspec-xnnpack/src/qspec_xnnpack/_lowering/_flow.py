@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from qspec_core import BackendError, GraphError, LoweringError, SourceLocation, ops
 from qspec_core.graph import add_constant, constant_value, copy_graph_module, gc_paused, wrap_graph
 from qspec_core.lowering import FLOAT_KEY, Lowering, match_converted, on_device, quantized_value, require_converted
-from qspec_core.patterns import Match, Role
+from qspec_core.patterns import Delegated, Match, Reason, Role
 from qspec_xnnpack._lowering._attention import attention_to_products
 from qspec_xnnpack._lowering._barriers import copy_inputs_of_dynamic_convolutions
 from qspec_xnnpack._lowering._decompositions import decompose
@@ -86,6 +86,7 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
         attention_to_products(module)
         context = Lowering(module, "any", None)
         decompose(module)
+        looked_up = _lower_own(module, context)
         matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
         fit_scales(module, matches)
         copy_inputs_of_dynamic_convolutions(module, matches)
@@ -97,7 +98,17 @@ def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
             for node in match.nodes:
                 node.meta["custom"] = {**(node.meta.get("custom") or {}), CUSTOM_KEY: match.anchor.name}
         module.graph.eliminate_dead_code()
-        return wrap_graph(module, module.graph), {match.anchor.name: match for match in matches}
+        found = {match.anchor.name: match for match in (*looked_up, *matches)}
+        return wrap_graph(module, module.graph), found
+
+
+def _lower_own(module: GraphModule, context: Lowering[None]) -> list[Match]:
+    """Lower the rows that the delegate does not take as they are. Returns: the matches that were lowered."""
+    lowered = []
+    for match in match_converted(module, TABLE):
+        if not isinstance(match.row.lower, Delegated) and not isinstance(match.row.lower(match, context), Reason):
+            lowered.append(match)
+    return lowered
 
 
 def _fold_weights(module: GraphModule, node: Node) -> None:

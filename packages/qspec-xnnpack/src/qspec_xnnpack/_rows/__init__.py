@@ -6,7 +6,7 @@ from types import MappingProxyType
 import torch
 
 from qspec_core.patterns import Flow, Outputs, PatternTable
-from qspec_xnnpack._rows import _conv, _elementwise, _linear, _pool, _shape
+from qspec_xnnpack._rows import _conv, _elementwise, _embedding, _linear, _pool, _shape
 from qspec_xnnpack._rows._checks import taken_dtype
 from qspec_xnnpack._rows._float_only import FLOAT_ONLY
 from qspec_xnnpack._rows._left_out import LEFT_OUT
@@ -15,7 +15,7 @@ __all__ = ["STARTING_TABLE", "TABLE"]
 
 aten = torch.ops.aten
 
-_ROWS = (*_conv.ROWS, *_linear.ROWS, *_elementwise.ROWS, *_pool.ROWS, *_shape.ROWS)
+_ROWS = (*_conv.ROWS, *_linear.ROWS, *_embedding.ROWS, *_elementwise.ROWS, *_pool.ROWS, *_shape.ROWS)
 TABLE = PatternTable(
     # Convolutions and linear layers come first, so that they take the clamps after them, and the rows of clamps do not.
     rows=tuple(replace(row, checks=(taken_dtype, *row.checks)) for row in _ROWS),

@@ -54,10 +54,13 @@ _SQUEEZES: tuple[OpOverload, ...] = (aten.squeeze.default, aten.squeeze.dim, ate
 _MEAN = "XNNPACK's delegate averages over height and width only"
 _RECURRENT = "ExecuTorch decomposes it after quantization, and its products run in float"
 _RECURRENTS: tuple[OpOverload, ...] = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+_NO_BAG = "ExecuTorch's runtime has no kernel for it, in float either"
+_BAGS: tuple[OpOverload, ...] = (aten.embedding_bag.padding_idx, aten.embedding_bag.default)
 FLOAT_ONLY: dict[OpOverload, str] = {
     **dict.fromkeys(_DELEGATED_IN_FLOAT, _FLOAT_KERNEL),
     **dict.fromkeys(_NOT_DELEGATED, _NO_KERNEL),
     **dict.fromkeys(_SQUEEZES, _VIEW),
     aten.mean.default: _MEAN,
     **dict.fromkeys(_RECURRENTS, _RECURRENT),
+    **dict.fromkeys(_BAGS, _NO_BAG),
 }
