@@ -19,7 +19,7 @@ from qspec_core.patterns import Flow, Operand, OtherRole, Outputs, PatternTable,
 __all__ = ["BACKENDS", "main", "page", "rows_of"]
 
 ROOT = Path(__file__).resolve().parent.parent
-BACKENDS = ("x86", "xnnpack")
+BACKENDS = ("x86", "xnnpack", "xpu")
 """Backends that have a page."""
 MARK = "<!-- rows -->"
 FLOWS = {

@@ -7,6 +7,7 @@ from qspec_core.lowering._geometry import Geometry
 from qspec_core.lowering._moves import insert_reshape, lower_cat, lower_max_pool2d, lower_pad, lower_view
 from qspec_core.lowering._outputs import Bounds, Output, bounds_of, fused_output, output_of
 from qspec_core.lowering._phases import Phases, arrange_phases, insert_phases, phases_of
+from qspec_core.lowering._results import finish, output_shape
 from qspec_core.lowering._rows import (
     FLOAT_KEY,
     Lowering,
@@ -31,6 +32,7 @@ __all__ = [
     "Weight",
     "arrange_phases",
     "bounds_of",
+    "finish",
     "fused_output",
     "insert_phases",
     "insert_reshape",
@@ -42,6 +44,7 @@ __all__ = [
     "match_converted",
     "on_device",
     "output_of",
+    "output_shape",
     "phases_of",
     "plain_parameters",
     "quantized_operand",

@@ -40,18 +40,20 @@ def _chains(table: PatternTable) -> list[str]:
 
 
 def _claims(table: PatternTable) -> list[str]:
-    """Anchors and chains that occur twice with the same checks: the second one is never reached."""
+    """Anchors and chains that occur twice in one mode with the same checks: the second one is never reached."""
     claims = Counter(claim for row in table.rows for claim in _claims_of(row))
-    return [f"{operators} is claimed {count} times" for (operators, _), count in claims.items() if count > 1]
+    found = [f"{operators} is claimed {count} times" for (operators, _), count in claims.items() if count > 1]
+    return list(dict.fromkeys(found))
 
 
 def _claims_of(row: Row) -> list[tuple[str, object]]:
     return [
         (
             " + ".join(map(str, (row.anchor, *(post_op.target for post_op in chain)))),
-            (row.checks, tuple((post_op.other, post_op.check) for post_op in chain)),
+            (mode, row.checks, tuple((post_op.other, post_op.check) for post_op in chain)),
         )
         for chain in row.chains
+        for mode in row.modes
     ]
 
 
