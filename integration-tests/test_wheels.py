@@ -5,12 +5,9 @@ from pathlib import Path
 
 import pytest
 
-TOP_LEVEL = {
-    "qspec-core": {"qspec_core", "qspec_cli"},
-    "qspec-x86": {"qspec_x86"},
-    "qspec-xnnpack": {"qspec_xnnpack"},
-    "qspec-xpu": {"qspec_xpu"},
-}
+FOLDERS = Path(__file__).parents[1].glob("packages/qspec-*/pyproject.toml")
+TOP_LEVEL = {path.parent.name: {path.parent.name.replace("-", "_")} for path in sorted(FOLDERS)}
+TOP_LEVEL["qspec-core"] |= {"qspec_cli", "_qspec_contract"}
 
 
 def names_in(wheel: Path) -> list[str]:

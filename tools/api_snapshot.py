@@ -126,7 +126,8 @@ def snapshot(roots: Sequence[str], listed: Mapping[str, str]) -> str:
 
 def _check(package: Path, update: bool) -> list[str]:
     """Lines that report the difference of one package; empty where there is none."""
-    roots = sorted(path.parent.name for path in package.glob("src/*/__init__.py"))
+    names = (path.parent.name for path in package.glob("src/*/__init__.py"))
+    roots = sorted(name for name in names if not name.startswith("_"))
     stored = package / "api.txt"
     old = stored.read_text(encoding="utf-8") if stored.exists() else ""
     try:

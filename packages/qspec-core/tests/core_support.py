@@ -285,24 +285,30 @@ def toy_package(converted: GraphModule, example_inputs: tuple[Any, ...], path: P
     return path
 
 
-def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str, Any]) -> list[str]:
-    """Replace the installed entry points by (group, name, loaded object). Returns a list that gets each name loaded."""
+def install(
+    monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str, Any], distributions: tuple[str, ...] = ()
+) -> list[str]:
+    """Replace the installed entry points by (group, name, loaded object). Returns a list that gets each name loaded.
+
+    An exception as the object is raised by loading. `distributions` names one for each point, qspec-NAME by default.
+    """
     loaded: list[str] = []
 
     class Point(EntryPoint):
         def load(self) -> Any:
             loaded.append(self.name)
             found = next(value for group, name, value in points if (group, name) == (self.group, self.name))
-            if isinstance(found, Exception):
+            if isinstance(found, BaseException):
                 raise found
             return found
 
     made = []
-    for group, name, _ in points:
+    owners = distributions or tuple(f"qspec-{name}" for _, name, _ in points)
+    for (group, name, _), owner in zip(points, owners, strict=True):
         point = Point(name, "module:attribute", group)
         metadata = Message()
         metadata["Summary"] = f"the {name}"
-        vars(point)["dist"] = SimpleNamespace(name=f"qspec-{name}", version="1.2", metadata=metadata)
+        vars(point)["dist"] = SimpleNamespace(name=owner, version="1.2", metadata=metadata)
         made.append(point)
-    monkeypatch.setattr("qspec_core.backend.entry_points", lambda **wanted: EntryPoints(made).select(**wanted))
+    monkeypatch.setattr("_qspec_contract._installed.entry_points", lambda **wanted: EntryPoints(made).select(**wanted))
     return loaded

@@ -24,7 +24,11 @@ def test_installed_backends_are_listed_by_name_without_importing_them(monkeypatc
     assert backends() == (
         InstalledBackend("abacus", "qspec-abacus", "1.2", "the abacus"),
         InstalledBackend(
-            "relic", "qspec-relic", "1.2", "the relic", "made for contract 'qspec.backends.v0': upgrade one of the two"
+            "relic",
+            "qspec-relic",
+            "1.2",
+            "the relic",
+            "made for contract v0, this qspec-core has contract v1: upgrade qspec-relic",
         ),
         InstalledBackend("toy", "qspec-toy", "1.2", "the toy"),
     )
@@ -55,21 +59,59 @@ def test_unknown_name_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch
     assert caught.value.expected == "one of those installed: none"
 
 
-def test_backend_of_another_contract_is_named_with_what_to_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = install(monkeypatch, (OLD, "relic", None))
+@pytest.mark.parametrize(
+    ("group", "advice"),
+    [
+        (OLD, "made for contract v0, this qspec-core has contract v1: upgrade qspec-relic"),
+        ("qspec.backends.v2", "made for contract v2, this qspec-core has contract v1: upgrade qspec-core"),
+        ("qspec.backends.v10", "made for contract v10, this qspec-core has contract v1: upgrade qspec-core"),
+        ("qspec.backends.beta", "its group 'qspec.backends.beta' names no version of the contract"),
+    ],
+)
+def test_backend_of_another_contract_is_not_imported_and_says_what_to_upgrade(
+    monkeypatch: pytest.MonkeyPatch, group: str, advice: str
+) -> None:
+    loaded = install(monkeypatch, (group, "relic", None))
     with pytest.raises(BackendError, match=r"backend 'relic' of qspec-relic 1\.2 cannot be used") as caught:
         get_backend("relic")
-    assert "qspec.backends.v0" in str(caught.value.found)
-    assert caught.value.remedy == "pip install --upgrade qspec-relic qspec-core"
+    assert advice in str(caught.value.found)
+    assert advice in backends()[0].problem
     assert loaded == []
 
 
-def test_backend_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, (ENTRY_POINT_GROUP, "toy", ImportError("no module named onednn")))
+def test_backend_of_this_contract_is_used_beside_an_older_one_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = toy_backend()
+    install(monkeypatch, (OLD, "toy", None), (ENTRY_POINT_GROUP, "toy", toy))
+    assert get_backend("toy") is toy
+
+
+def test_name_that_two_distributions_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = install(
+        monkeypatch,
+        (ENTRY_POINT_GROUP, "toy", toy_backend()),
+        (ENTRY_POINT_GROUP, "toy", toy_backend()),
+        (ENTRY_POINT_GROUP, "other", toy_backend()),
+        distributions=("mine", "theirs", "other"),
+    )
+    with pytest.raises(BackendError, match="backend 'toy' of mine") as caught:
+        get_backend("toy")
+    assert caught.value.found == "mine and theirs all register 'toy': uninstall all but one"
+    assert [bool(entry.problem) for entry in backends()] == [False, True, True]
+    assert loaded == []
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [ImportError("onednn is missing"), RuntimeError("no driver"), AttributeError("BACKEND"), SystemExit(3)],
+    ids=repr,
+)
+def test_backend_that_does_not_load(monkeypatch: pytest.MonkeyPatch, raised: BaseException) -> None:
+    install(monkeypatch, (ENTRY_POINT_GROUP, "toy", raised), (ENTRY_POINT_GROUP, "other", other := toy_backend()))
     with pytest.raises(BackendError, match="toy") as caught:
         get_backend("toy")
-    assert "no module named onednn" in str(caught.value)
-    assert isinstance(caught.value.__cause__, ImportError)
+    assert str(raised) in str(caught.value)
+    assert caught.value.__cause__ is raised
+    assert get_backend("other") is other
 
 
 def test_entry_point_that_names_something_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,14 +52,14 @@ def test_backends_as_json() -> None:
         "description": "the toy",
         "problem": "",
     }
-    assert "qspec.backends.v0" in relic["problem"]
+    assert "contract v0" in relic["problem"]
 
 
 def test_backends_as_a_table() -> None:
     result = run("backends")
     assert result.exit_code == 0
     assert "qspec-toy" in result.stdout
-    assert "ready" in result.stdout
+    assert "installed" in result.stdout
 
 
 def test_backends_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from _qspec_contract import installed_backends, probe
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(help="Quantize exported PyTorch models for the backends installed.", no_args_is_help=True)
@@ -32,18 +34,26 @@ def main() -> None:
 
 
 @app.command()
-def backends(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """List the backends installed, without importing them."""
-    from qspec_core.backend import backends as installed
-
-    found = installed()
+def backends(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Import each backend in a process of its own, and show what fails.")
+    ] = False,
+) -> None:
+    """List the backends installed. Only --check imports them. Exit code 1: --check found a backend with a problem."""
+    found = installed_backends()
+    if check:
+        found = tuple(probe(entry) for entry in found)
+    failed = check and any(entry.problem for entry in found)
     if as_json:
         typer.echo(json.dumps([asdict(entry) for entry in found], indent=2))
-        return
+        raise typer.Exit(int(failed))
     table = Table("backend", "distribution", "version", "state", "description")
+    state = "ready" if check else "installed"
     for entry in found:
-        table.add_row(entry.name, entry.distribution, entry.version, entry.problem or "ready", entry.description)
+        table.add_row(entry.name, entry.distribution, entry.version, entry.problem or state, entry.description)
     _console.print(table if found else "No backend is installed. Try: pip install qspec-x86")
+    raise typer.Exit(int(failed))
 
 
 @app.command()

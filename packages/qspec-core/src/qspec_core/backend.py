@@ -2,21 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.fx import GraphModule
 
+from _qspec_contract import ENTRY_POINT_GROUP, InstalledBackend, installed_backends, registered
 from qspec_core._errors import BackendError
 from qspec_core._quantizer import Quantizer
 from qspec_core.patterns import Mode, PatternTable
 
 __all__ = ["ENTRY_POINT_GROUP", "Backend", "InstalledBackend", "Packaged", "backends", "get_backend"]
-
-ENTRY_POINT_GROUP = "qspec.backends.v1"
-_ANY_VERSION = "qspec.backends."
 
 
 class QuantizerFactory(Protocol):
@@ -83,66 +81,23 @@ class Backend:
         return target
 
 
-@dataclass(frozen=True)
-class InstalledBackend:
-    """A backend that some installed distribution registers, loaded or not.
-
-    Args:
-        name: the entry point's name.
-        distribution: distribution that registers it.
-        version: that distribution's version.
-        description: the distribution's summary, one line.
-        problem: why it cannot be used; empty if it can.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    description: str = ""
-    problem: str = ""
-
-
-def _registered() -> list[EntryPoint]:
-    groups = [group for group in entry_points().groups if group.startswith(_ANY_VERSION)]
-    return [point for group in groups for point in entry_points(group=group)]
-
-
 def backends() -> tuple[InstalledBackend, ...]:
     """Every registered backend, by name. None of them is imported."""
-    found = []
-    for point in _registered():
-        problem = (
-            "" if point.group == ENTRY_POINT_GROUP else f"made for contract {point.group!r}: upgrade one of the two"
-        )
-        found.append(InstalledBackend(point.name, *_distribution(point), problem))
-    return tuple(sorted(set(found), key=_by_name))
-
-
-def _distribution(point: EntryPoint) -> tuple[str, str, str]:
-    """Name, version and summary of the distribution that registers an entry point."""
-    if point.dist is None:
-        return "?", "?", ""
-    summaries = point.dist.metadata.get_all("Summary") or ("",)
-    return point.dist.name, point.dist.version, summaries[0]
-
-
-def _by_name(entry: InstalledBackend) -> tuple[str, str]:
-    return entry.name, entry.distribution
+    return installed_backends()
 
 
 def get_backend(name: str) -> Backend:
     """Load the backend that a distribution registered under `name`.
 
-    Raises: BackendError: none has that name; it is made for another contract version; it does not load.
+    Raises: BackendError: none has that name; two have it; it is made for another version of the contract; it does not
+        load.
     """
-    points = {point.name: point for point in _registered() if point.group == ENTRY_POINT_GROUP}
-    if name not in points:
-        raise _unknown(name)
-    point = points[name]
-    owner = point.dist.name if point.dist is not None else point.value
+    point, entry = _usable(name)
+    owner = entry.distribution
     try:
         loaded = point.load()
-    except ImportError as error:
+    # Anything that a backend's module raises, or its attempt to end the process, must not look like an error of qspec.
+    except (Exception, SystemExit) as error:
         raise BackendError(
             f"backend {name!r} does not import",
             found=f"{type(error).__name__}: {error}",
@@ -158,20 +113,28 @@ def get_backend(name: str) -> Backend:
     return loaded
 
 
-def _unknown(name: str) -> BackendError:
-    installed = backends()
-    unfit = [entry for entry in installed if entry.name == name]
-    if unfit:
-        return BackendError(
-            f"backend {name!r} of {unfit[0].distribution} {unfit[0].version} cannot be used with this qspec-core",
-            found=unfit[0].problem,
-            expected=f"an entry point in the group {ENTRY_POINT_GROUP!r}",
-            remedy=f"pip install --upgrade {unfit[0].distribution} qspec-core",
+def _usable(name: str) -> tuple[EntryPoint, InstalledBackend]:
+    """The entry point of a backend that this core can load.
+
+    Raises: BackendError: there is none, or it has a problem that its distribution's metadata shows.
+    """
+    known = registered()
+    named = [(point, entry) for point, entry in known if entry.name == name]
+    usable = [pair for pair in named if not pair[1].problem]
+    if usable:
+        return usable[0]
+    if named:
+        entry = named[0][1]
+        raise BackendError(
+            f"backend {name!r} of {entry.distribution} {entry.version} cannot be used with this qspec-core",
+            found=entry.problem,
+            expected=f"one entry point in the group {ENTRY_POINT_GROUP!r}",
+            remedy="do what the line above says; `qspec backends` lists what is installed",
         )
-    usable = ", ".join(entry.name for entry in installed if not entry.problem) or "none"
-    return BackendError(
+    names = ", ".join(dict.fromkeys(entry.name for _, entry in known if not entry.problem)) or "none"
+    raise BackendError(
         f"no backend named {name!r} is installed",
         found=name,
-        expected=f"one of those installed: {usable}",
+        expected=f"one of those installed: {names}",
         remedy=f"pip install qspec-{name}, or whichever package registers a backend of that name",
     )
