@@ -24,6 +24,7 @@ CONSTRAINTS = {"2.13": "constraints/torch-2.13.txt", "2.14": "constraints/torch-
 SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
 PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
 INTEROP = ("torchao", "executorch", "coremltools", "nncf", "transformers")
+RELEASE = ("build", "griffe", "hatchling", "towncrier", "twine")
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=4")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # one process of tests for each core: more threads would wait for each other
 MODELS_OF = {"x86": "benchmarks/models.py", "xnnpack": "benchmarks/models_xnnpack.py"}
@@ -127,7 +128,7 @@ def tests(session: nox.Session, of: str) -> None:
     """Tests of each package with only core and its test extra installed; then of the wheels. `-- ARGS` go to pytest."""
     if of == "tools":
         install(session, "torch")
-        install(session, "pytest", "hypothesis", "numpy", *editable(*PACKAGES))
+        install(session, "pytest", "hypothesis", "numpy", *RELEASE, *editable(*PACKAGES))
         session.run("pytest", "tools/tests", *session.posargs, env={"PYTHONPATH": "tools"})
         return
     install(session, "torch")
@@ -165,6 +166,13 @@ def tests_torch(session: nox.Session, torch: str) -> None:
     places = ONE_THREAD | {"QSPEC_SLOW": "1"}
     for package in packages:
         session.run("pytest", f"packages/qspec-{package}/tests", *PARALLEL, *session.posargs, env=places)
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """Check a release of one package, as a dry run: `-- core`. `-- core --write` writes version and changelog."""
+    install(session, *RELEASE)
+    session.run("python", "tools/release.py", *session.posargs)
 
 
 @nox.session
