@@ -161,9 +161,8 @@ def _changelog(package: Package, version: str, *, write: bool) -> None:
     """Show the release's changelog, or write it and remove the fragments."""
     options = ["--yes"] if write else ["--draft"]
     place = ("--config", str(package.root / "pyproject.toml"), "--dir", str(package.folder))
-    subprocess.run(
-        ["towncrier", "build", *options, *place, "--name", f"qspec-{package.name}", "--version", version], check=True
-    )
+    named = ("--name", f"qspec-{package.name}", "--version", version)
+    subprocess.run(["towncrier", "build", *options, *place, *named], check=True, cwd=package.root)
 
 
 def _output(*command: str, at: Path) -> str:
