@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("docs/architecture.md", "docs/glossary.md")
+PAGES = ("docs/architecture.md", "docs/backend-contract.md", "docs/glossary.md")
 NAMESPACES = ("qspec_core", "qspec_core.patterns", "qspec_core.backend", "qspec_core.graph")
 # Words in code type that name no object of ours: attributes, files and operators of torch, options, folders.
 TERMS = {
     *("__all__", "_rows/", "bias_correction=True", "choose_qparams", "convert", "conv2d", "fold_quantize=True"),
     *("linear", "lower", "meta", "mm", "no_grad", "pyproject.toml", "qspec", "qspec.backends.v1", "val"),
+    *("DeprecationWarning", "backend=", "mode", "package", "target"),  # Python, and arguments
+    *("lower(converted, example_inputs, target)", "package(converted, example_inputs, path, target)"),
     *("quantized_decomposed", "tool.qspec.api.tiers", "torch.compile", "torch.export", ".pt2", ".pte"),
 }
 COMMANDS = ("nox ", "python ", "qspec ")
@@ -55,7 +57,7 @@ def test_name_or_path_in_page_exists(page: str, token: str) -> None:
         assert (ROOT / token).exists()
     elif (ROOT / "packages" / token).is_dir():  # the name of a distribution
         return
-    elif token.startswith("qspec_"):
+    elif token.startswith(("qspec_", "_qspec_")):
         resolve(token)
     else:
         assert any(_has(namespace, token) for namespace in NAMESPACES), f"{token} is in none of {NAMESPACES}"
