@@ -13,6 +13,8 @@ from qspec_core import (
     move_exported_model_to_train,
 )
 
+aten = torch.ops.aten
+
 
 class Net(nn.Module):
     def __init__(self) -> None:
@@ -78,6 +80,84 @@ def test_operators_inside_a_subgraph_are_switched(x: torch.Tensor) -> None:
     net = Inside().train()
     module = move_exported_model_to_eval(exported(copy.deepcopy(net), x))
     torch.testing.assert_close(module(x), net.eval()(x))
+
+
+class Odd(nn.Module):
+    """Dropout and batch norm with values that are not the defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, eps=0.25, momentum=0.75)
+        self.drop, self.channels = nn.Dropout(0.9), nn.Dropout2d(0.25)
+        self.alpha, self.rrelu = nn.AlphaDropout(0.125), nn.RReLU(0.25, 0.75)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.rrelu(self.norm(self.conv(x)))
+        # Tensors of their own: in evaluation, export makes each of several dropouts of one tensor read the one before.
+        return torch.cat([self.drop(y), self.channels(y * 2), self.alpha(y * 3)], 1)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("exported_in_training", [False, True])
+def test_switching_keeps_the_values_and_can_be_repeated(
+    x: torch.Tensor, exported_in_training: bool, decomposed: bool
+) -> None:
+    # Decomposed, dropouts of an evaluation export are gone, and those of channels are written out.
+    net = Net() if decomposed else Odd()
+    torch.nn.init.uniform_(net.norm.weight)
+    program = torch.export.export(copy.deepcopy(net).train(exported_in_training or decomposed), (x,))
+    module = (program.run_decompositions() if decomposed else program).module()
+    assert isinstance(module, torch.fx.GraphModule)
+    for training in (True, True, False, False, True):
+        switched = (move_exported_model_to_train if training else move_exported_model_to_eval)(module)
+        assert switched.training is training
+        torch.manual_seed(5)
+        found = switched(x)
+        torch.manual_seed(5)
+        torch.testing.assert_close(found, net.train(training)(x))
+        torch.testing.assert_close(module.get_buffer("norm.running_var"), net.norm.running_var)
+    counted = module.get_buffer("norm.num_batches_tracked")
+    assert counted == (3 if exported_in_training or decomposed else 0)  # an evaluation export has no counter
+
+
+@pytest.mark.parametrize(
+    ("form", "arguments"),
+    [
+        (aten._native_batch_norm_legit.default, (False, 0.5, 0.25)),
+        (aten._native_batch_norm_legit_no_training.default, (0.5, 0.25)),
+        (aten.native_batch_norm.default, (False, 0.5, 0.25)),
+    ],
+    ids=str,
+)
+def test_every_form_of_batch_norm_switches(x: torch.Tensor, form: object, arguments: tuple[object, ...]) -> None:
+    class Norm(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert callable(form)
+            found: torch.Tensor = form(x, self.weight, self.bias, self.running_mean, self.running_var, *arguments)[0]
+            return found
+
+    module, plain = exported(Norm(2), x), nn.BatchNorm2d(2, momentum=0.5, eps=0.25)
+    for training in (True, False, True):
+        (move_exported_model_to_train if training else move_exported_model_to_eval)(module)
+        torch.testing.assert_close(module(x), plain.train(training)(x))
+    torch.testing.assert_close(module.running_mean, plain.running_mean)
+
+
+def test_a_batch_norm_that_cannot_be_switched_is_refused(x: torch.Tensor) -> None:
+    class Norm(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = aten._batch_norm_no_update(
+                x, self.weight, self.bias, self.running_mean, self.running_var, 0.1, 1e-5
+            )[0]
+            return found
+
+    module = exported(Norm(2), x)
+    code = module.code
+    with pytest.raises(GraphError) as caught:
+        move_exported_model_to_train(module)
+    assert module.code == code
+    assert caught.value.where.node == "_batch_norm_no_update"
+    assert move_exported_model_to_eval(module) is module
 
 
 def test_a_plain_module_is_refused() -> None:

@@ -22,6 +22,7 @@ from qspec_core._errors import (
     TrainingModeError,
 )
 from qspec_core._prepare import prepare_pt2e
+from qspec_core._qat import prepare_qat_pt2e
 from qspec_core._quantizer import (
     ComposableQuantizer,
     EmbeddingQuantizer,
@@ -161,6 +162,7 @@ __all__ = [
     "move_exported_model_to_eval",
     "move_exported_model_to_train",
     "prepare_pt2e",
+    "prepare_qat_pt2e",
     "quantize",
     "resolve_sharing",
     "spec_from_dict",

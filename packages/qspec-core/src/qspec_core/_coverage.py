@@ -26,6 +26,7 @@ __all__ = [
     "CoverageEntry",
     "CoverageStatus",
     "coverage",
+    "decide_folded",
     "decide_quantized",
     "decide_skipped",
     "operators",
@@ -278,6 +279,11 @@ def decide_quantized(node: Node, row: str, *, takes_integers: bool) -> None:
     node.meta[_DECISION_KEY] = {"row": row, "takes_integers": takes_integers}
 
 
+def decide_folded(node: Node, note: str) -> None:
+    """Note on a node that convert removes it, and how. It stays in the graph for training."""
+    node.meta[_DECISION_KEY] = {"folded": note}
+
+
 def decide_skipped(node: Node, reason: Reason) -> None:
     """Note on a node the reason why it stays in float, unless a row quantizes it."""
     node.meta.setdefault(_DECISION_KEY, {"code": reason.code.value, "detail": reason.detail})
@@ -368,6 +374,8 @@ def _takes_integers(module: GraphModule, node: Node) -> bool:
 def _decision_of(node: Node, quantizer: str) -> tuple[CoverageStatus, str, str, str]:
     """Status, row, code and detail of an operator."""
     decision = node.meta.get(_DECISION_KEY, {})
+    if "folded" in decision:
+        return CoverageStatus.FOLDED, decision["folded"], "", ""
     if "row" in decision:
         return CoverageStatus.QUANTIZED, decision["row"], "", ""
     annotation = node.meta.get(Q_ANNOTATION_KEY)

@@ -5,25 +5,62 @@ from types import MethodType
 import torch
 from torch.fx import GraphModule
 
+from qspec_core._errors import GraphError
 from qspec_core._torch import OpOverload
-from qspec_core.graph import called_operator, graph_modules, replace_argument, require_exported
+from qspec_core.canonical._batch_norm_forms import is_counter
+from qspec_core.graph import argument, argument_names, calls, graph_modules, replace_argument, require_exported
 
-__all__ = ["allow_exported_model_train_eval", "move_exported_model_to_eval", "move_exported_model_to_train"]
+__all__ = [
+    "FROZEN_KEY",
+    "allow_exported_model_train_eval",
+    "move_exported_model_to_eval",
+    "move_exported_model_to_train",
+    "switch_graph",
+]
 
 aten = torch.ops.aten
 _FLAGS: dict[OpOverload, str] = {
     aten.batch_norm.default: "training",
+    aten._native_batch_norm_legit.default: "training",
+    aten._native_batch_norm_legit_functional.default: "training",
+    aten.native_batch_norm.default: "training",
+    aten.cudnn_batch_norm.default: "training",
+    aten.miopen_batch_norm.default: "training",
     aten.dropout.default: "train",
     aten.dropout_.default: "train",
     aten.feature_dropout.default: "train",
     aten.feature_dropout_.default: "train",
     aten.alpha_dropout.default: "train",
     aten.alpha_dropout_.default: "train",
+    aten.feature_alpha_dropout.default: "train",
+    aten.native_dropout.default: "train",
+    aten.rrelu.default: "training",
+    aten.rrelu_.default: "training",
+    aten.lstm.input: "train",
+    aten.gru.input: "train",
+    aten.rnn_tanh.input: "train",
+    aten.rnn_relu.input: "train",
 }
 """Operators that behave differently in training, with the argument that switches them."""
 
+_STATISTICS = ("running_mean", "running_var")
+_EVALUATION_ONLY: dict[OpOverload, OpOverload] = {
+    aten._native_batch_norm_legit_no_training.default: aten._native_batch_norm_legit.default,
+}
+"""Batch norms without an argument that switches them, with the operator that has one. Both give the same results."""
+
+_FIXED: dict[OpOverload, bool] = {
+    aten._batch_norm_with_update.default: True,
+    aten._batch_norm_with_update_functional.default: True,
+    aten._batch_norm_no_update.default: False,
+}
+"""Batch norms that cannot be switched, with the mode that they are in."""
+
 _MODE = "_exported_training"
 """Attribute of a graph module: the mode it was switched to last, True for training. PT2E's name."""
+
+FROZEN_KEY = "qspec_frozen_batch_norms"
+"""Key in the metadata of a graph module: whether its batch norms stay in evaluation mode while it trains."""
 
 
 def move_exported_model_to_eval(model: GraphModule) -> GraphModule:
@@ -32,7 +69,7 @@ def move_exported_model_to_eval(model: GraphModule) -> GraphModule:
     Args:
         model: an exported graph module.
     Returns: the same module.
-    Raises: GraphError: the model is not exported.
+    Raises: GraphError: the model is not exported, or an operator cannot be switched.
     Cost: O(nodes).
     """
     return _switch(require_exported(model, "move_exported_model_to_eval"), False)
@@ -46,7 +83,7 @@ def move_exported_model_to_train(model: GraphModule) -> GraphModule:
     Args:
         model: an exported graph module.
     Returns: the same module.
-    Raises: GraphError: the model is not exported.
+    Raises: GraphError: the model is not exported, or an operator cannot be switched.
     Cost: O(nodes).
     """
     return _switch(require_exported(model, "move_exported_model_to_train"), True)
@@ -77,15 +114,57 @@ def _eval(self: GraphModule) -> GraphModule:
 def _switch(model: GraphModule, training: bool) -> GraphModule:
     if vars(model).get(_MODE) == training:  # a loop that calls train() in every epoch need not generate code again
         return model
-    for _, module in graph_modules(model):
-        switched = False
-        for node in module.graph.nodes:
-            operator = called_operator(node)
-            if operator in _FLAGS:
-                replace_argument(node, _FLAGS[operator], training)
-                switched = True
-        if switched:
-            module.recompile()
+    graphs = [body for _, body in graph_modules(model)]
+    for body in graphs:
+        _require_switchable(body, training)
+    for body in graphs:
+        if switch_graph(body, training):
+            body.recompile()
     model.training = training
     vars(model)[_MODE] = training
     return model
+
+
+def _require_switchable(body: GraphModule, training: bool) -> None:
+    """Raise if an operator of a graph is fixed in the other mode."""
+    for node in calls(body.graph, *_FIXED):
+        if _FIXED[node.target] is not training:  # type: ignore[index]  # calls() found it by them
+            raise GraphError(
+                f"{node.target} cannot be switched to {'training' if training else 'evaluation'}",
+                where=node,
+                found=f"an operator that is in {'evaluation' if training else 'training'} mode always",
+                expected="aten.batch_norm, as torch.export writes it",
+                remedy="export the model again without decomposing it",
+            )
+
+
+def switch_graph(body: GraphModule, training: bool) -> bool:
+    """Switch the operators of one graph. The caller generates code again if anything changed.
+
+    Batch norms that are frozen stay in evaluation. Batches are counted in training only.
+
+    Returns: whether anything changed.
+    """
+    changed = False
+    is_frozen = bool(body.meta.get(FROZEN_KEY))
+    if training:
+        for node in calls(body.graph, *_EVALUATION_ONLY):
+            numbers = [argument(node, name) for name in ("momentum", "eps")]
+            tensors = [argument(node, name) for name in ("input", "weight", "bias", *_STATISTICS)]
+            node.target = _EVALUATION_ONLY[node.target]  # type: ignore[index]  # calls() found it by them
+            node.args, node.kwargs = (*tensors, False, *numbers), {}
+    for node in calls(body.graph, *_FLAGS):
+        name = _FLAGS[node.target]  # type: ignore[index]  # as above
+        is_norm = "running_mean" in argument_names(node.target)  # type: ignore[arg-type]  # as above
+        if is_norm and argument(node, "running_mean") is None:
+            continue  # it uses the statistics of its input in either mode
+        wanted = training and not (is_norm and is_frozen)
+        if argument(node, name) is not wanted:
+            replace_argument(node, name, wanted)
+            changed = True
+    for node in calls(body.graph, aten.add_.Tensor, aten.add.Tensor):
+        step = int(training and not is_frozen)
+        if is_counter(body, argument(node, "self")) and argument(node, "other") in (0, 1) and step != node.args[1]:
+            replace_argument(node, "other", step)
+            changed = True
+    return changed

@@ -13,6 +13,7 @@ from qspec_core._convert._plan import ObserverCall, plan_forms
 from qspec_core._convert._rebuild import ConvertedGraphWriter
 from qspec_core._coverage import COVERAGE_KEY
 from qspec_core._errors import GraphError, SpecError
+from qspec_core._qat import fold_training_form
 from qspec_core._reference import to_reference
 from qspec_core.graph import constant_value, gc_paused, graph_modules, observer_nodes, require_exported
 
@@ -46,6 +47,7 @@ def convert_pt2e(
     _require_flags(use_reference_representation=use_reference_representation, fold_quantize=fold_quantize)
     _require_prepared(require_exported(model, "convert_pt2e"))
     with gc_paused(), torch.no_grad():
+        model = fold_training_form(model)
         if fold_quantize:
             model = fold_observed_expressions(model)
         calls = _observer_calls(model)

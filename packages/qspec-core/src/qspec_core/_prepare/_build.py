@@ -6,20 +6,26 @@ from torch import nn
 from qspec_core._errors import QSpecError, SourceLocation, SpecError
 from qspec_core._sharing import SharingGroup, SharingResolution
 from qspec_core._spec import DerivedQuantizationSpec, EdgeOrNode, FixedQParamsQuantizationSpec, QuantizationSpec
+from qspec_core.fake_quantize import FixedQParamsFakeQuantize
 from qspec_core.graph import tensor_value
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 
 __all__ = ["build_observers"]
 
 
-def build_observers(resolution: SharingResolution) -> dict[EdgeOrNode, nn.Module]:
-    """Build one observer for each group. Every point of a group maps to the group's observer."""
+def build_observers(resolution: SharingResolution, *, is_qat: bool = False) -> dict[EdgeOrNode, nn.Module]:
+    """Build one observer for each group. Every point of a group maps to the group's observer.
+
+    Args:
+        resolution: the groups of a graph.
+        is_qat: points with fixed scale and zero point are rounded, for training.
+    """
     made: dict[int, nn.Module] = {}
     for index in resolution.order:
         group = resolution.groups[index]
         place = _place(group)
         try:
-            made[index] = _build(group, [made[source] for source in group.derived_from])
+            made[index] = _build(group, [made[source] for source in group.derived_from], is_qat)
             _move(made[index], group)
         except Exception as error:  # a constructor is its author's code, and may raise anything
             raise _not_built(error, place) from error
@@ -27,14 +33,18 @@ def build_observers(resolution: SharingResolution) -> dict[EdgeOrNode, nn.Module
     return {point: made[group.index] for group in resolution.groups for point in group.points}
 
 
-def _build(group: SharingGroup, sources: list[nn.Module]) -> nn.Module:
+def _build(group: SharingGroup, sources: list[nn.Module], is_qat: bool) -> nn.Module:
     spec = group.spec
     if isinstance(spec, QuantizationSpec):
         return build_observer(spec)
     if isinstance(spec, FixedQParamsQuantizationSpec):
         low, high = (int(limit) for limit in spec.range) if spec.range is not None else (None, None)
         qscheme = torch.per_tensor_affine if spec.qscheme is None else spec.qscheme
-        return FixedQParamsObserver(spec.scale, spec.zero_point, spec.dtype, qscheme, low, high)
+        limits = {"quant_min": low, "quant_max": high}
+        fixed = FixedQParamsObserver.with_args(
+            scale=spec.scale, zero_point=spec.zero_point, dtype=spec.dtype, qscheme=qscheme, **limits
+        )
+        return FixedQParamsFakeQuantize(fixed) if is_qat else fixed()
     if isinstance(spec, DerivedQuantizationSpec):
         fields = {name: getattr(spec, name) for name in ("dtype", "quant_min", "quant_max", "qscheme", "ch_axis")}
         return DerivedObserverOrFakeQuantize(obs_or_fqs=sources, derive_qparams_fn=spec.derive_qparams_fn, **fields)

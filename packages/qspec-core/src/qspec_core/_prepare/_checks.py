@@ -12,7 +12,14 @@ from qspec_core._errors import AnnotationError, GraphError, NothingQuantizedErro
 from qspec_core._spec import Q_ANNOTATION_KEY, QuantizationAnnotation
 from qspec_core.graph import argument, calls, graph_modules, is_call, is_float, model_is_exported, require_no_observers
 
-__all__ = ["require_fresh", "require_observers", "require_quantizer", "require_some", "require_tensors"]
+__all__ = [
+    "require_fresh",
+    "require_in_evaluation",
+    "require_observers",
+    "require_quantizer",
+    "require_some",
+    "require_tensors",
+]
 
 aten = torch.ops.aten
 
@@ -22,7 +29,7 @@ _DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_drop
 
 
 def require_fresh(model: GraphModule) -> None:
-    """Raise unless the graph came from an export in evaluation mode and holds no observers yet."""
+    """Raise unless the graph was made by `torch.export` and holds no observers yet."""
     require_no_observers(
         model,
         "the model is prepared already",
@@ -36,6 +43,10 @@ def require_fresh(model: GraphModule) -> None:
             expected="torch.export.export(model.eval(), example_inputs).module()",
             remedy="export the model instead of tracing it symbolically",
         )
+
+
+def require_in_evaluation(model: GraphModule) -> None:
+    """Raise if a batch norm or dropout was traced in training mode."""
     for node in (
         node for _, body in graph_modules(model) for node in calls(body.graph, *_DROPOUTS, aten.batch_norm.default)
     ):
@@ -46,16 +57,16 @@ def require_fresh(model: GraphModule) -> None:
                 where=node,
                 found=f"{flag}=True",
                 expected=f"{flag}=False",
-                remedy="call model.eval() before torch.export.export",
+                remedy="call model.eval() before torch.export.export; to train, use prepare_qat_pt2e",
             )
 
 
-def require_quantizer(quantizer: object) -> None:
+def require_quantizer(quantizer: object, step: str) -> None:
     """Raise unless the object has the methods of a quantizer and is an instance."""
     missing = [step for step in _STEPS if not callable(getattr(quantizer, step, None))]
     if missing or isinstance(quantizer, type):
         raise AnnotationError(
-            "prepare_pt2e takes a quantizer as its second argument",
+            f"{step} takes a quantizer as its second argument",
             found=f"the class {quantizer.__name__}" if isinstance(quantizer, type) else repr(quantizer),
             expected=f"a Quantizer{', which has ' + ', '.join(missing) if missing else ''}",
             remedy="make an instance of a quantizer and give it its configuration: XQuantizer().set_global(config)",

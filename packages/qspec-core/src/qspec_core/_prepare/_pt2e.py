@@ -1,5 +1,7 @@
 """`prepare_pt2e`: copy an exported graph, annotate it, and insert observers."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -9,6 +11,7 @@ from qspec_core._prepare._adopt import adopt_annotations
 from qspec_core._prepare._build import build_observers
 from qspec_core._prepare._checks import (
     require_fresh,
+    require_in_evaluation,
     require_observers,
     require_quantizer,
     require_some,
@@ -30,7 +33,7 @@ from qspec_core.graph import (
 from qspec_core.graph._mutation import STATE_KEY, mutated_attributes
 from qspec_core.graph._sinking import sink_constants
 
-__all__ = ["prepare_pt2e"]
+__all__ = ["annotate_graphs", "insert_into_graphs", "prepare_pt2e"]
 
 
 def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool = False) -> GraphModule:
@@ -54,26 +57,55 @@ def prepare_pt2e(model: GraphModule, quantizer: Quantizer, *, allow_empty: bool 
     Cost: O(nodes + edges).
     """
     require_fresh(require_exported(model, "prepare_pt2e"))
-    require_quantizer(quantizer)
+    require_in_evaluation(model)
+    require_quantizer(quantizer, "prepare_pt2e")
     with gc_paused():
         prepared = copy_graph_module(model)
         original = operators(prepared)
         sink_constants(prepared)
-        prepared = _annotate(prepared, quantizer)
         for _, body in graph_modules(prepared):
-            require_tensors(body)
-        quantizer.validate(prepared)
-        found = record_coverage(prepared, original, type(quantizer).__name__)
-        if getattr(quantizer, "has_configuration", False) and not allow_empty:
-            require_some(found)
-        plans = [(body, build_observers(resolve_sharing(body.graph))) for _, body in graph_modules(prepared)]
-        for body, observers in plans:
-            quantizer.prepare_obs_or_fq_callback(body, observers)
-            require_observers(body, observers)
-            insert_observers(body, observers)
-            _keep_state(body)
+            fold_weights(body)
+            fold_batch_norms(body)
+        prepared = annotate_graphs(prepared, quantizer, original, allow_empty=allow_empty)
+        insert_into_graphs(prepared, quantizer, is_qat=False)
+        for _, body in graph_modules(prepared):
             body.recompile()
     return prepared
+
+
+def annotate_graphs(
+    module: GraphModule, quantizer: Quantizer, original: Mapping[str, tuple[str, str]], *, allow_empty: bool
+) -> GraphModule:
+    """Transform and annotate an owned graph and the bodies in it, check the annotations, and record the coverage.
+
+    Args:
+        module: an owned graph module in which constants are attributes.
+        quantizer: annotates it.
+        original: `operators` of the graph before any pass folded operators.
+        allow_empty: accept a quantizer that has a configuration and matches nothing.
+    Returns: the module, or the one that the quantizer made of it.
+    """
+    module = _annotate(module, quantizer)
+    for _, body in graph_modules(module):
+        require_tensors(body)
+    quantizer.validate(module)
+    found = record_coverage(module, original, type(quantizer).__name__)
+    if getattr(quantizer, "has_configuration", False) and not allow_empty:
+        require_some(found)
+    return module
+
+
+def insert_into_graphs(module: GraphModule, quantizer: Quantizer, *, is_qat: bool) -> None:
+    """Build the observers of an annotated graph and of the bodies in it, let the quantizer edit them, and insert them.
+
+    Code is not generated again.
+    """
+    plans = [(body, build_observers(resolve_sharing(body.graph), is_qat=is_qat)) for _, body in graph_modules(module)]
+    for body, observers in plans:
+        quantizer.prepare_obs_or_fq_callback(body, observers)
+        require_observers(body, observers)
+        insert_observers(body, observers)
+        _keep_state(body)
 
 
 def _keep_state(body: GraphModule) -> None:
@@ -85,9 +117,7 @@ def _keep_state(body: GraphModule) -> None:
 
 
 def _annotate(module: GraphModule, quantizer: Quantizer) -> GraphModule:
-    """Fold, transform and annotate a graph, and each body in it as a graph of its own."""
-    fold_weights(module)
-    fold_batch_norms(module)
+    """Transform and annotate a graph, and each body in it as a graph of its own."""
     module = quantizer.transform_for_annotation(module)
     if not isinstance(module, GraphModule):
         raise AnnotationError(

@@ -1,6 +1,6 @@
 """The quantizer of a pattern table: rows decide which operators are annotated, selectors decide with which specs."""
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Self
 
@@ -11,6 +11,7 @@ from qspec_core import ops
 from qspec_core._coverage import decide_quantized, decide_skipped
 from qspec_core._quantizer._base import Quantizer, annotate_input_qspec_map, annotate_output_qspec
 from qspec_core._quantizer._config import QuantizationConfig
+from qspec_core._quantizer._evaluation_form import evaluation_form
 from qspec_core._quantizer._islands import choose_joins, ends_in_float_sum, tensors_of_common_range
 from qspec_core._quantizer._selection import Rule, RuleKind, Selection
 from qspec_core._spec import Q_ANNOTATION_KEY, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
@@ -20,6 +21,7 @@ from qspec_core.graph import called_operator, computes_float, constant_value, gr
 from qspec_core.patterns import (
     Flow,
     Match,
+    Matching,
     Mode,
     Operand,
     OtherRole,
@@ -107,7 +109,22 @@ class TableQuantizer(Quantizer):
                 configs[match.anchor] = chosen
             return reason
 
-        matching = match_rows(model.graph, self.table.rows, accept=accept, admit=admit)
+        with evaluation_form(model):
+            matching = match_rows(model.graph, self.table.rows, accept=accept, admit=admit)
+            self._annotate_matching(model, matching, configs)
+        return model
+
+    def validate(self, model: GraphModule) -> None:
+        """Check that every selector matches something in the model and the bodies in it.
+
+        Raises: SelectorError: a selector matches nothing.
+        """
+        self._selection.require_matches(module for _, module in graph_modules(model))
+
+    def _annotate_matching(
+        self, model: GraphModule, matching: Matching, configs: Mapping[Node, QuantizationConfig]
+    ) -> None:
+        """Choose the matches that run in integers, annotate them, and note why every other operator does not."""
         starts = [match for match in matching.matches if match.row.flow is Flow.STARTS]
         # A lookup in a table of integers has no activations, and its result is float.
         static = [m for m in starts if m.row.activations and configs[m.anchor].mode is Mode.STATIC]
@@ -118,14 +135,6 @@ class TableQuantizer(Quantizer):
         if self.table.outputs is Outputs.DEMAND:
             _keep_ranges_apart(static, tensors_of_common_range(joins))
         self._note_skipped(model, {**matching.declined, **reasons})
-        return model
-
-    def validate(self, model: GraphModule) -> None:
-        """Check that every selector matches something in the model and the bodies in it.
-
-        Raises: SelectorError: a selector matches nothing.
-        """
-        self._selection.require_matches(module for _, module in graph_modules(model))
 
     def _annotate_match(self, match: Match, config: QuantizationConfig) -> None:
         first: tuple[Node, Node] | None = None

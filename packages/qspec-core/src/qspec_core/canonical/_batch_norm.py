@@ -20,14 +20,14 @@ from qspec_core.graph import (
 )
 from qspec_core.graph._layers import LAYERS, TRANSPOSED
 
-__all__ = ["fold_batch_norms"]
+__all__ = ["Affine", "affine_of", "fold_batch_norms", "is_transposed", "scale_channels", "scales_channels"]
 
 aten = torch.ops.aten
 _BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """A batch norm in evaluation mode as `y = x * factor + offset`, per channel, in float64."""
 
     factor: Tensor
@@ -53,14 +53,14 @@ def fold_batch_norms(module: GraphModule) -> None:
         layer, passed = _layer_before(norm)
         if is_call(norm, aten.batch_norm.default) and argument(norm, "training"):
             continue
-        if not is_call(layer, *LAYERS) or len(layer.users) != 1 or not _scales_channels(layer):
+        if not is_call(layer, *LAYERS) or len(layer.users) != 1 or not scales_channels(layer):
             continue
-        affine = _affine(module, norm)
+        affine = affine_of(module, norm)
         weight, bias = argument(layer, "weight"), argument(layer, "bias")
         weight_value, bias_value = constant_value(module, weight), constant_value(module, bias)
         if affine is None or weight_value is None or (bias is not None and bias_value is None):
             continue
-        new_weight = _scaled(layer, weight_value, affine.factor)
+        new_weight = scale_channels(layer, weight_value, affine.factor)
         offset = affine.offset if bias_value is None else affine.offset + bias_value.double() * affine.factor
         _set_constant(module, layer, "weight", weight, new_weight, readers, tensor_value(weight))
         fake_bias = tensor_value(argument(norm, "running_mean"))
@@ -80,7 +80,7 @@ def _layer_before(norm: Node) -> tuple[Node, list[Node]]:
     return source, passed
 
 
-def _scales_channels(layer: Node) -> bool:
+def scales_channels(layer: Node) -> bool:
     """Whether dimension 1, which a batch norm scales, holds the layer's output channels.
 
     It does for a linear layer with inputs of rank 2, and for a convolution with a batch dimension: the result then has
@@ -90,7 +90,15 @@ def _scales_channels(layer: Node) -> bool:
     return value is not None and held is not None and value.dim() == held.dim()
 
 
-def _affine(module: GraphModule, norm: Node) -> _Affine | None:
+def is_transposed(layer: Node) -> bool:
+    """Whether a layer is a transposed convolution, whose weight has its output channels in dimension 1."""
+    if is_call(layer, aten.convolution.default):
+        return bool(argument(layer, "transposed"))
+    return is_call(layer, *TRANSPOSED)
+
+
+def affine_of(module: GraphModule, norm: Node) -> Affine | None:
+    """A batch norm in evaluation mode; None if its parameters are not constants or it has no running statistics."""
     values: dict[str, Tensor | None] = {}
     for name in ("weight", "bias", "running_mean", "running_var"):
         node = argument(norm, name)
@@ -106,16 +114,13 @@ def _affine(module: GraphModule, norm: Node) -> _Affine | None:
     offset = -mean.detach().double() * factor
     if values["bias"] is not None:
         offset = offset + values["bias"].detach().double()
-    return _Affine(factor, offset)
+    return Affine(factor, offset)
 
 
-def _scaled(layer: Node, weight: Tensor, factor: Tensor) -> Tensor:
+def scale_channels(layer: Node, weight: Tensor, factor: Tensor) -> Tensor:
     """Weight times the factor of its output channel."""
     value = weight.detach().double()
-    transposed = is_call(layer, *TRANSPOSED) or (
-        is_call(layer, aten.convolution.default) and argument(layer, "transposed")
-    )
-    if transposed:
+    if is_transposed(layer):
         groups = argument(layer, "groups")
         tail = value.shape[2:]
         # (in, out / groups, kernel...) -> (groups, in / groups, out / groups, kernel...)

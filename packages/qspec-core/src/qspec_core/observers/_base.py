@@ -261,7 +261,8 @@ def reject_not_finite(x: Tensor, where: SourceLocation | None) -> None:
         where=where,
         found=f"{int(torch.isnan(x).sum())} NaN, {int(torch.isinf(x).sum())} infinite, shape {tuple(x.shape)}",
         expected="finite values",
-        remedy="check the calibration data, and that the float model gives finite values on it",
+        remedy="check the calibration data, and that the float model gives finite values on it; in training, lower "
+        "the learning rate or clip the gradients",
     )
 
 
