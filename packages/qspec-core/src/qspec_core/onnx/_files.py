@@ -1,0 +1,57 @@
+"""Files: written as a whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from qspec_core.onnx._errors import OnnxExportError
+from qspec_core.onnx._libraries import library
+
+__all__ = ["require_writable", "write_model"]
+
+_LARGEST = 2**31 - 2**26
+"""Bytes of constants in one file: protobuf reads at most 2 GiB, and nodes and names need some of them."""
+
+
+def require_writable(path: Path) -> Path:
+    """The path itself, if a file can be written there.
+
+    Raises: OnnxExportError: it cannot.
+    """
+    folder = path.parent
+    if path.is_dir():
+        problem = "it is a folder"
+    elif not folder.is_dir():
+        problem = f"the folder {folder.absolute()} does not exist"
+    elif not os.access(folder, os.W_OK):
+        problem = f"no permission to write to {folder.absolute()}"
+    else:
+        return path
+    raise OnnxExportError(
+        f"{path} cannot be written",
+        found=problem,
+        expected="a file in a folder that exists",
+        remedy="create the folder first, or pass another path",
+    )
+
+
+def write_model(model: Any, path: Path) -> None:  # an onnx_ir.Model
+    """Write a model into a temporary folder beside the path, then move it to the path."""
+    ir = library("onnx_ir")
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        external = f"{path.name}.data" if size > _LARGEST else None
+        ir.save(model, folder / path.name, external_data=external)
+        for written in sorted(folder.iterdir(), reverse=True):  # the data first: the model names it
+            os.replace(written, path.parent / written.name)
+    except OSError as error:
+        raise OnnxExportError(
+            f"{path} cannot be written",
+            found=f"{type(error).__name__}: {error}",
+            remedy="free space on the disk, or pass another path",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
