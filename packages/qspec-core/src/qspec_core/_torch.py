@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.traceback import NodeSource, NodeSourceAction
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from qspec_core._errors import ExportError, TrainingModeError
 
@@ -27,10 +27,12 @@ __all__ = [
     "evaluate_size",
     "forbid_mode_switch",
     "forbid_pickling",
+    "has_vnni",
     "history_after",
     "is_unlifted",
     "load_quantized_decomposed",
     "move_codegen",
+    "output_keys",
     "return_one_value",
     "schema_of",
     "size_hint",
@@ -226,3 +228,23 @@ def evaluate_size(size: torch.SymInt, symbols: Mapping[str, int]) -> int:
     """A symbolic size as a number, for these values of its symbols."""
     expression = size.node.expr
     return int(expression.subs({symbol: symbols.get(str(symbol), symbol) for symbol in expression.free_symbols}))
+
+
+def has_vnni() -> bool:
+    """Whether this CPU sums products of uint8 and int8 in 32 bits. Torch has no public way to ask."""
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def output_keys(program: torch.export.ExportedProgram) -> list[list[str]]:
+    """For each result of a program, the keys, names and indices that lead to it in what the model returns."""
+    spec = program.call_spec.out_spec
+    if spec is None:
+        return [[]]
+    paths, _ = tree_flatten_with_path(tree_unflatten(list(range(spec.num_leaves)), spec))
+    return [[_key(part) for part in path] for path, _ in paths]
+
+
+def _key(part: object) -> str:
+    """The key of a dictionary, the name of a field or the index of a list, in a path of torch's trees."""
+    found = (getattr(part, name) for name in ("key", "name", "idx") if hasattr(part, name))
+    return str(next(found, part))

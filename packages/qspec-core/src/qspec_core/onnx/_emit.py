@@ -6,12 +6,12 @@ from typing import Any
 from qspec_core.onnx._errors import OnnxExportError
 from qspec_core.onnx._libraries import library
 
-__all__ = ["FLOAT8", "Emitter"]
+__all__ = ["FLOAT8", "RANGES", "Emitter"]
 
 Value = Any  # onnx_ir.Value, a number, or an onnx_ir.DataType: none has types here
 
 FLOAT8 = ("FLOAT8E4M3FN", "FLOAT8E5M2")
-_RANGES = {
+RANGES = {
     "INT8": (-128, 127),
     "UINT8": (0, 255),
     "INT16": (-32768, 32767),
@@ -57,7 +57,7 @@ class Emitter:
 
     def range_of(self, dtype: Value) -> tuple[int, int] | None:
         """Smallest and largest integer of a dtype; None for float8."""
-        return _RANGES.get(self.name(dtype))
+        return RANGES.get(self.name(dtype))
 
     def typed(self, value: Value, dtype: Value) -> Value:
         """The same value, with its dtype noted. Casts read it."""
@@ -159,7 +159,7 @@ class Emitter:
         four = _FOUR_BITS.get(self.name(dtype))
         if four is None or self._opset < _WIDE_SINCE or self._constant_of(integers) is None:
             return dtype
-        low, high = _RANGES[four]
+        low, high = RANGES[four]
         return self.dtype(four) if low <= limits[0] and limits[1] <= high else dtype
 
     def keep(self, integers: Value) -> None:

@@ -15,7 +15,7 @@ from qspec_core.lowering import require_converted
 from qspec_core.onnx._errors import OnnxExportError
 from qspec_core.onnx._files import require_writable, write_model
 from qspec_core.onnx._libraries import library, quiet_exporter
-from qspec_core.onnx._names import name_model, output_names
+from qspec_core.onnx._names import name_model, output_names, renamed_sizes
 from qspec_core.onnx._profiles import profile_of
 from qspec_core.onnx._rewrite import fold_integers, optimize, set_versions
 from qspec_core.onnx._translate import Translator
@@ -67,7 +67,9 @@ def to_onnx(
             spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name != "USER_INPUT"
         )
         translator = Translator(number, chosen, constants)
-        model = _translated(program, translator, number)
+        exported = _translated(program, translator, number)
+        exported.rename_axes(renamed_sizes(exported.model, example_inputs, dynamic_shapes))
+        model = exported.model
         fold_integers(model)
         optimize(model, translator.kept)
         set_versions(model, number)
@@ -77,7 +79,7 @@ def to_onnx(
 
 
 def _opset(opset: int | None) -> int:
-    number = _DEFAULT_OPSET if opset is None else opset
+    number: object = _DEFAULT_OPSET if opset is None else opset
     if not isinstance(number, int) or not OLDEST_OPSET <= number <= NEWEST_OPSET:
         raise OnnxExportError(
             f"opset {opset} cannot be written",
@@ -116,14 +118,14 @@ def _exported(graph: GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) 
         ) from error
 
 
-def _translated(program: torch.export.ExportedProgram, translator: Translator, opset: int) -> Any:  # onnx_ir.Model
+def _translated(program: torch.export.ExportedProgram, translator: Translator, opset: int) -> torch.onnx.ONNXProgram:
     try:
         with gc_paused(), quiet_exporter():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                custom_translation_table=dict(translator.table()),
+                custom_translation_table=translator.table(),
                 optimize=False,
                 verbose=False,
             )
@@ -140,7 +142,7 @@ def _translated(program: torch.export.ExportedProgram, translator: Translator, o
         ) from error
     if exported is None:
         raise OnnxExportError("torch.onnx.export returned nothing", remedy="check the version of torch")
-    return exported.model
+    return exported
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qspec_core.onnx._errors import OnnxExportError
+from qspec_core.onnx._errors import OnnxCheckError, OnnxExportError
 from qspec_core.onnx._libraries import library
 
-__all__ = ["require_writable", "write_model"]
+__all__ = ["read_model", "require_writable", "write_model"]
 
 _LARGEST = 2**31 - 2**26
 """Bytes of constants in one file: protobuf reads at most 2 GiB, and nodes and names need some of them."""
@@ -55,3 +55,27 @@ def write_model(model: Any, path: Path) -> None:  # an onnx_ir.Model
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_model(path: Path) -> Any:  # an onnx_ir.Model
+    """Read a model; its constants are read when they are asked for.
+
+    Raises: OnnxCheckError: there is no such file, or it is no ONNX model.
+    """
+    try:
+        model = library("onnx_ir").load(path)
+    except Exception as error:  # protobuf raises types of its own
+        raise OnnxCheckError(
+            f"{path} is not an ONNX model that can be read",
+            found=f"{type(error).__name__}: {error}",
+            expected="a whole file, with its data file beside it if it has one",
+            remedy="write it again with to_onnx",
+        ) from error
+    if not model.graph.outputs:
+        raise OnnxCheckError(
+            f"{path} holds no model",
+            found=f"{path.stat().st_size} bytes, {len(model.graph)} nodes, no outputs",
+            expected="a whole ONNX file",
+            remedy="write it again with to_onnx",
+        )
+    return model

@@ -1,17 +1,19 @@
 """Names in the file: those of the user's model, as far as it has them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from qspec_core import ops
 from qspec_core._errors import module_path
+from qspec_core._torch import output_keys
 from qspec_core.graph import argument, argument_names, called_operator, graph_modules
 from qspec_core.onnx._libraries import library
 
-__all__ = ["MODULE_KEY", "NODE_KEY", "name_model", "output_names", "weight_names"]
+__all__ = ["MODULE_KEY", "NODE_KEY", "name_model", "output_names", "renamed_sizes", "weight_names"]
 
 Model = Any  # onnx_ir.Model, which has no types here
 NODE_KEY, MODULE_KEY = "qspec.node", "qspec.module"
@@ -55,17 +57,34 @@ def argument_or_none(node: Node, name: str) -> Any:  # as `argument`
 
 def output_names(program: torch.export.ExportedProgram) -> list[str]:
     """A name for each output: its keys in what the model returns, else `output` with a number."""
-    spec = program.call_spec.out_spec
-    count = 1 if spec is None else spec.num_leaves
-    if spec is None:
-        return ["output"]
-    tree = torch.utils._pytree.tree_unflatten(list(range(count)), spec)
-    paths, _ = torch.utils._pytree.tree_flatten_with_path(tree)
-    names = [".".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
-             for path, _ in paths]
+    names = [".".join(parts) for parts in output_keys(program)]
     taken = {node.name for node in program.graph.nodes if node.op == "placeholder"}
     made = [f"output_{name}" if name[:1].isdigit() else name or "output" for name in names]
     return [f"{name}_out" if name in taken else name for name in made]
+
+
+def size_names(inputs: Any, dynamic_shapes: Any) -> Iterator[Mapping[int, str]]:  # as torch.export takes them
+    """The names that the user gave to sizes of each input tensor, by dimension."""
+    if isinstance(inputs, Tensor):
+        sizes = dict(enumerate(dynamic_shapes)) if isinstance(dynamic_shapes, list | tuple) else dynamic_shapes or {}
+        names = {index: getattr(size, "__name__", size) for index, size in sizes.items()}
+        yield {index: name for index, name in names.items() if isinstance(name, str)}
+    elif isinstance(inputs, list | tuple):
+        values = dynamic_shapes.values() if isinstance(dynamic_shapes, dict) else dynamic_shapes
+        specs = [None] * len(inputs) if values is None else list(values)
+        for value, spec in zip(inputs, specs, strict=False):
+            yield from size_names(value, spec)
+    elif isinstance(inputs, dict):
+        for key, value in inputs.items():
+            yield from size_names(value, None if dynamic_shapes is None else dynamic_shapes.get(key))
+
+
+def renamed_sizes(model: Model, inputs: Any, dynamic_shapes: Any) -> dict[Any, str]:  # as in size_names
+    """The user's name of each symbol in the shapes of a model's inputs."""
+    found: dict[Any, str] = {}
+    for value, names in zip(model.graph.inputs, size_names(inputs, dynamic_shapes), strict=False):
+        found |= {value.shape[index]: name for index, name in names.items() if not isinstance(value.shape[index], int)}
+    return found
 
 
 def name_model(model: Model, converted: GraphModule, outputs: Iterable[str]) -> None:
@@ -77,7 +96,7 @@ def name_model(model: Model, converted: GraphModule, outputs: Iterable[str]) -> 
     graph = model.graph
     graph.metadata_props.clear()
     _name_nodes(model, {node.name for _, body in graph_modules(converted) for node in body.graph.nodes})
-    _name_constants(graph, weight_names(converted))
+    _name_constants(model, weight_names(converted))
     used = {value.name for node in _nodes(model) for value in node.outputs}
     for value, name in zip(graph.outputs, outputs, strict=True):
         if value.producer() is not None and name not in used:
@@ -123,21 +142,51 @@ def _origin(node: Any, known: set[str]) -> str | None:
     return None
 
 
-def _name_constants(graph: Any, names: dict[str, str]) -> None:
+def _name_constants(model: Model, names: dict[str, str]) -> None:
     """Name integers by their place in the model, and the parameters of every quantized tensor after it."""
+    graph = model.graph
     for value in list(graph.initializers.values()):
         value.metadata_props.clear()
         if value.name in names and names[value.name] not in graph.initializers:
             value.name = names[value.name]
-    for node in graph:
+    given: set[str] = set()
+    for node in _nodes(model):
         if node.op_type not in ("QuantizeLinear", _DEQUANTIZES):
             continue
-        base = (node.outputs if node.op_type == "QuantizeLinear" else node.inputs)[0].name
-        for value, what in zip(node.inputs[1:], ("scale", "zero_point"), strict=False):
-            if value is not None and value.name in graph.initializers and value.name.startswith(("val_", "_")):
-                name = f"{base}.{what}"
-                if name not in graph.initializers:
-                    value.name = name
+        base = _integers(node).name
+        for index, what in enumerate(("scale", "zero_point"), start=1):
+            value = node.inputs[index] if index < len(node.inputs) else None
+            if value is not None and value.name in graph.initializers:
+                _name_parameter(graph, node, index, f"{base}.{what}", given)
+
+
+def _integers(node: Any) -> Any:  # onnx_ir.Node and onnx_ir.Value
+    """The tensor of integers of a QuantizeLinear, after the Clip that narrows it, or of a DequantizeLinear."""
+    if node.op_type == _DEQUANTIZES:
+        return node.inputs[0]
+    readers = [usage[0] for usage in node.outputs[0].uses()]
+    return readers[0].outputs[0] if len(readers) == 1 and readers[0].op_type == "Clip" else node.outputs[0]
+
+
+def _name_parameter(graph: Any, node: Any, index: int, name: str, given: set[str]) -> None:
+    """Name a scale or zero point after its tensor. Each tensor gets its own.
+
+    ONNX Runtime 1.31 does not start with kernels that do not saturate if two weights share a zero point.
+    """
+    value = node.inputs[index]
+    if name in given:
+        node.replace_input_with(index, graph.initializers[name])
+    elif value.name not in given and name not in graph.initializers:
+        value.name = name
+        given.add(name)
+    elif name not in graph.initializers:
+        ir = library("onnx_ir")
+        array, dtype = value.const_value.numpy(), value.const_value.dtype
+        stored = ir.tensor(array, dtype=dtype, name=name)
+        own = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=stored)
+        graph.register_initializer(own)
+        node.replace_input_with(index, own)
+        given.add(name)
 
 
 def _unique(name: str, names: set[str]) -> str:

@@ -28,9 +28,9 @@ def fold_integers(model: Model) -> None:
     ir = library("onnx_ir")
     for node in list(graph):
         source = node.inputs[0] if node.inputs else None
-        constant = None if source is None or source.producer() is not None else source.const_value
-        if constant is None or source.name not in graph.initializers:
+        if source is None or source.const_value is None or source.name not in graph.initializers:
             continue
+        constant = source.const_value
         if node.op_type == "Cast" and ir.DataType(node.attributes["to"].as_int()).name in _FOUR_BITS:
             dtype = ir.DataType(node.attributes["to"].as_int())
             _replace(model, node, constant.numpy().astype(dtype.numpy()), dtype)

@@ -60,7 +60,7 @@ class Translator:
         """Placeholders of constants that arithmetic dequantizes, and that no constant folding may turn into floats."""
         return self._emit.kept
 
-    def table(self) -> Mapping[OpOverload, Callable[..., Any]]:
+    def table(self) -> dict[Callable[..., Any], Callable[..., Any]]:
         """The translation of each operator. torch sets an attribute on each, which a method does not take."""
         return {operator: partial(method) for operator, method in self._methods().items()}
 
@@ -336,5 +336,3 @@ def _group_size(x: Value, scales: Value, group_size: int) -> int:
     """Size of a group. A group larger than a row, with one scale for each row, is the whole row."""
     columns = x.shape[-1]
     return columns if group_size > columns and scales.shape[-1] == 1 else group_size
-
-
