@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qspec_core import SpecError
+from qspec_core.observers import ObserverBase, build_observer
 from qspec_xnnpack import get_symmetric_quantization_config
 
 
@@ -31,6 +32,20 @@ def test_dynamic_configuration_leaves_outputs_in_float() -> None:
     assert config.input_activation is not None
     assert config.input_activation.is_dynamic
     assert config.output_activation is None
+
+
+def test_a_static_observer_knows_the_spread_of_its_values() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(300) * 3 + 7, torch.rand(20, 5) - 40, torch.randn(1)]
+    spec = get_symmetric_quantization_config().input_activation
+    assert spec is not None
+    observer = build_observer(spec)
+    assert isinstance(observer, ObserverBase)
+    assert observer.spread is None
+    for batch in batches:
+        observer(batch)
+    whole = torch.cat([batch.flatten() for batch in batches])
+    assert observer.spread == pytest.approx(float(whole.std(correction=0)), rel=1e-5)
 
 
 @pytest.mark.parametrize(

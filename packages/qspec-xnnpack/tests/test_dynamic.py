@@ -56,6 +56,9 @@ def test_linear_layers_between_floats_are_dynamic() -> None:
     static.set_global(get_symmetric_quantization_config(is_per_channel=True))
     other = qspec.quantize(model, (x,), calibration=[(x,)], backend=BACKEND, quantizer=static)
     assert dynamic_layers(other) == [False, False]
+    assert [e.remarks for e in result.coverage.layers] == [("dynamic, between float operators",)] * 2
+    assert [e.remarks for e in other.coverage.layers] == [(), ()]
+    assert "  2 x aten.linear.default: quantized, dynamic, between float operators" in str(result.coverage)
     with torch.no_grad():
         # Without the outlier, which any range holds.
         real, found, less = (run(x)[:, 1:] for run in (model, lowered(result), lowered(other)))

@@ -4,7 +4,7 @@ from qspec_core._agreement import LoweringCheck
 from qspec_core._api import ProgressCallback, Result, quantize
 from qspec_core._calibration import CalibrationBatch, calibrate
 from qspec_core._checked import DivergenceWarning, lower
-from qspec_core._convert import convert_pt2e
+from qspec_core._convert import WideRangeWarning, convert_pt2e
 from qspec_core._coverage import Coverage, CoverageEntry, CoverageStatus, coverage
 from qspec_core._errors import (
     AnnotationError,
@@ -141,6 +141,7 @@ __all__ = [
     "TableQuantizer",
     "TrainingModeError",
     "UniformQuantizationObserverBase",
+    "WideRangeWarning",
     "WrapperModule",
     "allow_exported_model_train_eval",
     "annotate_input_qspec_map",

@@ -212,7 +212,7 @@ def test_wrong_integers_fail() -> None:
 def test_coverage_that_json_changes_fails() -> None:
     probe, converted, _ = quantized_probe()
     check_coverage(converted, probe.plan)
-    converted.meta[COVERAGE_KEY]["entries"][0]["detail"] = ("a", "tuple")
+    converted.meta[COVERAGE_KEY]["entries"][0]["code"] = ("a", "tuple")
     with pytest.raises(ConformanceError, match="does not survive JSON"):
         check_coverage(converted, probe.plan)
 

@@ -1,5 +1,6 @@
 """Configurations that XNNPACK's kernels take."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -31,7 +32,37 @@ _GROUPS = 32
 
 
 class ActivationObserver(MinMaxObserver):
-    """Range from the smallest to the largest value seen; a scale of 2**-12 if all were 0."""
+    """Range from the smallest to the largest value seen; a scale of 2**-12 if all were 0.
+
+    It also keeps the mean and the spread of the values, for the coverage. They are no buffers: a saved observer loses
+    them.
+    """
+
+    _moments: tuple[int, float, float] = (0, 0.0, 0.0)
+    """Number of values, their mean, and the sum of the squares of their distances from it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe `x`, of any shape; return it."""
+        super().forward(x)
+        if x.numel():
+            variance, mean = (v.item() for v in torch.var_mean(x.detach().float(), dim=None, correction=0))
+            count, before, squares = self._moments
+            total, added = count + x.numel(), x.numel()
+            # Moments of two sets joined: Chan, Golub, LeVeque, "Updating formulae", 1979, equations 2.1.
+            squares += variance * added + (mean - before) ** 2 * count * added / total
+            self._moments = total, before + (mean - before) * added / total, squares
+        return x
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of all values seen; None before any."""
+        count, _, squares = self._moments
+        return math.sqrt(squares / count) if count else None
+
+    def reset_min_max_vals(self) -> None:
+        """Forget what was observed."""
+        super().reset_min_max_vals()
+        self._moments = 0, 0.0, 0.0
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, of shape (1,)."""

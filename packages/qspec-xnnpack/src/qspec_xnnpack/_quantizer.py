@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import QuantizationConfig, TableQuantizer
 from qspec_core.graph import copy_graph_module
-from qspec_core.patterns import Flow, Reason, ReasonCode
+from qspec_core.patterns import Flow, Mode, Reason, ReasonCode
 from qspec_xnnpack._config import fit
 from qspec_xnnpack._dynamic import dynamic_form, linear_between_floats, separate_dynamic_convolutions
 from qspec_xnnpack._lowering._forms import numbers_to_tensors, to_delegate_form
@@ -60,6 +60,12 @@ class XNNPACKQuantizer(TableQuantizer):
         if isinstance(chosen, QuantizationConfig) and anchor.name in self._between_floats:
             return dynamic_form(chosen)
         return chosen
+
+    def remark_on(self, anchor: Node) -> str:
+        """Say of a linear layer between float operators that it is dynamic in a static model."""
+        chosen = self.config_of(anchor) if anchor.name in self._between_floats else None
+        is_dynamic = isinstance(chosen, QuantizationConfig) and chosen.mode is Mode.DYNAMIC
+        return "dynamic, between float operators" if is_dynamic else ""
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match that has a configuration.

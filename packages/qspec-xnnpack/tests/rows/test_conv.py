@@ -150,6 +150,8 @@ def test_dynamic_convolutions_run_in_integers() -> None:
     ("layer", "shape", "weight", "words"),
     [
         (nn.Conv2d(8, 8, 3, groups=8), (1, 8, 9, 9), {}, "depthwise"),
+        (nn.Conv2d(1, 8, 3), (1, 1, 9, 9), {}, "one input channel in each group"),
+        (nn.ConvTranspose2d(1, 4, 3), (1, 1, 9, 9), {}, "one input channel in each group"),
         (nn.Conv2d(8, 8, 3), (2, 8, 9, 9), {}, "batch of 2"),
         (
             nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3)),
@@ -160,7 +162,7 @@ def test_dynamic_convolutions_run_in_integers() -> None:
         (nn.Conv1d(8, 8, 3), (1, 8, 9), {}, "no dynamic form"),
         (nn.Conv2d(8, 8, 3), (1, 8, 9, 9), WEIGHTS["xnn_datatype_qcint4"], "for linear layers"),
     ],
-    ids=["depthwise", "batch", "pad", "conv1d", "4 bits"],
+    ids=["depthwise", "one channel", "transposed, one channel", "batch", "pad", "conv1d", "4 bits"],
 )
 def test_dynamic_convolutions_without_kernel_stay_float(
     layer: nn.Module, shape: tuple[int, ...], weight: Mapping[str, int], words: str

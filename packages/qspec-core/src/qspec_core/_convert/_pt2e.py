@@ -11,6 +11,7 @@ from qspec_core._convert._custom import convert_custom_observers
 from qspec_core._convert._parameters import has_observed
 from qspec_core._convert._plan import ObserverCall, plan_forms
 from qspec_core._convert._rebuild import ConvertedGraphWriter
+from qspec_core._convert._wide_ranges import note_wide_ranges
 from qspec_core._coverage import COVERAGE_KEY
 from qspec_core._errors import GraphError, SpecError
 from qspec_core._qat import fold_training_form
@@ -41,7 +42,9 @@ def convert_pt2e(
     Raises:
         GraphError: the model is not a graph module, was not prepared, or is converted already.
         SpecError: a flag is neither True nor False.
-    Warns: ObserverNeverRanWarning, once, naming the points of activations that saw no data.
+    Warns:
+        ObserverNeverRanWarning: once, naming the points of activations that saw no data.
+        WideRangeWarning: once, if static ranges of activations are far wider than the spread of the values.
     Cost: O(nodes + edges), plus quantizing each weight, one at a time.
     """
     _require_flags(use_reference_representation=use_reference_representation, fold_quantize=fold_quantize)
@@ -58,7 +61,9 @@ def convert_pt2e(
             model, calls = rest, _observer_calls(rest)
             unseen = _unseen(calls)
         observers = {call.node: call.observer for call in calls}
-        converted = ConvertedGraphWriter(model, observers, plan_forms(calls, unseen), fold_quantize).run()
+        plan = plan_forms(calls, unseen)
+        converted = ConvertedGraphWriter(model, observers, plan, fold_quantize).run()
+        note_wide_ranges(converted, calls, plan)
         return to_reference(converted) if use_reference_representation else converted
 
 

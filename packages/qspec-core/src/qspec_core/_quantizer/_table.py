@@ -89,6 +89,10 @@ class TableQuantizer(Quantizer):
         """The configuration of a match by its anchor, or the reason why it stays in float. A subclass may change it."""
         return self._selection.choose(anchor)
 
+    def remark_on(self, anchor: Node) -> str:
+        """A remark for the coverage of a quantized match, by its anchor; "" for none. A subclass may give one."""
+        return ""
+
     def annotate(self, model: GraphModule) -> GraphModule:
         """Annotate every match that has a configuration, and note on each node its row, or the reason why it has none.
 
@@ -151,8 +155,9 @@ class TableQuantizer(Quantizer):
             annotate_output_qspec(match.tail, config.output_activation)
         activation = config.input_activation
         takes_integers = activation is not None and not activation.dtype.is_floating_point
+        remark = self.remark_on(match.anchor)
         for node in match.nodes:
-            decide_quantized(node, match.label, takes_integers=takes_integers)
+            decide_quantized(node, match.label, takes_integers=takes_integers, remark=remark)
 
     def _edges(
         self, match: Match, config: QuantizationConfig

@@ -68,6 +68,11 @@ class ObserverBase(Configurable, nn.Module, ABC):
         """Whether the observer has seen data. Always True for observers that need none."""
         return True
 
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of all values seen; None for an observer that does not keep it."""
+        return None
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, of any shape; return it."""

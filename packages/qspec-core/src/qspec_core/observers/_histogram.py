@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ def _count_equal(x: Tensor, value: float) -> int:
         part = torch.sub(chunk, value, out=away[: chunk.numel()])
         different += abs(part.sign_().sum().item())
     return flat.numel() - int(different)
+
+
+@lru_cache(maxsize=8)
+def _moments(bins: int, device: torch.device) -> Tensor:
+    """1, the number of each bin, and its square: float64, (bins, 3). Numbers from the middle lose fewest bits."""
+    numbers = torch.arange(bins, dtype=torch.float64, device=device) - bins // 2
+    return torch.stack([torch.ones_like(numbers), numbers, numbers * numbers], dim=1)
 
 
 class HistogramObserver(UniformQuantizationObserverBase):
@@ -238,6 +246,18 @@ class HistogramObserver(UniformQuantizationObserverBase):
             zero_point,
             [(math.ldexp(limit, -exponent), float(number)) for limit, number in limits if number],
         )
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of all values seen, each taken as the middle of its bin; None before any.
+
+        Cost: O(bins).
+        """
+        count, total, squares = (self.histogram.double() @ _moments(self.bins, self.histogram.device)).tolist()
+        if not count:
+            return None
+        variance = max(squares / count - (total / count) ** 2, 0.0)
+        return math.ldexp(math.sqrt(variance), int(self.bin_layout[0]))
 
     def reset_histogram(self) -> None:
         """Forget what was observed."""

@@ -73,7 +73,7 @@ def full_precision(node: Node, spec: QuantizationSpec) -> Reason | None:
 
 def one_image(node: Node, spec: QuantizationSpec) -> Reason | None:
     """Decline dynamic convolutions of several images: the delegate finds one scale for each image, the graph one for
-    all. Depthwise ones have no dynamic kernel."""
+    all. Those with one input channel in each group have no dynamic kernel."""
     if not spec.is_dynamic:
         return None
     reason = full_precision(node, spec)
@@ -82,10 +82,15 @@ def one_image(node: Node, spec: QuantizationSpec) -> Reason | None:
     shape, weight = shape_of(argument(node, "input")), shape_of(argument(node, "weight"))
     if shape is not None and shape[0] != 1:
         return Reason.unsupported(f"dynamic, with a batch of {shape[0]}: the delegate finds one scale for each image")
-    groups = argument(node, "groups")
-    if weight is not None and groups > 1 and weight[1] == 1:
+    if weight is None:
+        return None
+    # (out, in / groups, kh, kw), or (in, out / groups, kh, kw) if transposed
+    transposed = node.target is torch.ops.aten.conv_transpose2d.input
+    channels = weight[0] // argument(node, "groups") if transposed else weight[1]
+    if channels == 1:
         return Reason.unsupported(
-            "dynamic and depthwise: the delegate has a depthwise kernel for static quantization only"
+            "dynamic, with one input channel in each group: the delegate takes it for depthwise, and has a depthwise "
+            "kernel for static quantization only"
         )
     return None
 
