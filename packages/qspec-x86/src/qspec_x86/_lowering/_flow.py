@@ -117,7 +117,7 @@ def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
     report = LoweringReport(
         resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), narrowed
     )
-    write_ranges(found.module)
+    write_ranges(found.module, form)
     _reshape_in_place_of_view(found.module)
     found.module.meta[LOWERING_KEY] = report
     return found.module

@@ -40,7 +40,10 @@ def _as_it_is(weight: Weight) -> Weight:
 
 
 def read_layer(
-    match: Match, lowering: Lowering[Options], arranged: Callable[[Weight], Weight] = _as_it_is
+    match: Match,
+    lowering: Lowering[Options],
+    arranged: Callable[[Weight], Weight] = _as_it_is,
+    x: Quantized | None = None,
 ) -> Layer | Reason:
     """Read the operands of a match. The weight gets a coarser scale where the deployment CPU may sum in 16 bits.
 
@@ -48,8 +51,9 @@ def read_layer(
         match: the match.
         lowering: the graph.
         arranged: reorders the weight for the kernel.
+        x: the activation, if the kernel does not read it as it is dequantized.
     """
-    x = quantized_operand(match, "input")
+    x = quantized_operand(match, "input") if x is None else x
     reason = unfit_activation(x)
     if reason is not None:
         return reason

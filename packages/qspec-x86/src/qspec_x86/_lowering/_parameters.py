@@ -11,6 +11,8 @@ __all__ = ["unfit_activation", "unfit_output"]
 
 def unfit_activation(quantized: Quantized) -> Reason | None:
     """Reason why the kernels cannot read an activation with these parameters; None if they can."""
+    if quantized.by_token:
+        return Reason.unsupported("an activation has a scale for each row; the kernel takes one")
     if quantized.ch_axis is not None or (isinstance(quantized.scale, Node) and not quantized.is_dynamic):
         return Reason.unsupported("an activation has a scale for each index of a dimension")
     if quantized.dtype is not torch.uint8:

@@ -11,7 +11,7 @@ from qspec_core.patterns import Flow, Mode, OtherRole, PostOp, Reason, Row, acti
 from qspec_x86._lowering import lower_convolution, lower_transposed
 from qspec_x86._rows._checks import dynamic_is_faster, has_rank, is_float32, is_plain_sum
 from qspec_x86._rows._post_ops import HARDTANH, RELU, UNARY
-from qspec_x86._rows._specs import narrow_weight_spec
+from qspec_x86._rows._specs import narrow_weight_spec, one_range
 
 __all__ = ["ROWS"]
 
@@ -28,7 +28,11 @@ def _row(dimensions: int, anchor: OpOverload, chains: tuple[tuple[PostOp, ...], 
         name=f"conv{dimensions}d",
         anchor=anchor,
         # The bias stays float: the kernel adds it after it has rescaled the s32 sum.
-        operands=(activation("input"), weight("weight", ch_axis=0, adapt=narrow_weight_spec), bias("bias")),
+        operands=(
+            activation("input", adapt=one_range),
+            weight("weight", ch_axis=0, adapt=narrow_weight_spec),
+            bias("bias"),
+        ),
         chains=chains,
         flow=Flow.STARTS,
         lower=lower_convolution,
@@ -59,7 +63,11 @@ def _transposed(plain: Row, anchor: OpOverload, modes: frozenset[Mode]) -> Row:
         plain,
         name=f"conv_transpose{plain.name.removeprefix('conv')}",
         anchor=anchor,
-        operands=(activation("input"), weight("weight", ch_axis=1, adapt=narrow_weight_spec), bias("bias")),
+        operands=(
+            activation("input", adapt=one_range),
+            weight("weight", ch_axis=1, adapt=narrow_weight_spec),
+            bias("bias"),
+        ),
         chains=tuple(chain for chain in plain.chains if ADD not in chain),
         modes=modes,
         lower=lower_transposed,

@@ -45,7 +45,7 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
             "finding the range of the input takes longer than integers save."
         ),
         "int8 by int8 products with a scale for each row (_int_mm)": (
-            "dynamic quantization has one scale for the tensor, in a kernel that adds the bias and applies the post-op."
+            "the convolution kernel gives the same sums in float, and the compiler multiplies them with the scales."
         ),
         "int4 weights with int8 activations, and integer attention": (
             "the operators of torchao (da8w4_linear_cpu, qscaled_dot_product) have no kernels in its packages; "

@@ -1,16 +1,29 @@
-"""Weight specs for CPUs that may sum two products in 16 bits."""
+"""Specs of activations and weights in the form that the kernels compute."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch.fx import Node
 
 from qspec_core import QuantizationSpec
 from qspec_core.graph import argument
+from qspec_core.observers import PerToken, build_observer
+from qspec_x86._config import ONE_RANGE
 from qspec_x86._depthwise import is_depthwise
 from qspec_x86._observer import PairSumObserver
 
-__all__ = ["narrow_tied_table", "narrow_weight_spec"]
+__all__ = ["narrow_tied_table", "narrow_weight_spec", "one_range"]
+
+
+def one_range(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
+    """Give the dynamic input of a convolution one range, in place of one for each row of a picture."""
+    return ONE_RANGE if spec.is_dynamic and _is_by_row(spec) else spec
+
+
+@lru_cache
+def _is_by_row(spec: QuantizationSpec) -> bool:
+    return isinstance(getattr(build_observer(spec), "granularity", None), PerToken)
 
 
 def narrow_weight_spec(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
