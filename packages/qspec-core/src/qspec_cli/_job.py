@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from qspec_core import Backend, Result, get_backend, quantize
+from qspec_core import Backend, Result, get_backend, load_program, quantize
 from qspec_core._errors import BackendError, CalibrationError, ExportError
 
 __all__ = ["read_batches", "run_job"]
@@ -37,14 +37,7 @@ def run_job(
     """
     _require_form(get_backend(backend), form)
     _require_writable(output)
-    try:
-        program = torch.export.load(model)
-    except Exception as error:  # torch.export raises many types for a file of another kind
-        raise ExportError(
-            f"{model} is not a program that torch.export.load reads",
-            found=f"{type(error).__name__}: {error}",
-            remedy="write it with torch.export.save(torch.export.export(model, inputs), path)",
-        ) from error
+    program = load_program(model)
     if program.example_inputs is None:
         raise ExportError(
             f"{model} holds no example inputs",

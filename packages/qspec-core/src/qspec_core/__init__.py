@@ -21,6 +21,7 @@ from qspec_core._errors import (
     SpecError,
     TrainingModeError,
 )
+from qspec_core._loading import load_program
 from qspec_core._prepare import prepare_pt2e
 from qspec_core._qat import prepare_qat_pt2e
 from qspec_core._quantizer import (
@@ -158,6 +159,7 @@ __all__ = [
     "get_output_act_qspec",
     "get_weight_qspec",
     "is_valid_annotation",
+    "load_program",
     "lower",
     "model_is_exported",
     "move_exported_model_to_eval",

@@ -112,7 +112,9 @@ class Result:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the quantized program with `torch.export.save`. Import qspec_core before `torch.export.load` reads it.
+        """Write the quantized program with `torch.export.save`. `qspec_core.load_program` reads it.
+
+        `torch.export.load` reads it too, after an import of qspec_core.
 
         The file carries the coverage, the backend and the target under the extra file `qspec.json`.
 
