@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -132,11 +133,15 @@ def test_a_function_without_a_row_is_refused() -> None:
     assert caught.value.found == "matmul"
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_what_is_not_supported_yet_says_so(dynamic: bool) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [({"weight_bits": 3}, "weight_bits=3"), ({"learnable": True}, "learnable=True, is_qat=False")],
+    ids=str,
+)
+def test_a_configuration_without_kernels_is_refused(arguments: dict[str, Any], found: str) -> None:
     with pytest.raises(SpecError) as caught:
-        get_default_x86_inductor_quantization_config(is_qat=True, is_dynamic=dynamic)
-    assert caught.value.found == "is_qat=True"
+        get_default_x86_inductor_quantization_config(**arguments)
+    assert caught.value.found == found
 
 
 @pytest.mark.parametrize("reduced", [False, True])

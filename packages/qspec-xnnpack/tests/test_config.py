@@ -51,7 +51,7 @@ def test_a_static_observer_knows_the_spread_of_its_values() -> None:
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        ({"is_qat": True}, "is_qat=True"),
+        ({"learnable": True}, "learnable=True, is_qat=False, group_size=None"),
         ({"act_qmin": 5, "act_qmax": 5}, None),
         ({"weight_qmin": -200}, None),
         ({"is_dynamic": True, "is_per_channel": True, "act_qmin": 0}, "dynamic, (0, 127)"),

@@ -47,6 +47,8 @@ class Backend:
         name: the name that users pass as `backend=`.
         table: its operator patterns.
         quantizer: builds its default quantizer.
+        training_quantizer: builds its default quantizer for training, whose configuration has fake-quantizes; None if
+            the backend has none.
         lower: `(converted, example_inputs, target) -> module` that runs on the device. A module that holds its
             deployable file is a `Packaged`.
         package: `(converted, example_inputs, path, target) -> path` of a deployable file; None if it has none.
@@ -63,6 +65,7 @@ class Backend:
     targets: tuple[str, ...] = ("any",)
     modes: frozenset[Mode] = frozenset({Mode.STATIC})
     suffix: str = ".pt2"
+    training_quantizer: QuantizerFactory | None = None
 
     def resolve_target(self, target: str | None) -> str:
         """The target named, or the default.

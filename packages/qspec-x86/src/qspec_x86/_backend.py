@@ -17,7 +17,14 @@ from qspec_x86._quantizer import X86InductorQuantizer
 from qspec_x86._rows import TABLE
 from qspec_x86._target import TARGETS, resolve_target
 
-__all__ = ["BACKEND", "NotCompiledWarning", "default_quantizer", "lower", "lower_pt2e_quantized_to_x86"]
+__all__ = [
+    "BACKEND",
+    "NotCompiledWarning",
+    "default_quantizer",
+    "lower",
+    "lower_pt2e_quantized_to_x86",
+    "training_quantizer",
+]
 
 
 class NotCompiledWarning(UserWarning):
@@ -32,6 +39,17 @@ def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86In
         target: class of the deployment CPU: "any", "vnni" or "native".
     """
     return X86InductorQuantizer(target=target, embeddings=True).set_global(default_config(mode))
+
+
+def training_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> X86InductorQuantizer:
+    """The quantizer of `qspec_core.quantize_aware`: as `default_quantizer`, with fake-quantizes. Tables of embeddings
+    stay in float.
+
+    Args:
+        mode: when activations are quantized.
+        target: class of the deployment CPU: "any", "vnni" or "native".
+    """
+    return X86InductorQuantizer(target=target).set_global(default_config(mode, is_qat=True))
 
 
 def lower(
@@ -83,6 +101,7 @@ BACKEND = Backend(
     name="x86",
     table=TABLE,
     quantizer=default_quantizer,
+    training_quantizer=training_quantizer,
     lower=lower,
     package=package,
     targets=TARGETS,

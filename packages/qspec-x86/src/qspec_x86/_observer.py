@@ -1,14 +1,16 @@
 """Scales of weights for CPUs that sum two products in 16 bits."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from qspec_core.observers import ObserverBase, PerChannelMinMaxObserver
+from qspec_core.fake_quantize import AffineFakeQuantize, FakeQuantize, FakeQuantizeBase
+from qspec_core.observers import ObserverBase, PartialWrapper, PerChannelMinMaxObserver
 
-__all__ = ["PAIR_LIMIT", "PairSumObserver", "pair_sums"]
+__all__ = ["PAIR_LIMIT", "PairSumObserver", "pair_sums", "with_pair_sums"]
 
 PAIR_LIMIT = (2**15 - 1) // 255
 """Largest sum of two weights of one sign, 128, whose products with inputs of 0..255 fit 16 bits together."""
@@ -53,7 +55,7 @@ class PairSumObserver(ObserverBase):
         super().__init__(inner.dtype)
         # PT2E fake-quantizes hold their observer under this name; convert reads its axis there.
         self.activation_post_process = inner
-        for name in ("qscheme", "quant_min", "quant_max"):
+        for name in ("qscheme", "quant_min", "quant_max", "ch_axis"):
             setattr(self, name, getattr(inner, name, None))
         # In a tuple: a module would register a bare parameter as its own.
         self._weight: tuple[Tensor, ...] = ()
@@ -66,7 +68,7 @@ class PairSumObserver(ObserverBase):
     def forward(self, x: Tensor) -> Tensor:
         """Observe a weight, (outputs, ...), and return it. `calculate_qparams` sums its pairs."""
         self.activation_post_process(x)
-        self._weight = (x,)
+        self._weight = (x.detach(),)
         return x
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
@@ -75,7 +77,19 @@ class PairSumObserver(ObserverBase):
         if not self._weight:
             return scale, zero_point
         axis = getattr(self.activation_post_process, "ch_axis", 0) or 0  # 1 for a transposed convolution
-        weight = self._weight[0].detach().to(torch.float32).movedim(axis, 0)
+        weight = self._weight[0].to(torch.float32).movedim(axis, 0)
         # Rounding can add half a step to each weight of a pair, so the limit for the quotients is one less.
         needed = pair_sums(weight) / (PAIR_LIMIT - 1)
         return torch.maximum(scale, needed.max() if scale.numel() == 1 else needed), zero_point
+
+
+def with_pair_sums(constructor: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The constructor of an observer or a fake-quantize, with scales that a `PairSumObserver` makes coarser."""
+    inner = constructor.p if isinstance(constructor, PartialWrapper) else partial(constructor)
+    if not isinstance(inner.func, type) or not issubclass(inner.func, FakeQuantizeBase):
+        return PairSumObserver.with_args(observer=constructor)
+    if "observer" not in inner.keywords or issubclass(inner.func, AffineFakeQuantize):
+        return constructor  # one scale for each block: no kernel sums those in 16 bits
+    kind = FakeQuantize if issubclass(inner.func, FakeQuantize) else inner.func
+    observer = PairSumObserver.with_args(observer=inner.keywords["observer"])
+    return PartialWrapper(partial(cast(type[nn.Module], kind), **{**inner.keywords, "observer": observer}))

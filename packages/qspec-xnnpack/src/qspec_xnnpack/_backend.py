@@ -6,7 +6,7 @@ from qspec_xnnpack._lowering._flow import TARGETS, lower, package
 from qspec_xnnpack._quantizer import XNNPACKQuantizer
 from qspec_xnnpack._rows import TABLE
 
-__all__ = ["BACKEND", "default_quantizer"]
+__all__ = ["BACKEND", "default_quantizer", "training_quantizer"]
 
 
 def default_quantizer(*, mode: Mode, target: str) -> XNNPACKQuantizer:
@@ -22,10 +22,23 @@ def default_quantizer(*, mode: Mode, target: str) -> XNNPACKQuantizer:
     return XNNPACKQuantizer(element_wise_starts=False, dynamic_linear=True, embeddings=True).set_global(config)
 
 
+def training_quantizer(*, mode: Mode, target: str) -> XNNPACKQuantizer:
+    """The quantizer of `quantize_aware(backend="xnnpack")`: as `default_quantizer`, with fake-quantizes. Tables of
+    embeddings stay in float.
+
+    Args:
+        mode: when activations are quantized.
+        target: class of the deployment device; there is one.
+    """
+    config = get_symmetric_quantization_config(is_per_channel=True, is_qat=True, is_dynamic=mode is Mode.DYNAMIC)
+    return XNNPACKQuantizer(element_wise_starts=False, dynamic_linear=True).set_global(config)
+
+
 BACKEND = Backend(
     name="xnnpack",
     table=TABLE,
     quantizer=default_quantizer,
+    training_quantizer=training_quantizer,
     lower=lower,
     package=package,
     targets=TARGETS,

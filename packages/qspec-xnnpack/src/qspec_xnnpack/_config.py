@@ -1,16 +1,28 @@
 """Configurations that XNNPACK's kernels take."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qspec_core import QuantizationConfig, QuantizationSpec, SpecError
+from qspec_core.fake_quantize import (
+    AffineFakeQuantize,
+    FakeQuantize,
+    FusedMovingAvgObsFakeQuantize,
+    LearnableFakeQuantize,
+)
 from qspec_core.observers import (
     AffineQuantizedMinMaxObserver,
+    AffineQuantizedMovingAverageMinMaxObserver,
     MappingType,
     MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PartialWrapper,
     PerChannelMinMaxObserver,
     PerChannelMSEObserver,
     PerGroup,
@@ -71,6 +83,25 @@ class ActivationObserver(MinMaxObserver):
         return torch.where(is_zero, torch.full_like(scale, _SCALE_OF_ZEROS), scale), zero_point
 
 
+class TrainedActivationObserver(MovingAverageMinMaxObserver):
+    """A moving average of ranges; a scale of 2**-12 if all values were 0."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, of shape (1,)."""
+        scale, zero_point = super().calculate_qparams()
+        is_zero = (self.min_val == 0) & (self.max_val == 0)
+        return torch.where(is_zero, torch.full_like(scale, _SCALE_OF_ZEROS), scale), zero_point
+
+
+class TrainedGroupObserver(AffineQuantizedMovingAverageMinMaxObserver):
+    """Range of each group of the newest weights. Scales are rounded to bfloat16, as the delegate stores them."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of each group, (out_features, in_features / group_size)."""
+        scale, zero_point = super().calculate_qparams()
+        return scale.to(torch.bfloat16).to(scale.dtype), zero_point
+
+
 class GroupObserver(AffineQuantizedMinMaxObserver):
     """Range of each group of weights. Scales are rounded to bfloat16, as the delegate stores them."""
 
@@ -91,6 +122,7 @@ def get_symmetric_quantization_config(
     weight_qmax: int = 127,
     *,
     group_size: int | None = None,
+    learnable: bool = False,
 ) -> QuantizationConfig:
     """Configuration for XNNPACK: int8 affine activations, symmetric int8 or 4-bit weights, float biases.
 
@@ -98,7 +130,7 @@ def get_symmetric_quantization_config(
 
     Args:
         is_per_channel: one scale for each output channel of a weight instead of one for the whole weight.
-        is_qat: for quantization-aware training; not available in this version.
+        is_qat: for training with `prepare_qat_pt2e`: values are rounded while the model trains.
         is_dynamic: activation parameters are computed when the model runs.
         act_qmin: smallest quantized activation.
         act_qmax: largest quantized activation.
@@ -106,48 +138,96 @@ def get_symmetric_quantization_config(
         weight_qmax: largest quantized weight.
         group_size: number of weights along the input features that share a scale, a multiple of 32; 4-bit weights
             only.
+        learnable: scales of static activations and of weights, and zero points, become parameters that training
+            learns (LSQ+) once `enable_range_learning` is applied; only with `is_qat`, not for groups.
     Returns: the configuration; equal arguments give the same object.
-    Raises: SpecError: `is_qat` is set, a range is empty or outside int8, or there is no kernel for the combination.
+    Raises: SpecError: a range is empty or outside int8, there is no kernel for the combination, or `learnable` is not
+        possible.
     """
-    if is_qat:
+    if learnable and (not is_qat or group_size is not None):
         raise SpecError(
-            "this version of qspec-xnnpack has no configuration for quantization-aware training",
-            found="is_qat=True",
-            expected="is_qat=False",
-            remedy="quantize after training, with is_qat=False",
+            "scales are learned in training only, and not for groups of weights",
+            found=f"learnable=True, is_qat={is_qat}, group_size={group_size}",
+            expected="is_qat=True, group_size=None",
+            remedy="pass is_qat=True, and prepare with prepare_qat_pt2e",
         )
+    observer: Any = PlaceholderObserver if is_dynamic else ActivationObserver.with_args(eps=_SMALLEST_SCALE)
+    if is_qat:
+        observer = _trained_activation(is_dynamic, learnable)
     activation = QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=PlaceholderObserver
-        if is_dynamic
-        else ActivationObserver.with_args(eps=_SMALLEST_SCALE),
+        observer_or_fake_quant_ctr=observer,
         quant_min=act_qmin,
         quant_max=act_qmax,
         qscheme=torch.per_tensor_affine,
         is_dynamic=is_dynamic,
     )
-    weight = _weight(is_per_channel, (weight_qmin, weight_qmax), group_size)
-    config = QuantizationConfig(activation, None if is_dynamic else activation, weight, None)
+    limits = (weight_qmin, weight_qmax)
+    weight = _weight(is_per_channel, limits, group_size, _trained_weight if is_qat else _weight_observer, learnable)
+    config = QuantizationConfig(activation, None if is_dynamic else activation, weight, None, is_qat=is_qat)
     return _combined(config)
 
 
-def _weight(is_per_channel: bool, limits: tuple[int, int], group: int | None) -> QuantizationSpec:
-    if group is not None:
-        scheme = {"mapping_type": MappingType.SYMMETRIC, "target_dtype": torch.int8}
-        observer = GroupObserver.with_args(**scheme, granularity=PerGroup(group))
-    elif not is_per_channel:
-        observer = MinMaxObserver.with_args()
-    else:
-        # With 15 levels, clipping the largest weights lowers the error.
-        observer = (PerChannelMSEObserver if limits == FOUR_BITS else PerChannelMinMaxObserver).with_args()
+def _trained_activation(is_dynamic: bool, learnable: bool) -> PartialWrapper:
+    """Activations that are rounded in training: a moving average gives their range, or each input its own."""
+    if is_dynamic:
+        return FakeQuantize.with_args(observer=MovingAverageMinMaxObserver, averaging_constant=1.0, is_dynamic=True)
+    return _trained(learnable).with_args(observer=TrainedActivationObserver, eps=_SMALLEST_SCALE)
+
+
+def _trained(learnable: bool) -> PartialWrapper:
+    """The fake-quantize of static values. Gradients of learned scales are scaled as LSQ needs for stable training."""
+    if learnable:
+        return LearnableFakeQuantize.with_args(use_grad_scaling=True)
+    return FusedMovingAvgObsFakeQuantize.with_args()
+
+
+_Weights = Callable[[bool, tuple[int, int], int | None, bool], PartialWrapper]
+
+
+def _weight(
+    is_per_channel: bool, limits: tuple[int, int], group: int | None, observer: _Weights, learnable: bool
+) -> QuantizationSpec:
+    by_channel = is_per_channel or group is not None
     return QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=observer,
+        observer_or_fake_quant_ctr=observer(is_per_channel, limits, group, learnable),
         quant_min=limits[0],
         quant_max=limits[1],
-        qscheme=torch.per_channel_symmetric if is_per_channel or group is not None else torch.per_tensor_symmetric,
-        ch_axis=0 if is_per_channel or group is not None else None,
+        qscheme=torch.per_channel_symmetric if by_channel else torch.per_tensor_symmetric,
+        ch_axis=0 if by_channel else None,
     )
+
+
+def _groups(group: int) -> dict[str, object]:
+    return {
+        "mapping_type": MappingType.SYMMETRIC,
+        "target_dtype": torch.int8,
+        "granularity": PerGroup(group),
+    }
+
+
+def _weight_observer(
+    is_per_channel: bool, limits: tuple[int, int], group: int | None, learnable: bool
+) -> PartialWrapper:
+    del learnable  # for training only
+    if group is not None:
+        return GroupObserver.with_args(**_groups(group))
+    if not is_per_channel:
+        return MinMaxObserver.with_args()
+    # With 15 levels, clipping the largest weights lowers the error.
+    return (PerChannelMSEObserver if limits == FOUR_BITS else PerChannelMinMaxObserver).with_args()
+
+
+def _trained_weight(
+    is_per_channel: bool, limits: tuple[int, int], group: int | None, learnable: bool
+) -> PartialWrapper:
+    """Weights that are rounded in training. The newest weights alone give the range: they are known exactly."""
+    del limits  # the spec has them
+    if group is not None:
+        return AffineFakeQuantize.with_args(observer=TrainedGroupObserver, averaging_constant=1.0, **_groups(group))
+    observer = MovingAveragePerChannelMinMaxObserver if is_per_channel else MovingAverageMinMaxObserver
+    return _trained(learnable).with_args(observer=observer.with_args(averaging_constant=1.0))
 
 
 def fit(config: QuantizationConfig | None) -> QuantizationConfig | None:

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 def dynamic_form(config: QuantizationConfig) -> QuantizationConfig:
     """The dynamic configuration with the same weights; the configuration itself if it is not static, or if its
     activations have a range of their own, which the dynamic kernels do not take."""
-    dynamic = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True).input_activation
+    dynamic = get_symmetric_quantization_config(True, config.is_qat, is_dynamic=True).input_activation
     static = config.input_activation
     if config.mode is not Mode.STATIC or static is None or dynamic is None or static.range != dynamic.range:
         return config

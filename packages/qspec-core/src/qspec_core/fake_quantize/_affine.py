@@ -45,7 +45,8 @@ class AffineFakeQuantize(FakeQuantizeWithQParams):
 
     Args:
         observer: constructor of an affine observer; not of a placeholder.
-        is_dynamic: scale and zero point are those of each input; the observer must be a moving average of constant 1.
+        is_dynamic: scale and zero point are those of each input, also while observing is switched off; the observer
+            must be a moving average of constant 1.
         observer_kwargs: further keywords of the observer.
     Raises: SpecError: the observer is of another kind, or refuses its arguments.
     """
@@ -103,7 +104,7 @@ class AffineFakeQuantize(FakeQuantizeWithQParams):
             return x
         shape, block = tuple(x.shape), get_block_size(x.shape, inner.granularity)
         self.block_size = tuple(int(size) for size in block)
-        if self.observer_enabled.item():
+        if self.is_dynamic or self.observer_enabled.item():
             inner(x)
             self.update_qparams()
         if not self.fake_quant_enabled.item() or not inner.has_observed:

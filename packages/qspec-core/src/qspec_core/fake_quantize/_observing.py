@@ -15,7 +15,7 @@ from qspec_core.observers import (
     MovingAveragePerChannelMinMaxObserver,
 )
 from qspec_core.observers._arithmetic import PER_CHANNEL
-from qspec_core.observers._base import reject_not_finite
+from qspec_core.observers._base import FLOAT32_EPS, reject_not_finite
 from qspec_core.observers._constructor import construct
 
 __all__ = ["FakeQuantize", "FixedQParamsFakeQuantize", "FusedMovingAvgObsFakeQuantize", "build_inner"]
@@ -50,7 +50,7 @@ class FakeQuantize(FakeQuantizeWithQParams):
         observer: constructor of the observer.
         quant_min: smallest quantized value; None for the observer's.
         quant_max: largest quantized value; None for the observer's.
-        is_dynamic: scale and zero point are those of each input.
+        is_dynamic: scale and zero point are those of each input, also while observing is switched off.
         observer_kwargs: further keywords of the observer; those that it does not take are ignored.
     Raises: SpecError: the observer has no integer range, or refuses its arguments.
     """
@@ -102,7 +102,7 @@ class FakeQuantize(FakeQuantizeWithQParams):
         """Observe `x`, of any shape, and return it rounded to quantized values."""
         if x.numel() == 0:
             return x
-        if self.observer_enabled.item():
+        if self.is_dynamic or self.observer_enabled.item():
             self.activation_post_process(x)
             self._store_qparams(*self.calculate_qparams())
         if not self.fake_quant_enabled.item():
@@ -179,7 +179,9 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
             )
         self.fake_quant_enabled = self.fake_quant_enabled.long()
         self.observer_enabled = self.observer_enabled.long()
-        self._is_fused = self.qscheme == torch.per_tensor_affine
+        # The operator computes the scale itself, as the plain observer with the smallest scale of float32 does.
+        is_plain = type(inner) is MovingAverageMinMaxObserver and inner.eps.item() == FLOAT32_EPS
+        self._is_fused = self.qscheme == torch.per_tensor_affine and is_plain
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, of any shape, and return it rounded to quantized values."""

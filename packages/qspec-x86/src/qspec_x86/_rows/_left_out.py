@@ -62,7 +62,6 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
             "rows that share parameters between input and output have the same effect, also for concatenation."
         ),
         "templates tuned by max_autotune": ("an option of Inductor, which also applies to the compiled forms."),
-        "quantization-aware training": ("not supported yet; `is_qat=True` raises."),
         "Arm and XPU": ("oneDNN's Arm builds and GPUs have backends of their own."),
     }
 )

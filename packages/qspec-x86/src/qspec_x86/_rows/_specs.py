@@ -11,7 +11,7 @@ from qspec_core.graph import argument
 from qspec_core.observers import PerToken, build_observer
 from qspec_x86._config import ONE_RANGE
 from qspec_x86._depthwise import is_depthwise
-from qspec_x86._observer import PairSumObserver
+from qspec_x86._observer import with_pair_sums
 
 __all__ = ["narrow_tied_table", "narrow_weight_spec", "one_range"]
 
@@ -32,7 +32,7 @@ def narrow_weight_spec(node: Node, spec: QuantizationSpec, target: str) -> Quant
     CPUs with VNNI and depthwise kernels sum in 32 bits and keep the spec."""
     if target == "vnni" or is_depthwise(node) or spec.dtype not in (torch.int8, torch.qint8):
         return spec
-    return replace(spec, observer_or_fake_quant_ctr=PairSumObserver.with_args(observer=spec.observer_or_fake_quant_ctr))
+    return replace(spec, observer_or_fake_quant_ctr=with_pair_sums(spec.observer_or_fake_quant_ctr))
 
 
 def narrow_tied_table(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:

@@ -7,8 +7,10 @@ import torch
 from torch.fx import Node
 
 from qspec_core import QuantizationSpec
+from qspec_core.fake_quantize import AffineFakeQuantize, FakeQuantizeBase
 from qspec_core.graph import argument, tensor_value
 from qspec_core.observers import (
+    AffineQuantizedMovingAverageMinMaxObserver,
     AffineQuantizedPlaceholderObserver,
     Granularity,
     MappingType,
@@ -37,6 +39,13 @@ FOUR_BITS = (-8, 7)
 _BY_TOKEN = AffineQuantizedPlaceholderObserver.with_args(
     mapping_type=MappingType.ASYMMETRIC, target_dtype=torch.int8, granularity=PerToken()
 )
+_TRAINED_BY_TOKEN = AffineFakeQuantize.with_args(
+    observer=AffineQuantizedMovingAverageMinMaxObserver,
+    averaging_constant=1.0,
+    mapping_type=MappingType.ASYMMETRIC,
+    target_dtype=torch.int8,
+    granularity=PerToken(),
+)
 
 
 def has_four_bits(spec: QuantizationSpec) -> bool:
@@ -60,7 +69,10 @@ def group_size(spec: QuantizationSpec) -> int | None:
 def by_token(node: Node, spec: QuantizationSpec, target: str) -> QuantizationSpec:
     """Give the dynamic input of a linear layer one scale for each row. The delegate computes that whatever the graph
     says, so the converted graph says the same."""
-    return replace(spec, observer_or_fake_quant_ctr=_BY_TOKEN) if spec.is_dynamic else spec
+    if not spec.is_dynamic:
+        return spec
+    is_trained = isinstance(build_observer(spec), FakeQuantizeBase)
+    return replace(spec, observer_or_fake_quant_ctr=_TRAINED_BY_TOKEN if is_trained else _BY_TOKEN)
 
 
 def full_precision(node: Node, spec: QuantizationSpec) -> Reason | None:
