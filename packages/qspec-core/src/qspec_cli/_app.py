@@ -15,6 +15,11 @@ from _qspec_contract import installed_backends, probe
 __all__ = ["app", "main"]
 
 app = typer.Typer(help="Quantize exported PyTorch models for the backends installed.", no_args_is_help=True)
+onnx_app = typer.Typer(
+    help="ONNX files of quantized programs. Exit codes: 0 the file holds; 1 error; 2 wrong usage; 3 the file differs.",
+    no_args_is_help=True,
+)
+app.add_typer(onnx_app, name="onnx")
 _console = Console()
 _errors = Console(stderr=True)
 
@@ -95,3 +100,56 @@ def quantize(
         )
     _console.print(result.coverage.summary(), markup=False, highlight=False)
     _console.print(f"wrote {written} ({written.stat().st_size / 2**20:.2f} MiB)", markup=False, highlight=False)
+
+
+_DIFFERS = 3
+"""Exit code for a file that does not compute what its program computes."""
+
+_Program = Annotated[Path, typer.Argument(help="Quantized program, as `qspec quantize` writes it.", exists=True)]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@onnx_app.command("export")
+def onnx_export(
+    program: _Program,
+    output: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    opset: Annotated[int | None, typer.Option(help="18 to 25; 21 if left out.")] = None,
+    profile: Annotated[str | None, typer.Option(help="onnxruntime, openvino or tensorrt; any if left out.")] = None,
+    check: Annotated[bool, typer.Option(help="Compare the file with the program before it is written.")] = True,
+    as_json: _AsJson = False,
+) -> None:
+    """Write a quantized program as an ONNX file. A file that differs from the program is not written: exit code 3."""
+    from qspec_cli._onnx import export_program
+    from qspec_core.onnx import OnnxCheckError
+
+    try:
+        found = export_program(program, output, opset=opset, profile=profile, check=check)
+    except OnnxCheckError as error:
+        _errors.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(_DIFFERS) from error
+    written = {"path": str(output), "bytes": output.stat().st_size, "check": found and found.to_dict()}
+    if as_json:
+        typer.echo(json.dumps(written, indent=2))
+        return
+    if found is not None:
+        _console.print(str(found), markup=False, highlight=False)
+    _console.print(f"wrote {output} ({output.stat().st_size / 2**20:.2f} MiB)", markup=False, highlight=False)
+
+
+@onnx_app.command("check")
+def onnx_check(
+    program: _Program,
+    file: Annotated[Path, typer.Argument(help="The ONNX file.", exists=True)],
+    node_by_node: Annotated[bool, typer.Option(help="Compare each operator by itself.")] = False,
+    as_json: _AsJson = False,
+) -> None:
+    """Compare an ONNX file with the quantized program that it was written from. Exit code 3 if it differs."""
+    from qspec_cli._onnx import check_file
+
+    found = check_file(program, file, node_by_node=node_by_node)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _console.print(str(found), markup=False, highlight=False)
+    if not found.holds:
+        raise typer.Exit(_DIFFERS)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from qspec_core import Backend, Result, get_backend, load_program, quantize
 from qspec_core._errors import BackendError, CalibrationError, ExportError
 
-__all__ = ["read_batches", "run_job"]
+__all__ = ["load_with_inputs", "read_batches", "run_job"]
 
 Batches = list[tuple[torch.Tensor, ...] | dict[str, torch.Tensor]]
 
@@ -37,6 +38,27 @@ def run_job(
     """
     _require_form(get_backend(backend), form)
     _require_writable(output)
+    program, arguments = load_with_inputs(model)
+    batches = None if calibration is None else read_batches(calibration)
+    result = quantize(
+        program,
+        arguments,
+        backend=backend,
+        calibration=batches,
+        target=target,
+        mode=mode,
+        check=check,
+        progress=report,
+    )
+    report("write")
+    return result, result.save(output) if form == "program" else result.package(output)
+
+
+def load_with_inputs(model: Path) -> tuple[torch.export.ExportedProgram, tuple[Any, ...]]:  # of any type
+    """A saved program with its positional example inputs.
+
+    Raises: ExportError: the file is no program, or holds no example inputs or keyword arguments.
+    """
     program = load_program(model)
     if program.example_inputs is None:
         raise ExportError(
@@ -52,19 +74,7 @@ def run_job(
             expected="positional example inputs",
             remedy="export it with positional arguments",
         )
-    batches = None if calibration is None else read_batches(calibration)
-    result = quantize(
-        program,
-        arguments,
-        backend=backend,
-        calibration=batches,
-        target=target,
-        mode=mode,
-        check=check,
-        progress=report,
-    )
-    report("write")
-    return result, result.save(output) if form == "program" else result.package(output)
+    return program, arguments
 
 
 def _require_form(backend: Backend, form: str) -> None:

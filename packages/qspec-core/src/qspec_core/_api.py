@@ -23,6 +23,7 @@ from qspec_core._prepare import prepare_pt2e
 from qspec_core._quantizer import Quantizer
 from qspec_core._torch import EXPORT_LOCK
 from qspec_core.backend import Backend, Packaged, get_backend
+from qspec_core.onnx import OnnxCheck, to_checked_onnx, to_onnx
 from qspec_core.patterns import Mode, ReasonCode
 
 __all__ = ["ProgressCallback", "Result", "quantize"]
@@ -151,6 +152,27 @@ class Result:
         if isinstance(lowered, Packaged):
             return lowered.write_package(path)
         return self.backend.package(self.converted, self.example_inputs, path, self.target)
+
+    def to_onnx(
+        self, path: str | Path, *, opset: int | None = None, profile: str | None = None, check: bool = True
+    ) -> OnnxCheck | None:
+        """Write the quantized program as an ONNX file; see `qspec_core.onnx.to_onnx`.
+
+        Args:
+            path: the file.
+            opset: 18 to 25; None for 21.
+            profile: the consumer that the file is written for; None for any.
+            check: compare the file with the converted graph before it appears at the path.
+        Returns: what the check found, see `qspec_core.onnx.check_onnx`; None with `check=False`.
+        Raises:
+            OnnxExportError: ONNX cannot say it, the path cannot be written, or the extra is not installed.
+            OnnxCheckError: the file computes something else.
+        """
+        options: dict[str, Any] = {"opset": opset, "profile": profile, "dynamic_shapes": self.dynamic_shapes}
+        if check:
+            return to_checked_onnx(self.converted, self.example_inputs, path, **options)
+        to_onnx(self.converted, self.example_inputs, path, **options)
+        return None
 
 
 def _in_folder(path: Path) -> Path:

@@ -4,6 +4,7 @@ Needs the extra: `pip install "qspec-core[onnx]"`.
 """
 
 from qspec_core.onnx._check import check_onnx
+from qspec_core.onnx._checked import to_checked_onnx
 from qspec_core.onnx._errors import OnnxCheckError, OnnxExportError
 from qspec_core.onnx._export import to_onnx
 from qspec_core.onnx._layers import OnnxLayer
@@ -20,5 +21,6 @@ __all__ = [
     "OnnxStatus",
     "check_onnx",
     "read_parameters",
+    "to_checked_onnx",
     "to_onnx",
 ]

@@ -38,6 +38,7 @@ def check_onnx(
     *,
     node_by_node: bool = False,
     runtime: bool = True,
+    label: str | None = None,
 ) -> OnnxCheck:
     """Check that an ONNX file computes what its converted graph computes.
 
@@ -52,6 +53,7 @@ def check_onnx(
         inputs: positional arguments of one call.
         node_by_node: compare each operator by itself in any case.
         runtime: run ONNX Runtime.
+        label: name of the file in the report; None for its path.
     Returns: what each part found. `check.require()` raises if one found a difference.
     Raises:
         GraphError: the module is not from `convert_pt2e`.
@@ -63,8 +65,9 @@ def check_onnx(
     graph = require_converted(converted, "check_onnx")
     with tempfile.TemporaryDirectory() as folder:
         path = _as_file(path_or_model, Path(folder))
-        label = str(path) if isinstance(path_or_model, str | Path) else "the model"
-        return _Checker(graph, path, inputs, Path(folder), label).run(node_by_node, runtime)
+        name = str(path) if isinstance(path_or_model, str | Path) else "the model"
+        shown = name if label is None else label
+        return _Checker(graph, path, inputs, Path(folder), shown).run(node_by_node, runtime)
 
 
 def _as_file(given: Any, folder: Path) -> Path:  # as in check_onnx

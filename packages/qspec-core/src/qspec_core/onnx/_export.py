@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule
 
 from qspec_core._errors import QSpecError
-from qspec_core._torch import EXPORT_LOCK
+from qspec_core._torch import EXPORT_LOCK, tree_leaves, tree_map
 from qspec_core.graph import copy_graph_module, gc_paused
 from qspec_core.graph._mutation import written_roots
 from qspec_core.lowering import require_converted
@@ -47,7 +48,8 @@ def to_onnx(
         example_inputs: positional arguments of one call.
         path: the file. One over 2 GB gets its constants in a second file beside it, `NAME.data`.
         opset: 18 to 25; None for 21.
-        dynamic_shapes: the dimensions that may vary, as `torch.export.export` takes them.
+        dynamic_shapes: the dimensions that may vary, as `torch.export.export` takes them; None for those that vary in
+            the converted graph.
         profile: the consumer that the file is written for; None for a file that any consumer reads.
     Returns: the path.
     Raises:
@@ -104,11 +106,13 @@ def _require_no_state(graph: GraphModule) -> None:
 
 
 def _exported(graph: GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram:
-    owned = copy_graph_module(graph)
+    owned, shapes = copy_graph_module(graph), dynamic_shapes
+    if shapes is None:
+        shapes = _varying(graph, inputs)
     owned.recompile()  # torch.export reads the names of the inputs from its code
     try:
         with torch.no_grad():
-            return torch.export.export(owned, inputs, dynamic_shapes=dynamic_shapes)
+            return torch.export.export(owned, inputs, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises dozens of types
         raise OnnxExportError(
             "torch.export cannot export the converted graph with these example inputs",
@@ -116,6 +120,25 @@ def _exported(graph: GraphModule, inputs: tuple[Any, ...], dynamic_shapes: Any) 
             expected="inputs of the shapes that the model was exported with",
             remedy="pass the example inputs and dynamic_shapes of the float model's export",
         ) from error
+
+
+def _varying(graph: GraphModule, inputs: tuple[Any, ...]) -> Any:  # as torch.export takes it
+    """The sizes of the inputs that vary in the graph; None if all are fixed."""
+    values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
+    if len(values) != len(tree_leaves(inputs)):
+        return None
+    sizes = [_varying_sizes(value) for value in values]
+    rest = iter(sizes)
+
+    def next_sizes(_: object) -> dict[int, Any] | None:
+        return next(rest) or None
+
+    return tree_map(next_sizes, inputs) if any(sizes) else None
+
+
+def _varying_sizes(value: object) -> dict[int, Any]:
+    shape: tuple[object, ...] = tuple(value.shape) if isinstance(value, Tensor) else ()
+    return {index: torch.export.Dim.AUTO for index, size in enumerate(shape) if isinstance(size, torch.SymInt)}
 
 
 def _translated(program: torch.export.ExportedProgram, translator: Translator, opset: int) -> torch.onnx.ONNXProgram:

@@ -3,13 +3,15 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qspec_core.onnx._errors import OnnxCheckError, OnnxExportError
 from qspec_core.onnx._libraries import library
 
-__all__ = ["read_model", "require_writable", "write_model"]
+__all__ = ["placed", "read_model", "require_writable", "write_model"]
 
 _LARGEST = 2**31 - 2**26
 """Bytes of constants in one file: protobuf reads at most 2 GiB, and nodes and names need some of them."""
@@ -37,14 +39,14 @@ def require_writable(path: Path) -> Path:
     )
 
 
-def write_model(model: Any, path: Path) -> None:  # an onnx_ir.Model
-    """Write a model into a temporary folder beside the path, then move it to the path."""
-    ir = library("onnx_ir")
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder beside `path`. What was written there replaces the files beside
+    `path` when the block ends; nothing is left if it raises.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        external = f"{path.name}.data" if size > _LARGEST else None
-        ir.save(model, folder / path.name, external_data=external)
+        yield folder / path.name
         for written in sorted(folder.iterdir(), reverse=True):  # the data first: the model names it
             os.replace(written, path.parent / written.name)
     except OSError as error:
@@ -55,6 +57,15 @@ def write_model(model: Any, path: Path) -> None:  # an onnx_ir.Model
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_model(model: Any, path: Path) -> None:  # an onnx_ir.Model
+    """Write a model as a whole, or not at all."""
+    ir = library("onnx_ir")
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    external = f"{path.name}.data" if size > _LARGEST else None
+    with placed(path) as temporary:
+        ir.save(model, temporary, external_data=external)
 
 
 def read_model(path: Path) -> Any:  # an onnx_ir.Model

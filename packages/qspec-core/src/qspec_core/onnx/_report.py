@@ -5,9 +5,6 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Self
 
-from rich.console import Console
-from rich.table import Table
-
 from qspec_core.onnx._errors import OnnxCheckError
 from qspec_core.onnx._layers import OnnxLayer
 
@@ -107,6 +104,9 @@ class OnnxCheck:
 
     def __str__(self) -> str:
         """Tables of the parts, and of the layers that do not run in integers."""
+        from rich.console import Console  # takes as long to import as all of this package
+        from rich.table import Table
+
         table = Table("part", "result", "detail", title=f"{self.path}, opset {self.opset}", title_justify="left")
         for finding in self.findings:
             table.add_row(finding.part, finding.status.value, finding.detail)
