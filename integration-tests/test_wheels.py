@@ -35,7 +35,7 @@ def test_wheel_holds_its_packages_typed_and_licensed(wheels: dict[str, Path], pa
     assert not [
         name
         for name in names
-        if "cache" in name or (not name.endswith((".py", "py.typed")) and ".dist-info/" not in name)
+        if "cache" in name or (not name.endswith((".py", ".jinja", "py.typed")) and ".dist-info/" not in name)
     ]
 
 

@@ -14,12 +14,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.traceback import NodeSource, NodeSourceAction
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from qspec_core._errors import ExportError, TrainingModeError
 
 __all__ = [
     "EXPORT_LOCK",
+    "DispatchMode",
     "FakeTensors",
     "OpOverload",
     "OpOverloadPacket",

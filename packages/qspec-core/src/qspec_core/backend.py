@@ -55,6 +55,8 @@ class Backend:
         targets: classes of deployment device, the default first.
         modes: when activations can be quantized.
         suffix: ending of a packaged file's name, which `Result.package` adds to a path without one.
+        conformance: `module:name` of the package's `qspec_core.testing.Kit`, which only the conformance kit imports;
+            empty if it needs none.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Backend:
     modes: frozenset[Mode] = frozenset({Mode.STATIC})
     suffix: str = ".pt2"
     training_quantizer: QuantizerFactory | None = None
+    conformance: str = ""
 
     def resolve_target(self, target: str | None) -> str:
         """The target named, or the default.

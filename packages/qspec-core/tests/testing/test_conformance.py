@@ -7,6 +7,7 @@ from typing import Any
 import core_support as core
 import pytest
 import torch
+from simulated_device import simulate
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -22,9 +23,9 @@ from qspec_core import (
 from qspec_core import ops as decomposed
 from qspec_core._coverage import COVERAGE_KEY
 from qspec_core.backend import Backend as Contract
-from qspec_core.graph import copy_graph_module, is_call, observer_nodes, replace_argument, require_exported
+from qspec_core.graph import is_call, observer_nodes, replace_argument, require_exported
 from qspec_core.lowering import match_converted
-from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver, PlaceholderObserver
+from qspec_core.observers import MinMaxObserver, PerChannelMinMaxObserver
 from qspec_core.patterns import (
     DELEGATED,
     Flow,
@@ -53,27 +54,25 @@ ROWS = (CONV2D, LINEAR, core.ADD_ROW, core.CAT, core.POOL, core.VIEW, RELU, PREL
 Edit = Callable[[GraphModule], object]
 
 
-def lower(converted: GraphModule, inputs: tuple[Any, ...], target: str) -> nn.Module:
-    """A device that runs the converted graph as it is."""
-    if target != "any":
-        raise BackendError(f"no target {target!r}", remedy="name 'any'")
-    module = copy_graph_module(require_exported(converted, "lower"))
-    if observer_nodes(module) or not any(decomposed.is_dequantize(node) for node in module.graph.nodes):
-        raise GraphError("not converted", remedy="convert it")
-    return module
+def lowering_of(edit: Edit | None = None, rows: tuple[Row, ...] = ROWS) -> Any:
+    """A device that simulates the converted graph, with something done to its program."""
+
+    def lower(converted: GraphModule, inputs: tuple[Any, ...], target: str) -> nn.Module:
+        if target != "any":
+            raise BackendError(f"no target {target!r}", remedy="name 'any'")
+        module = require_exported(converted, "lower")
+        if observer_nodes(module) or not any(decomposed.is_dequantize(node) for node in module.graph.nodes):
+            raise GraphError("not converted", remedy="convert it")
+        simulated = simulate(module, core.table(rows))
+        if edit is not None:
+            edit(simulated.program)
+            simulated.program.recompile()
+        return simulated
+
+    return lower
 
 
-def lower_after(edit: Edit) -> Callable[[GraphModule, tuple[Any, ...], str], nn.Module]:
-    """The same device, with something done to its program."""
-
-    def edited(converted: GraphModule, inputs: tuple[Any, ...], target: str) -> nn.Module:
-        module = lower(converted, inputs, target)
-        assert isinstance(module, GraphModule)
-        edit(module)
-        module.recompile()
-        return module
-
-    return edited
+lower = lowering_of()
 
 
 def quantizer_of(rows: tuple[Row, ...], outputs: Outputs = Outputs.DEMAND, edit: Edit | None = None) -> Any:
@@ -99,7 +98,8 @@ def device(rows: tuple[Row, ...] = ROWS, outputs: Outputs = Outputs.DEMAND, **fi
         "name": "small",
         "table": core.table(rows, outputs),
         "quantizer": quantizer_of(rows, outputs),
-        "lower": lower,
+        "lower": lowering_of(None, rows),
+        "conformance": "simulated_device:KIT",
         "modes": frozenset({Mode.STATIC, Mode.DYNAMIC}),
     }
     return Contract(**given | fields)
@@ -218,9 +218,8 @@ def test_coverage_that_json_changes_fails() -> None:
 
 
 def halve_the_clamp(module: GraphModule) -> None:
-    for node in module.graph.nodes:
-        if is_call(node, aten.hardtanh.default):
-            replace_argument(node, "max_val", 0.5)
+    for node in (node for node in module.graph.nodes if is_call(node, aten.hardtanh.default)):
+        replace_argument(node, "max_val", 0.5)
 
 
 def test_a_quantizer_that_computes_something_else_fails() -> None:
@@ -252,15 +251,15 @@ def test_a_quantizer_that_changes_the_given_model_fails() -> None:
 def test_a_lowering_that_changes_the_given_graph_fails() -> None:
     def marks(converted: GraphModule, inputs: tuple[Any, ...], target: str) -> nn.Module:
         converted.meta["lowered for"] = target
-        return lower(converted, inputs, target)
+        lowered: nn.Module = lower(converted, inputs, target)
+        return lowered
 
     assert "lowering changed its input module" in failure(the_case(device(lower=marks), LINEAR_CASE))
 
 
 def shift_zero_points(module: GraphModule) -> None:
-    for node in module.graph.nodes:
-        if node.target is decomposed.DEQUANTIZE:
-            replace_argument(node, "zero_point", node.args[2] + 1)
+    for node in (node for node in module.graph.nodes if node.target is decomposed.DEQUANTIZE):
+        replace_argument(node, "zero_point", node.args[2] + 1)
 
 
 def read_nan(module: GraphModule) -> None:
@@ -287,11 +286,11 @@ def read_one_row(module: GraphModule) -> None:
     ],
 )
 def test_a_wrong_kernel_fails(name: str, edit: Edit, says: str) -> None:
-    assert says in failure(the_case(device(lower=lower_after(edit)), name))
+    assert says in failure(the_case(device(lower=lowering_of(edit)), name))
 
 
 def test_a_kernel_without_its_clamp_fails() -> None:
-    backend = device(lower=lower_after(halve_the_clamp))
+    backend = device(lower=lowering_of(halve_the_clamp))
     assert "the lowered module does not compute" in failure(the_case(backend, LINEAR_CASE))
 
 
@@ -303,7 +302,10 @@ def test_a_result_that_is_no_tensor_fails() -> None:
     def texts(converted: GraphModule, inputs: tuple[Any, ...], target: str) -> nn.Module:
         return Text()
 
-    assert "is not a tensor" in failure(the_case(device(lower=texts), LINEAR_CASE))
+    def ran(lowered: nn.Module) -> Mapping[str, str]:
+        return {"linear": "linear + hardtanh"}
+
+    assert "is not a tensor" in failure(the_case(device(lower=texts), LINEAR_CASE, ran=ran))
 
 
 def test_a_row_that_the_device_did_not_run_fails() -> None:
@@ -393,8 +395,5 @@ def test_an_operator_that_stays_float_without_a_reason_fails() -> None:
 
 
 def test_dynamic_rows_are_run_dynamically() -> None:
-    spec = core.DYNAMIC.input_activation
-    assert spec is not None
-    assert spec.observer_or_fake_quant_ctr is PlaceholderObserver
     names = {str(case) for case in conformance_cases(device((LINEAR,)))}
     assert {"linear, dynamic", "linear + hardtanh, dynamic, rank 3, no bias"} <= names

@@ -107,5 +107,6 @@ BACKEND = Backend(
     targets=TARGETS,
     modes=frozenset(Mode),
     suffix=".pt2",
+    conformance="qspec_x86._conformance:KIT",
 )
 """Object of the entry point `x86` in the group `qspec.backends.v1`."""

@@ -44,4 +44,5 @@ BACKEND = Backend(
     targets=TARGETS,
     modes=frozenset({Mode.STATIC, Mode.DYNAMIC}),
     suffix=".pte",
+    conformance="qspec_xnnpack._conformance:KIT",
 )

@@ -97,5 +97,6 @@ BACKEND = Backend(
     package=package,
     modes=frozenset(Mode),
     suffix=".pt2",
+    conformance="qspec_xpu._conformance:KIT",
 )
 """Object of the entry point `xpu` in the group `qspec.backends.v1`."""

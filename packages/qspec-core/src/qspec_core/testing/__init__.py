@@ -1,31 +1,42 @@
 """The conformance kit: tests that every backend must pass, generated from its table.
 
-    @pytest.mark.parametrize("case", conformance_cases(BACKEND), ids=str)
-    def test_conformance(case: Case) -> None:
-        try:
-            case.check()
-        except DeviceMissingError as missing:
-            pytest.skip(missing.problem)
+    from qspec_core.testing import conformance_test
 
-For each row, chain and mode it builds the smallest module and quantizes it with the backend's own quantizer. It checks
-which row quantized it, that weights are integers, that the result is as close to the float result as the steps imply,
-that the lowered module computes the same, and that the modules passed in were not changed. The kit needs no test
-runner.
+    test_conformance = conformance_test("toy")
+
+These lines in a test folder run the kit on an installed backend; `pytest --pyargs qspec_core.testing --backend toy`
+does the same. For each row, chain and mode the kit builds the smallest module and quantizes it with the backend's own
+quantizer. It checks which row quantized it, that weights are integers, that the result is as close to the float result
+as the steps imply, that the lowered module computes the same in kernels that take integers, and that the modules passed
+in were not changed. A packaged file is loaded again and compared.
+
+`scorecard` runs the same cases and small whole models, and counts. Only `conformance_test` needs pytest.
 """
 
 from qspec_core.testing._cases import Case, conformance_cases
-from qspec_core.testing._errors import ConformanceError, DeviceMissingError
+from qspec_core.testing._errors import CheckName, ConformanceError, DeviceMissingError
+from qspec_core.testing._kit import Kit
+from qspec_core.testing._pytest import check_case, conformance_test
 from qspec_core.testing._samples import SAMPLES, ErrorRule, Integers, Operands, Sample, Samples
+from qspec_core.testing._scorecard import ArchitectureScore, RowScore, Scorecard, scorecard
 
 __all__ = [
     "SAMPLES",
+    "ArchitectureScore",
     "Case",
+    "CheckName",
     "ConformanceError",
     "DeviceMissingError",
     "ErrorRule",
     "Integers",
+    "Kit",
     "Operands",
+    "RowScore",
     "Sample",
     "Samples",
+    "Scorecard",
+    "check_case",
     "conformance_cases",
+    "conformance_test",
+    "scorecard",
 ]

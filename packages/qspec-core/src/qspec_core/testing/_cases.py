@@ -1,12 +1,12 @@
 """The cases of a backend: one for each row, chain, mode and sample, and the general ones."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from qspec_core._convert import convert_pt2e
@@ -21,23 +21,23 @@ from qspec_core.testing._checks import (
     check_agreement,
     check_coverage,
     check_ranges,
-    check_same,
     check_weights,
     tested_match,
 )
-from qspec_core.testing._errors import ConformanceError, DeviceMissingError
+from qspec_core.testing._errors import CheckName, ConformanceError, DeviceMissingError
 from qspec_core.testing._general import RefusalCase, TableCase
+from qspec_core.testing._kit import Load, Lower, Ran, kit_of
+from qspec_core.testing._lowered import check_same, raises_are_failures, require_useful_sample, run_lowered
+from qspec_core.testing._package import PackageCase
 from qspec_core.testing._probe import Plan, Probe, inputs_of
 from qspec_core.testing._rules import RULES
 from qspec_core.testing._samples import ErrorRule, Sample, Samples, merge_samples
-from qspec_core.testing._walk import Other, first_tensor, walk
+from qspec_core.testing._walk import Other, walk
+from qspec_core.testing._watch import check_kernels
 
 __all__ = ["Case", "conformance_cases"]
 
 _BATCHES = 2
-
-Lower = Callable[[GraphModule, tuple[Any, ...], str], nn.Module]  # as Backend.lower
-Ran = Callable[[nn.Module], Mapping[str, str]]
 
 
 class Case(Protocol):
@@ -63,6 +63,7 @@ class Device:
         lower: the function that lowers.
         ran: labels of the rows that a lowered module runs in integers; None if the backend does not say.
         rules: the error rule of each operator.
+        simulates: whether `lower` may be a simulator in plain torch, whose operators prove nothing.
     """
 
     backend: Backend
@@ -70,6 +71,7 @@ class Device:
     lower: Lower
     ran: Ran | None
     rules: Mapping[OpOverload, ErrorRule]
+    simulates: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class UntestableCase:
         missing = ", ".join(map(str, self.operators))
         raise ConformanceError(
             f"row {self.row.name} cannot be tested: there is no sample call of {missing}",
+            check=CheckName.SAMPLE,
             found=f"no sample of {missing}",
             expected="a Sample for the anchor, each post-op and each absorbed operator",
             remedy="pass samples={" + ", ".join(f"{operator}: Sample(...)" for operator in self.operators) + "}",
@@ -96,21 +99,25 @@ class UntestableCase:
 
 @dataclass(frozen=True)
 class UnreachableCase:
-    """A row without a chain, or whose modes the backend does not have. The case fails."""
+    """A row without a chain, or in a mode that the backend does not have or no sample is for. The case fails."""
 
     row: Row
     backend: Backend
+    label: str = ""
 
     def __str__(self) -> str:
-        return f"{self.row.name}, unreachable"
+        return f"{self.label or self.row.name}, unreachable"
 
     def check(self) -> None:
         """Raises: ConformanceError: always."""
         raise ConformanceError(
-            f"row {self.row.name} has no mode in common with backend {self.backend.name!r}, or no chain",
+            f"no sample of row {self.label} is for that mode"
+            if self.label
+            else f"row {self.row.name} has no mode in common with backend {self.backend.name!r}, or no chain",
+            check=CheckName.REACHED,
             found=f"modes {_modes(self.row.modes)}, {len(self.row.chains)} chains",
             expected=f"one of the backend's modes: {_modes(self.backend.modes)}; at least the chain ()",
-            remedy="add the mode to the backend, or drop the row",
+            remedy="add the mode to the backend or to a Sample, or drop the row",
         )
 
 
@@ -177,18 +184,24 @@ class RowCase:
         check_ranges(runs, self.plan)
         for batch, run in zip(batches, runs, strict=True):
             with torch.no_grad():
-                check_agreement(probe(*batch)[0], run, self.plan)
+                floats = probe(*batch)[0]
+            require_useful_sample(floats, self.plan)
+            check_agreement(floats, run, self.plan)
         return converted
 
     def _check_lowered(self, converted: GraphModule, batches: list[tuple[Tensor, ...]], target: str) -> None:
         before = Snapshot.of(converted)
-        lowered = self.device.lower(converted, batches[0], target)
+        with raises_are_failures(self.plan):
+            lowered = self.device.lower(converted, batches[0], target)
         before.check(converted, "lowering")
         if self.device.ran is not None:
             self._check_ran(converted, self.device.ran(lowered))
+        if not self.device.simulates:
+            with raises_are_failures(self.plan):
+                check_kernels(lowered, batches[0], self.plan, reports=self.device.ran is not None)
         for batch in batches:
-            with torch.no_grad():
-                found = first_tensor(lowered(*batch))
+            with raises_are_failures(self.plan):
+                found = run_lowered(lowered, batch, self.plan)
             check_same(found, walk(converted, batch, self.device.rules, Other.LOWERED), self.plan)
 
     def _check_ran(self, converted: GraphModule, ran: Mapping[str, str]) -> None:
@@ -196,6 +209,7 @@ class RowCase:
         if ran.get(match.anchor.name) != self.plan.label:
             raise ConformanceError(
                 f"row {self.plan.label!r} was quantized, but the device does not run it in integers",
+                check=CheckName.REPORTED,
                 where=match.anchor,
                 found=ran.get(match.anchor.name, "not lowered"),
                 expected=self.plan.label,
@@ -207,7 +221,9 @@ def _export(probe: Probe, inputs: tuple[Tensor, ...]) -> GraphModule:
     with torch.no_grad():
         module = torch.export.export(probe, inputs).module()
     if not isinstance(module, GraphModule):
-        raise ConformanceError("torch.export gave no graph module", remedy="check the version of torch")
+        raise ConformanceError(
+            "torch.export gave no graph module", check=CheckName.COVERAGE, remedy="check the version of torch"
+        )
     return module
 
 
@@ -242,8 +258,12 @@ class _Planner:
             label = " + ".join((row.name, *(post_op.kernel for post_op in chain)))
             yield UntestableCase(f"{label}, {mode.value}, no sample", row, missing)
             return
-        for sample in self.samples[row.anchor]:
-            for read in self._reads(row, mode) if mode in sample.modes else ():
+        samples = [sample for sample in self.samples[row.anchor] if mode in sample.modes]
+        if not samples:
+            label = " + ".join((row.name, *(post_op.kernel for post_op in chain)))
+            yield UnreachableCase(row, self.device.backend, f"{label}, {mode.value}")
+        for sample in samples:
+            for read in self._reads(row, mode):
                 yield RowCase(self.device, Plan(row, chain, sample, self._first, None, read), mode)
 
     def _of_absorbed(self, row: Row, name: str, pre_op: PreOp, mode: Mode) -> Iterator[Case]:
@@ -283,6 +303,7 @@ def conformance_cases(
     targets: Sequence[str] | None = None,
     lower: Lower | None = None,
     ran: Ran | None = None,
+    load: Load | None = None,
 ) -> tuple[Case, ...]:
     """Generate the tests that a backend must pass: for each row, chain and mode, and for the backend as a whole.
 
@@ -292,18 +313,23 @@ def conformance_cases(
 
     Args:
         backend: the backend.
-        samples: sample calls of operators of its rows, if core has none or its rows refuse those of core.
-        targets: classes of deployment device whose lowered form can run on this machine; None for all targets.
-        lower: used in place of the backend's own, if that takes long.
-        ran: reads a lowered module and returns the label of each row that runs in integers, by the name of its anchor's
-            node. A case fails if its row is missing there.
+        samples, targets, lower, ran, load: as in `Kit`; None for those of the backend's own kit. Another `lower` may be
+            a simulator in plain torch: `ran` alone says which rows it runs, and no file is packaged.
     Returns: the cases, rows in the table's order. A row without a sample gets a case that fails.
     Raises: BackendError: the backend has no such target.
     """
-    chosen = tuple(backend.resolve_target(name) for name in (backend.targets if targets is None else targets))
-    merged = merge_samples(samples)
+    kit = kit_of(backend)
+    wanted = kit.targets if targets is None else tuple(targets)
+    chosen = tuple(backend.resolve_target(name) for name in (backend.targets if wanted is None else wanted))
+    merged = merge_samples(kit.samples if samples is None else samples)
     own = {op: sample.error for op, found in merged.items() for sample in found if sample.error is not None}
-    device = Device(backend, chosen, backend.lower if lower is None else lower, ran, {**RULES, **own})
+    own_lowering = lower is None  # a file is made by the backend's own
+    lower = lower if lower is not None else kit.lower if kit.lower is not None else backend.lower
+    ran = kit.ran if ran is None else ran
+    simulates = not own_lowering and ran is not None
+    device = Device(backend, chosen, lower, ran, {**own, **RULES}, simulates)  # no sample replaces a rule of core
     planner = _Planner(device, merged)
     rows = tuple(case for row in backend.table.rows for case in planner.cases(row))
-    return TableCase.all(backend) + RefusalCase.all(device.backend, device.lower) + rows
+    load = kit.load if load is None else load
+    packages = PackageCase.all(backend, chosen, load) if own_lowering else ()
+    return TableCase.all(backend) + RefusalCase.all(device.backend, device.lower) + packages + rows

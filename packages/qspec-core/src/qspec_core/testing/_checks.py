@@ -13,7 +13,7 @@ from qspec_core.canonical import canonicalize
 from qspec_core.graph import constant_value, copy_graph_module
 from qspec_core.lowering import match_converted, quantized_operand
 from qspec_core.patterns import Match, PatternTable, Role
-from qspec_core.testing._errors import ConformanceError
+from qspec_core.testing._errors import CheckName, ConformanceError
 from qspec_core.testing._probe import TESTED, Plan, Probe
 from qspec_core.testing._walk import Walk
 
@@ -22,8 +22,9 @@ __all__ = [
     "check_agreement",
     "check_coverage",
     "check_ranges",
-    "check_same",
     "check_weights",
+    "require_finite",
+    "rounding_slack",
     "tested_match",
 ]
 
@@ -33,8 +34,6 @@ _WIDEST = 8.0
 _MOST_CUT = 0.5
 # Error of float32 arithmetic: a few hundred roundings of 2**-24 each, relative to the largest value.
 _ROUNDING = 2.0**-14
-# Share of elements that a device must round to the same integer. Few may differ, by intermediate rounding.
-_SAME = 0.75
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Snapshot:
         if changed:
             raise ConformanceError(
                 f"{step} changed its input module",
+                check=CheckName.UNCHANGED,
                 found=", ".join(sorted(changed)),
                 expected="the same code, nodes, metadata and tensors",
                 remedy=f"make {step} work on a copy: qspec_core.graph.copy_graph_module shares the parameters",
@@ -91,6 +91,7 @@ def check_coverage(converted: GraphModule, plan: Plan) -> None:
     if wrong or absent:
         raise ConformanceError(
             f"row {plan.label!r} did not quantize {_names(wrong) or ', '.join(absent)}",
+            check=CheckName.COVERAGE,
             found="; ".join(map(str, tested)) or "no operator in the coverage",
             expected=f"{', '.join(map(str, plan.operators))}: quantized, by row {plan.label}",
             remedy="correct the row, the order of the rows or a check; if the check is right, pass "
@@ -100,6 +101,7 @@ def check_coverage(converted: GraphModule, plan: Plan) -> None:
     if again != found:
         raise ConformanceError(
             "coverage does not survive JSON",
+            check=CheckName.JSON,
             found="; ".join(str(theirs) for _, theirs in found.compare(again)),
             expected="the same entries",
             remedy="use plain strings for the names of the row and its post-ops, and for the details of its reasons",
@@ -122,6 +124,7 @@ def tested_match(converted: GraphModule, table: PatternTable, plan: Plan) -> tup
     if plan.label not in matches:
         raise ConformanceError(
             f"row {plan.label!r} is not found again in the converted graph",
+            check=CheckName.MATCHED_AGAIN,
             found=", ".join(matches) or "no row",
             expected=plan.label,
             remedy="the quantizer must give a spec to each activation and weight of the row, and to each quantized "
@@ -146,6 +149,7 @@ def check_weights(converted: GraphModule, table: PatternTable, probe: Probe) -> 
         if integers is None or integers.is_floating_point():
             raise ConformanceError(
                 f"operand {name!r} of row {probe.plan.row.name} is not stored as integers",
+                check=CheckName.WEIGHTS,
                 where=match.anchor,
                 found=quantized.integers.format_node(),
                 expected="a constant tensor of integers, read by a dequantize",
@@ -155,6 +159,7 @@ def check_weights(converted: GraphModule, table: PatternTable, probe: Probe) -> 
         if quantized.ch_axis not in (None, axis):
             raise ConformanceError(
                 f"operand {name!r} has its channels in another dimension than the row says",
+                check=CheckName.CHANNEL_AXIS,
                 where=match.anchor,
                 found=f"ch_axis={quantized.ch_axis}",
                 expected=f"ch_axis={axis}",
@@ -201,6 +206,7 @@ def _check_grid(
     if off > 0.5 + _ROUNDING or (ratio > _WIDEST).any() or (ratio < _MOST_CUT).any():
         raise ConformanceError(
             f"the integers of operand {name!r} do not represent its values",
+            check=CheckName.WEIGHTS,
             found=f"values up to {off:.3g} steps off; the range is {ratio.min():.3g} to {ratio.max():.3g} times as "
             "wide as the values",
             expected=f"at most 0.5 steps; {_MOST_CUT} to {_WIDEST} times",
@@ -214,6 +220,7 @@ def _check_no_copy(converted: GraphModule, name: str, original: Tensor, scale: T
         if is_alike and ((value.double() - original).abs() <= scale).all():
             raise ConformanceError(
                 f"the converted module still holds operand {name!r} as floats",
+                check=CheckName.FLOAT_COPY,
                 found=f"{key}: {value.dtype}{list(value.shape)}",
                 expected="only its integers",
                 remedy="convert with fold_quantize=True, and make sure that no operator reads the float weight",
@@ -225,11 +232,12 @@ def check_agreement(floats: Tensor, run: Walk, plan: Plan) -> None:
 
     Raises: ConformanceError: it is not.
     """
-    _require_finite(run.output, "the converted module")
-    over = (run.output.double() - floats.double()).abs() - run.bound - _slack(floats)
+    require_finite(run.output, "the converted module")
+    over = (run.output.double() - floats.double()).abs() - run.bound - rounding_slack(floats)
     if run.output.shape != floats.shape or (over > 0).any():
         raise ConformanceError(
             f"row {plan.label!r}: the converted module is further from the float one than its steps allow",
+            check=CheckName.FLOAT,
             found=f"{(over > 0).sum()} of {floats.numel()} elements, up to {over.max():.3g} beyond the bound",
             expected=f"errors of at most {run.bound.max():.3g}, by element",
             remedy="check the specs of the row's operands, and how its parameters are shared",
@@ -251,56 +259,25 @@ def check_ranges(runs: Iterable[Walk], plan: Plan) -> None:
         if high - low > _WIDEST * span or cut > _MOST_CUT * span:
             raise ConformanceError(
                 f"row {plan.label!r}: a range does not fit the values that it was calibrated on",
+                check=CheckName.RANGES,
                 found=f"{low:.4g}..{high:.4g} for values in {min(ends):.4g}..{max(ends):.4g}",
                 expected=f"at most {_WIDEST:g} times as wide, with at most {_MOST_CUT:g} of their span cut off",
                 remedy="check the observer of the activations' spec, and which points share parameters",
             )
 
 
-def check_same(lowered: Tensor, run: Walk, plan: Plan) -> None:
-    """Check that the lowered module computes what the converted one does, up to few integers that are off by one.
-
-    Raises: ConformanceError: it does not.
-    """
-    _require_finite(lowered, "the lowered module")
-    if lowered.shape != run.output.shape:
-        raise ConformanceError(
-            f"row {plan.label!r}: the lowered module returns a tensor of another shape",
-            found=list(lowered.shape),
-            expected=list(run.output.shape),
-            remedy="check the row's lowering",
-        )
-    off = (lowered.double() - run.output.double()).abs()
-    slack = _slack(run.output)
-    rounded = slack if run.step is None else run.step / 2
-    same = (off <= rounded)[_inside(run.output)].double().mean().item()
-    over = off - run.bound - slack
-    if (over > 0).any() or same < _SAME:
-        unit = "" if run.step is None else f", or {off.max().item() / run.step:.3g} steps"
-        raise ConformanceError(
-            f"row {plan.label!r}: the lowered module does not compute what the converted one does",
-            found=f"{same:.0%} of the elements between the ends agree; they differ by up to {off.max():.3g}{unit}",
-            expected=f"{_SAME:.0%} or more agree to {rounded:.3g}, and none differs by more than {run.bound.max():.3g}",
-            remedy="check the row's lowering: order of operands, zero points, scales, padding, clamps",
-        )
-
-
-def _inside(value: Tensor) -> Tensor:
-    """Mask of the elements strictly between the smallest and the largest: a clamp makes the ends agree by itself."""
-    inside = (value > value.min()) & (value < value.max())
-    return inside if inside.any() else torch.ones_like(inside)
-
-
-def _slack(value: Tensor) -> float:
+def rounding_slack(value: Tensor) -> float:
     """Error from rounding only. Narrower floats are summed in float32, and rounded a few times between sums."""
     rounding = _ROUNDING if value.dtype is torch.float32 else 4 * torch.finfo(value.dtype).eps
     return rounding * max(1.0, value.abs().max().item())
 
 
-def _require_finite(value: Tensor, what: str) -> None:
+def require_finite(value: Tensor, what: str) -> None:
+    """Raises: ConformanceError: a value is NaN or infinite."""
     if not torch.isfinite(value).all():
         raise ConformanceError(
             f"{what} gives NaN or infinity",
+            check=CheckName.FINITE,
             found=f"{(~torch.isfinite(value)).sum()} of {value.numel()} elements",
             remedy="check the scales and the kernel",
         )

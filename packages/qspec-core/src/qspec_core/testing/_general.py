@@ -16,11 +16,11 @@ from qspec_core._prepare import prepare_pt2e
 from qspec_core.backend import Backend
 from qspec_core.graph import argument_names
 from qspec_core.patterns import Mode, PatternTable, Row
-from qspec_core.testing._errors import ConformanceError, DeviceMissingError
+from qspec_core.testing._errors import CheckName, ConformanceError, DeviceMissingError
+from qspec_core.testing._kit import Lower
 
-__all__ = ["RefusalCase", "TableCase"]
+__all__ = ["RefusalCase", "TableCase", "converted_layers"]
 
-Lower = Callable[[GraphModule, tuple[Any, ...], str], nn.Module]
 Check = Callable[[PatternTable], list[str]]
 
 
@@ -102,7 +102,11 @@ class TableCase:
         found = self.find(self.table)
         if found:
             raise ConformanceError(
-                f"the table breaks a rule: {self.rule}", found="; ".join(found), expected=self.rule, remedy=_REMEDY
+                f"the table breaks a rule: {self.rule}",
+                check=CheckName.TABLE,
+                found="; ".join(found),
+                expected=self.rule,
+                remedy=_REMEDY,
             )
 
 
@@ -168,11 +172,7 @@ class RefusalCase:
             exported = torch.export.export(model, inputs).module()
         if self.bad is Bad.FLOAT or not isinstance(exported, GraphModule):
             return exported
-        mode = min(self.backend.modes, key=_static_first)
-        quantizer = self.backend.quantizer(mode=mode, target=self.backend.targets[0])
-        prepared = prepare_pt2e(exported, quantizer, allow_empty=True)
-        with torch.no_grad():
-            prepared(*inputs)
+        prepared = _prepared(exported, self.backend, self.backend.targets[0], inputs)
         return prepared if self.bad is Bad.PREPARED else convert_pt2e(prepared)
 
     def _check_error(self, error: QSpecError) -> None:
@@ -185,10 +185,33 @@ class RefusalCase:
     def _not_refused(self, found: str) -> ConformanceError:
         return ConformanceError(
             f"backend {self.backend.name!r} does not refuse {self.bad.value} to lower",
+            check=CheckName.REFUSAL,
             found=found,
             expected="a QSpecError that names the input and a remedy",
             remedy="first check the target, and that the graph is from convert_pt2e",
         )
+
+
+def converted_layers(backend: Backend, target: str, inputs: tuple[torch.Tensor, ...]) -> GraphModule:
+    """A convolution and a linear layer, quantized for a backend.
+
+    Args:
+        backend: the backend.
+        target: class of the deployment device.
+        inputs: one image with three channels of six by six.
+    """
+    torch.manual_seed(0)
+    with torch.no_grad():
+        exported = torch.export.export(_Layers().eval(), inputs).module()
+    return convert_pt2e(_prepared(exported, backend, target, inputs))
+
+
+def _prepared(exported: Any, backend: Backend, target: str, inputs: tuple[torch.Tensor, ...]) -> GraphModule:
+    quantizer = backend.quantizer(mode=min(backend.modes, key=_static_first), target=target)
+    prepared = prepare_pt2e(exported, quantizer, allow_empty=True)
+    with torch.no_grad():
+        prepared(*inputs)
+    return prepared
 
 
 def _static_first(mode: Mode) -> tuple[bool, str]:

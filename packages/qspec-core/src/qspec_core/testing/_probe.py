@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from qspec_core._torch import OpOverload, schema_of
 from qspec_core.graph import argument_names
 from qspec_core.patterns import Flow, Mode, OtherRole, PatternTable, PostOp, PreOp, Role, Row
-from qspec_core.testing._errors import ConformanceError
+from qspec_core.testing._errors import CheckName, ConformanceError
 from qspec_core.testing._samples import Integers, Sample
 
-__all__ = ["TESTED", "Plan", "Probe", "inputs_of", "integer_layer"]
+__all__ = ["TESTED", "Plan", "Probe", "call_positionally", "inputs_of", "integer_layer", "random_value"]
 
 TESTED = "tested"
 """Path of the submodule that holds the anchor, its chain, and the operator that it absorbs."""
@@ -117,11 +117,11 @@ class Probe(nn.Module):
         self.plan = plan
         shapes = dict(plan.sample.tensors)
         fixed = [name for name in shapes if name in plan.constants or name == "bias"]
-        constants = {name: _random(shapes[name], generator, plan.sample.dtype) for name in fixed}
+        constants = {name: random_value(shapes[name], generator, plan.sample.dtype) for name in fixed}
         self.names = [name for name in shapes if name not in fixed]
         self.tested = Anchored(plan, constants)
         flat = [shape for name in self.names for shape in _shapes(shapes[name])]
-        result = self._result([_random(shape, generator, plan.sample.dtype) for shape in flat])
+        result = self._result([random_value(shape, generator, plan.sample.dtype) for shape in flat])
         self.other_shapes = [tuple(result.shape) for post_op in plan.chain if post_op.other is not None]
         floats = [post_op.other is OtherRole.FLOAT for post_op in plan.chain if post_op.other is not None]
         are_plain = [isinstance(shape, Integers) for shape in flat] + floats
@@ -175,6 +175,7 @@ def integer_layer(table: PatternTable, plan: Plan, shape: tuple[int, ...]) -> nn
         return nn.Linear(shape[-1], shape[-1])
     raise ConformanceError(
         f"row {plan.row.name} never gets integers: no row of the table starts them at rank {len(shape)}",
+        check=CheckName.REACHED,
         found=", ".join(map(str, starts)) or "no static row that starts integers",
         expected="a row with Flow.STARTS for the convolution of this rank, or for linear",
         remedy="add such a row, or remove this one: it can never run in integers",
@@ -183,20 +184,23 @@ def integer_layer(table: PatternTable, plan: Plan, shape: tuple[int, ...]) -> nn
 
 def inputs_of(probe: Probe, generator: torch.Generator) -> tuple[Tensor, ...]:
     """One batch of random inputs."""
-    return tuple(_random(shape, generator, probe.plan.sample.dtype) for shape in probe.input_shapes)
+    return tuple(random_value(shape, generator, probe.plan.sample.dtype) for shape in probe.input_shapes)
 
 
 def _settle(module: nn.Module, generator: torch.Generator) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.copy_(_random(tuple(parameter.shape), generator))
+            parameter.copy_(random_value(tuple(parameter.shape), generator))
 
 
-def _random(
+def random_value(
     shape: Any,  # one of the forms of Sample.tensors
     generator: torch.Generator,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
+) -> Any:  # a tensor, or a list of tensors
+    """Random values of an operand of a sample."""
+    if _is_list(shape):
+        return [random_value(one, generator, dtype) for one in shape]
     if isinstance(shape, Integers):
         return torch.randint(shape.below, shape.shape, generator=generator)
     return torch.randn(shape, generator=generator).to(dtype)

@@ -15,7 +15,7 @@ from qspec_core import ops
 from qspec_core._torch import OpOverload, schema_of
 from qspec_core.graph import called_operator
 from qspec_core.lowering import Quantized, quantized_value
-from qspec_core.testing._errors import ConformanceError
+from qspec_core.testing._errors import CheckName, ConformanceError
 from qspec_core.testing._samples import ErrorRule, Operands
 
 __all__ = ["Other", "Range", "Walk", "first_tensor", "walk"]
@@ -98,6 +98,7 @@ def first_tensor(value: object) -> Tensor:
         return first
     raise ConformanceError(
         "the first output of a module is not a tensor",
+        check=CheckName.SHAPE,
         found=type(first).__qualname__,
         expected="the outputs of the float module, in their structure",
         remedy="return the outputs of the converted module, in their structure",
@@ -138,6 +139,7 @@ class _Run(Interpreter):
         if rule is None:
             raise ConformanceError(
                 f"there is no error rule of {called}",
+                check=CheckName.SAMPLE,
                 where=node,
                 found=called,
                 remedy=f"pass samples={{{called}: Sample(..., error=<rule>)}} to conformance_cases",
@@ -148,7 +150,12 @@ class _Run(Interpreter):
     def _of_quantize(self, found: Quantized, node: Node) -> Tensor:
         source = node.args[0]
         if not isinstance(source, Node):
-            raise ConformanceError("a quantize reads a constant", where=node, remedy="fold it when converting")
+            raise ConformanceError(
+                "a quantize reads a constant",
+                check=CheckName.MATCHED_AGAIN,
+                where=node,
+                remedy="fold it when converting",
+            )
         value, error = self.env[source].double(), self.errors[source]
         scale, zero = (_along(self._value(item), found, value) for item in (found.scale, found.zero_point))
         low, high = (found.quant_min - zero) * scale, (found.quant_max - zero) * scale
