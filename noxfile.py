@@ -183,6 +183,24 @@ def mutants(session: nox.Session) -> None:
     session.run("python", "tools/mutants.py", *session.posargs)
 
 
+@nox.session(name="xpu-mutants")
+def xpu_mutants(session: nox.Session) -> None:
+    """Mutation testing of the XPU lowering: wrong arguments in every lowered call. `-- --only "conv2d"`."""
+    install(session, "torch")
+    install(session, *editable("core", "xpu"), "numpy")
+    session.run("python", "packages/qspec-xpu/tests/xpu_mutants.py", *session.posargs)
+
+
+@nox.session(name="xpu-device")
+def xpu_device(session: nox.Session) -> None:
+    """Conformance, models, memory and speed on an Intel GPU; skips where there is none. Point pip at torch's XPU builds
+    with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/xpu."""
+    install(session, "torch")
+    install(session, *editable("core", "x86", "xnnpack", "xpu"), "numpy")
+    places = {"PYTHONPATH": "packages/qspec-xpu/tests:benchmarks"}
+    session.run("python", "tools/xpu_device.py", *session.posargs, env=places)
+
+
 @nox.session
 def interop(session: nox.Session) -> None:
     """Quantizers of torchao and of ExecuTorch's backends in qspec's flow, and qspec's in torchao's."""

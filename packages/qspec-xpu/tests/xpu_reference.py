@@ -158,6 +158,24 @@ class OnReference(nn.Module):
             return self.lowered(*args, **kwargs)
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Shape of attention: torch built for CPUs chooses no kernel of it for another device."""
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+
+def _lstm(x: Tensor, state: list[Tensor], weights: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes of a recurrent layer, as in `_attention`."""
+    is_bidirectional = arguments[4]
+    width = state[0].shape[-1] * (2 if is_bidirectional else 1)
+    return x.new_empty((*x.shape[:-1], width)), state[0].clone(), state[1].clone()
+
+
+_SHAPES: dict[Any, Any] = {
+    torch.ops.aten.scaled_dot_product_attention.default: _attention,
+    torch.ops.aten.lstm.input: _lstm,
+}
+
+
 def trace_on_xpu(lowered: GraphModule, example_inputs: tuple[Any, ...]) -> tuple[Any, dict[str, int]]:
     """Run a lowered graph on fake tensors of device `xpu`, and check every call of a kernel.
 
@@ -179,6 +197,7 @@ def trace_on_xpu(lowered: GraphModule, example_inputs: tuple[Any, ...]) -> tuple
         for _, body in graph_modules(copied):
             for node in body.graph.nodes:
                 node.args, node.kwargs = (tree_map_only(torch.device, moved, part) for part in (node.args, node.kwargs))
+                node.target = _SHAPES.get(node.target, node.target)
             body.recompile()
         inputs = tree_map_only(Tensor, move, example_inputs)
         with Contract() as contract:

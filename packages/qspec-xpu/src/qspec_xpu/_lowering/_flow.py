@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from torch.fx import GraphModule, Node
@@ -60,8 +59,8 @@ def lower_portable(converted: GraphModule) -> GraphModule:
     for node in found.module.graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default  # kernels write channels-last tensors, which may have no such view
     found.module.recompile()
-    report = LoweringReport(MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)))
-    found.module.meta[LOWERING_KEY] = report
+    # Plain dictionaries: the module can be copied and pickled with its report.
+    found.module.meta[LOWERING_KEY] = LoweringReport(dict(found.lowered), dict(found.declined))
     return found.module
 
 
