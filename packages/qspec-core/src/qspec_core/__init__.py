@@ -23,7 +23,8 @@ from qspec_core._errors import (
 )
 from qspec_core._loading import load_program
 from qspec_core._prepare import prepare_pt2e
-from qspec_core._qat import prepare_qat_pt2e
+from qspec_core._qat import QATSchedule, prepare_qat_pt2e
+from qspec_core._quantize_aware import Training, quantize_aware
 from qspec_core._quantizer import (
     ComposableQuantizer,
     EmbeddingQuantizer,
@@ -57,8 +58,10 @@ from qspec_core._spec import (
 )
 from qspec_core._train_eval import (
     allow_exported_model_train_eval,
+    freeze_bn_stats,
     move_exported_model_to_eval,
     move_exported_model_to_train,
+    update_bn_stats,
 )
 from qspec_core.backend import Backend, InstalledBackend, backends, get_backend
 from qspec_core.fake_quantize import ObserverOrFakeQuantize, ObserverOrFakeQuantizeConstructor
@@ -123,6 +126,7 @@ __all__ = [
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
     "ProgressCallback",
+    "QATSchedule",
     "QSpecError",
     "QuantizationAnnotation",
     "QuantizationConfig",
@@ -140,6 +144,7 @@ __all__ = [
     "SourceLocation",
     "SpecError",
     "TableQuantizer",
+    "Training",
     "TrainingModeError",
     "UniformQuantizationObserverBase",
     "WideRangeWarning",
@@ -151,6 +156,7 @@ __all__ = [
     "calibrate",
     "convert_pt2e",
     "coverage",
+    "freeze_bn_stats",
     "get_backend",
     "get_bias_qspec",
     "get_embedding_operators_config",
@@ -167,7 +173,9 @@ __all__ = [
     "prepare_pt2e",
     "prepare_qat_pt2e",
     "quantize",
+    "quantize_aware",
     "resolve_sharing",
     "spec_from_dict",
     "spec_to_dict",
+    "update_bn_stats",
 ]

@@ -26,13 +26,13 @@ from qspec_core.backend import Backend, Packaged, get_backend
 from qspec_core.onnx import OnnxCheck, to_checked_onnx, to_onnx
 from qspec_core.patterns import Mode, ReasonCode
 
-__all__ = ["ProgressCallback", "Result", "quantize"]
+__all__ = ["ProgressCallback", "Result", "export_in_evaluation", "quantize", "resolve_mode", "silent"]
 
 ProgressCallback = Callable[[str], None]
 """Called with the name of each step of `quantize` as it begins."""
 
 
-def _silent(_: str) -> None:
+def silent(_: str) -> None:
     """The default progress callback: it prints nothing."""
 
 
@@ -199,7 +199,7 @@ def quantize(
     dynamic_shapes: Any = None,  # as torch.export takes it
     bias_correction: bool = True,
     check: bool = True,
-    progress: ProgressCallback = _silent,
+    progress: ProgressCallback = silent,
 ) -> Result:
     """Quantize a float model for a backend. The model itself is not changed.
 
@@ -229,9 +229,9 @@ def quantize(
         NothingQuantizedError: no row of the backend matched.
     """
     chosen = get_backend(backend) if isinstance(backend, str) else backend
-    target, mode = chosen.resolve_target(target), _mode(chosen, mode)
+    target, mode = chosen.resolve_target(target), resolve_mode(chosen, mode)
     progress("export")
-    exported = _export(model, example_inputs, dynamic_shapes)
+    exported = export_in_evaluation(model, example_inputs, dynamic_shapes)
     progress("prepare")
     made = chosen.quantizer(mode=mode, target=target) if quantizer is None else quantizer
     prepared = _prepare(exported, made)
@@ -259,7 +259,8 @@ def _prepare(exported: GraphModule, quantizer: Quantizer) -> GraphModule:
         ) from error
 
 
-def _mode(backend: Backend, mode: Mode | str) -> Mode:
+def resolve_mode(backend: Backend, mode: Mode | str) -> Mode:
+    """The mode named. Raises: BackendError: the backend does not have it."""
     known = {entry.value: entry for entry in Mode}
     found = mode if isinstance(mode, Mode) else known.get(mode)
     if found is None or found not in backend.modes:
@@ -284,7 +285,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _export(model: object, example_inputs: tuple[Any, ...], dynamic_shapes: Any) -> GraphModule:  # as in `quantize`
+def export_in_evaluation(
+    model: object, example_inputs: tuple[Any, ...], dynamic_shapes: Any
+) -> GraphModule:  # as in `quantize`
+    """Export a module in evaluation mode. An exported program or graph is taken as it is.
+
+    Raises: ExportError: the model cannot be exported with these inputs.
+    """
     if isinstance(model, GraphModule):
         return model
     if not isinstance(example_inputs, tuple):

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "move_codegen",
     "output_keys",
     "return_one_value",
+    "run_on_copies",
     "schema_of",
     "size_hint",
     "symbol_range",
@@ -111,6 +112,11 @@ def _raise_on_switch(
         found=f"{type(self).__name__}.train({mode}) or .eval()",
         remedy="call qspec_core.move_exported_model_to_train or qspec_core.move_exported_model_to_eval on it",
     )
+
+
+def run_on_copies(module: nn.Module, hook: Callable[[nn.Module], None]) -> None:
+    """Call a function with each deep copy of a graph module, after the functions registered before."""
+    module._register_deepcopy_hook(hook)  # type: ignore[operator]  # a method of GraphModule
 
 
 def forbid_mode_switch(module: GraphModule) -> None:

@@ -3,19 +3,23 @@
 from types import MethodType
 
 import torch
-from torch.fx import GraphModule
+from torch import nn
+from torch.fx import GraphModule, Node
 
 from qspec_core._errors import GraphError
-from qspec_core._torch import OpOverload
+from qspec_core._torch import OpOverload, run_on_copies
 from qspec_core.canonical._batch_norm_forms import is_counter
 from qspec_core.graph import argument, argument_names, calls, graph_modules, replace_argument, require_exported
 
 __all__ = [
     "FROZEN_KEY",
     "allow_exported_model_train_eval",
+    "freeze_bn_stats",
+    "has_batch_norms",
     "move_exported_model_to_eval",
     "move_exported_model_to_train",
     "switch_graph",
+    "update_bn_stats",
 ]
 
 aten = torch.ops.aten
@@ -60,7 +64,8 @@ _MODE = "_exported_training"
 """Attribute of a graph module: the mode it was switched to last, True for training. PT2E's name."""
 
 FROZEN_KEY = "qspec_frozen_batch_norms"
-"""Key in the metadata of a graph module: whether its batch norms stay in evaluation mode while it trains."""
+"""Key in the metadata of a graph module whose batch norms stay in evaluation mode. Its value is the mode of the rest:
+True for training."""
 
 
 def move_exported_model_to_eval(model: GraphModule) -> GraphModule:
@@ -90,7 +95,7 @@ def move_exported_model_to_train(model: GraphModule) -> GraphModule:
 
 
 def allow_exported_model_train_eval(model: GraphModule) -> GraphModule:
-    """Let `.train()` and `.eval()` of an exported graph switch its operators instead of raising. In place.
+    """Let `.train()` and `.eval()` of an exported graph and its copies switch operators instead of raising. In place.
 
     Args:
         model: an exported graph module.
@@ -98,9 +103,50 @@ def allow_exported_model_train_eval(model: GraphModule) -> GraphModule:
     Raises: GraphError: the model is not exported.
     """
     require_exported(model, "allow_exported_model_train_eval")
+    _allow_switches(model)
+    run_on_copies(model, _allow_switches)
+    return model
+
+
+def _allow_switches(model: nn.Module) -> None:
     model.train = MethodType(_train, model)  # type: ignore[method-assign]  # one instance, as torch.export does
     model.eval = MethodType(_eval, model)  # type: ignore[method-assign]  # as above
-    return model
+
+
+def freeze_bn_stats(mod: nn.Module) -> None:
+    """Freeze the batch norms of an exported graph; for `model.apply(freeze_bn_stats)`. Does nothing to other modules.
+
+    They normalize by their running statistics, also while the rest trains, and do not change them. Their weights and
+    biases still train.
+    """
+    if isinstance(mod, GraphModule) and FROZEN_KEY not in mod.meta and calls(mod.graph, *_FLAGS):
+        training = any(argument(node, _flag(node)) for node in calls(mod.graph, *_FLAGS))
+        mod.meta[FROZEN_KEY] = training
+        if switch_graph(mod, training):
+            mod.recompile()
+
+
+def update_bn_stats(mod: nn.Module) -> None:
+    """Let frozen batch norms follow the mode of the graph again; for `model.apply(update_bn_stats)`.
+
+    Does nothing to other modules.
+    """
+    if isinstance(mod, GraphModule) and FROZEN_KEY in mod.meta:
+        training = bool(mod.meta.pop(FROZEN_KEY))
+        if switch_graph(mod, training):
+            mod.recompile()
+
+
+def has_batch_norms(mod: nn.Module) -> bool:
+    """Whether a module is a graph with batch norms that can be frozen."""
+    return isinstance(mod, GraphModule) and any(
+        "running_mean" in argument_names(node.target)  # type: ignore[arg-type]  # calls() found it by them
+        for node in calls(mod.graph, *_FLAGS)
+    )
+
+
+def _flag(node: Node) -> str:
+    return _FLAGS[node.target]  # type: ignore[index]  # calls() found it by them
 
 
 def _train(self: GraphModule, mode: bool = True) -> GraphModule:
@@ -146,7 +192,9 @@ def switch_graph(body: GraphModule, training: bool) -> bool:
     Returns: whether anything changed.
     """
     changed = False
-    is_frozen = bool(body.meta.get(FROZEN_KEY))
+    is_frozen = FROZEN_KEY in body.meta
+    if is_frozen:
+        body.meta[FROZEN_KEY] = training
     if training:
         for node in calls(body.graph, *_EVALUATION_ONLY):
             numbers = [argument(node, name) for name in ("momentum", "eps")]
@@ -154,7 +202,7 @@ def switch_graph(body: GraphModule, training: bool) -> bool:
             node.target = _EVALUATION_ONLY[node.target]  # type: ignore[index]  # calls() found it by them
             node.args, node.kwargs = (*tensors, False, *numbers), {}
     for node in calls(body.graph, *_FLAGS):
-        name = _FLAGS[node.target]  # type: ignore[index]  # as above
+        name = _flag(node)
         is_norm = "running_mean" in argument_names(node.target)  # type: ignore[arg-type]  # as above
         if is_norm and argument(node, "running_mean") is None:
             continue  # it uses the statistics of its input in either mode

@@ -6,7 +6,7 @@ from torch import nn
 from qspec_core._errors import QSpecError, SourceLocation, SpecError
 from qspec_core._sharing import SharingGroup, SharingResolution
 from qspec_core._spec import DerivedQuantizationSpec, EdgeOrNode, FixedQParamsQuantizationSpec, QuantizationSpec
-from qspec_core.fake_quantize import FixedQParamsFakeQuantize
+from qspec_core.fake_quantize import FakeQuantize, FixedQParamsFakeQuantize
 from qspec_core.graph import tensor_value
 from qspec_core.observers import DerivedObserverOrFakeQuantize, FixedQParamsObserver, build_observer
 
@@ -26,7 +26,7 @@ def build_observers(resolution: SharingResolution, *, is_qat: bool = False) -> d
         place = _place(group)
         try:
             made[index] = _build(group, [made[source] for source in group.derived_from], is_qat)
-            _move(made[index], group)
+            _size_and_move(made[index], group)
         except Exception as error:  # a constructor is its author's code, and may raise anything
             raise _not_built(error, place) from error
         made[index].where = place  # type: ignore[assignment]  # a plain attribute, read by observers in errors
@@ -53,11 +53,15 @@ def _build(group: SharingGroup, sources: list[nn.Module], is_qat: bool) -> nn.Mo
     )  # resolve_sharing has refused every other class
 
 
-def _move(observer: nn.Module, group: SharingGroup) -> None:
-    """Move an observer to the device of its group's first tensor."""
+def _size_and_move(observer: nn.Module, group: SharingGroup) -> None:
+    """Give a fake-quantize buffers for its group's first tensor, and move an observer to the device of that tensor."""
     point = group.points[0]
     value = tensor_value(point[0] if isinstance(point, tuple) else point)
-    if value is not None and value.device != torch.get_default_device():  # the device it was built on
+    if value is None:
+        return
+    if isinstance(observer, FakeQuantize):
+        observer.allocate(value.shape)
+    if value.device != torch.get_default_device():  # the device it was built on
         observer.to(value.device)
 
 

@@ -1,6 +1,7 @@
 """Fake-quantizes that take scale and zero point from an observer."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from qspec_core.observers import (
     FixedQParamsObserver,
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
 )
 from qspec_core.observers._arithmetic import PER_CHANNEL
 from qspec_core.observers._base import FLOAT32_EPS, reject_not_finite
@@ -92,6 +94,24 @@ class FakeQuantize(FakeQuantizeWithQParams):
     def has_observed(self) -> bool:
         """Whether the observer has seen data."""
         return bool(self.activation_post_process.has_observed)
+
+    def allocate(self, shape: Sequence[int | torch.SymInt]) -> None:
+        """Give the buffers their final size, so that a state can be copied to them before the first forward.
+
+        They stay without data. A size that is not known leaves them as they are.
+
+        Args:
+            shape: shape of the tensors that will be observed.
+        """
+        inner = self.activation_post_process
+        channels = shape[self.ch_axis] if self.is_per_channel and -len(shape) <= self.ch_axis < len(shape) else None
+        if not isinstance(channels, int) or not isinstance(inner, PerChannelMinMaxObserver) or inner.min_val.numel():
+            return
+        inner.min_val.resize_(channels).fill_(math.inf)
+        inner.max_val.resize_(channels).fill_(-math.inf)
+        self.scale.resize_(channels).fill_(1.0)
+        zero_point = self.zero_point.item()
+        self.zero_point.resize_(channels).fill_(zero_point)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """The observer's scale, float32, and zero point, int64 (float32 for float zero points)."""
