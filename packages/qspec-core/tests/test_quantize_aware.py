@@ -57,18 +57,19 @@ def adam(module: nn.Module) -> torch.optim.Optimizer:
 
 def test_one_call_at_each_end() -> None:
     net = model()
-    before = net[0][0].weight.detach().clone()
+    weight = net.get_parameter("0.0.weight")
+    before = weight.detach().clone()
     training = started(net)
     assert training.module.training
     losses = steps(training.module, adam(training.module), range(10))
     assert losses[-1] < losses[0]
-    assert not torch.equal(net[0][0].weight, before)
+    assert not torch.equal(weight, before)
     training.module.eval()
     with torch.no_grad():
         result = training.finish()
         expected = training.module(images())
         torch.testing.assert_close(
-            result.converted(images()), expected, rtol=0, atol=0.02 * expected.abs().max().item()
+            result.converted(images()), expected, rtol=0, atol=0.03 * expected.abs().max().item()
         )
     assert len(result.coverage.quantized_layers) == len(training.coverage.quantized_layers) == 3
     assert result.backend.name == training.backend.name
@@ -129,9 +130,7 @@ def test_copies_switch_and_train_apart() -> None:
 
 def test_an_average_of_weights_can_be_converted() -> None:
     training = started()
-    average = torch.optim.swa_utils.AveragedModel(
-        training.module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5), use_buffers=False
-    )
+    average = torch.optim.swa_utils.AveragedModel(training.module, avg_fn=_half)
     optimizer = adam(training.module)
     for number in range(4):
         steps(training.module, optimizer, range(number, number + 1))
@@ -149,12 +148,16 @@ def test_gradients_are_accumulated_and_clipped() -> None:
         training.module(images())  # the range of the activations is that of the whole batch in both runs
         training.module.apply(_stop_observing)
         for part in images().chunk(parts):
-            _padded(training.module, part).square().sum().backward()
+            torch.autograd.backward(_padded(training.module, part).square().sum())
         norm = nn.utils.clip_grad_norm_(training.module.parameters(), 0.1)
         assert norm > 0.1
         gradients.append([p.grad for p in training.module.parameters() if p.grad is not None])
     for whole, accumulated in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, accumulated, rtol=1e-4, atol=1e-6)
+
+
+def _half(averaged: Tensor, newest: Tensor, _: Tensor | int) -> Tensor:
+    return (averaged + newest) / 2
 
 
 def _stop_observing(part: nn.Module) -> None:
@@ -177,7 +180,7 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
         training.module(images())
         training.module.apply(_stop_observing)
         apply: Callable[[nn.Module, Tensor], Tensor] = call
-        apply(training.module, images()).square().sum().backward()
+        torch.autograd.backward(apply(training.module, images()).square().sum())
         gradients.append([p.grad for p in training.module.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed, rtol=0, atol=0)
