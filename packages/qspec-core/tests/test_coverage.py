@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from core_support import WEIGHT_ONLY, Net, export, quantized, quantizer, settled
 from torch import Tensor, nn
+from torch.fx import Node
 
 from qspec_core import Coverage, CoverageEntry, CoverageStatus, GraphError, coverage, prepare_pt2e
 
@@ -164,6 +165,9 @@ def test_float64_is_named() -> None:
     )
 
 
+_QUANTIZED = ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "head.weight")
+
+
 class Recurrent(nn.Module):
     """A model whose weights lie mostly outside of convolutions and linear layers."""
 
@@ -183,7 +187,8 @@ class Recurrent(nn.Module):
 @pytest.mark.filterwarnings("ignore:RNN module weights")
 def test_headline_counts_all_operators_that_hold_weights() -> None:
     model, indices = Recurrent(), torch.tensor([[1, 2, 3]])
-    found = coverage(quantized(export(model, indices), (indices,)))
+    prepared = prepare_pt2e(export(model, indices), quantizer().set_module_type(nn.LSTM, None))
+    found = coverage(prepared)
     whole = sum(parameter.nbytes for parameter in model.parameters())
     integers = model.head.weight.nbytes
     assert sum(entry.weight_bytes for entry in found) == whole
@@ -202,6 +207,34 @@ def test_headline_counts_all_operators_that_hold_weights() -> None:
         "other operators with weights",
         "convolution and linear layers",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.filterwarnings("ignore:RNN module weights")
+def test_a_recurrent_layer_is_quantized_with_its_weights_and_every_step() -> None:
+    model, indices = Recurrent(), torch.tensor([[1, 2, 3]])
+    found = coverage(prepare_pt2e(export(model, indices), quantizer()))
+    lstm = next(entry for entry in found if entry.kind == "recurrent layers")
+    assert (lstm.node, lstm.operator, lstm.module) == ("lstm", "aten.lstm.input", "lstm")
+    assert (lstm.status, lstm.row) == (CoverageStatus.QUANTIZED, "linear")
+    assert "3 of 3 convolution and linear layers quantized, 1 of 1 recurrent layers" in found.summary()
+    weights = [p for name, p in model.named_parameters() if name in _QUANTIZED]
+    assert sum(entry.integer_weight_bytes for entry in found) == sum(weight.nbytes for weight in weights)
+    assert [e.multiply_adds for e in found if e.is_layer] == [3 * 4 * 8 * 8, 3 * 4 * 8 * 8, 16]
+    assert found.integer_multiply_add_share == 1
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.filterwarnings("ignore:RNN module weights")
+def test_a_recurrent_layer_with_a_float_part_says_which() -> None:
+    def keep(node: Node) -> bool:
+        return "_hh_" not in node.name
+
+    model, indices = Recurrent(), torch.tensor([[1, 2, 3]])
+    found = coverage(prepare_pt2e(export(model, indices), quantizer().set_filter_function(keep)))
+    lstm = next(entry for entry in found if entry.kind == "recurrent layers")
+    assert lstm.status is CoverageStatus.SKIPPED
+    assert lstm.detail == "1 of its 2 linear layers stay in float: the filter function returned False"
 
 
 def test_a_shared_weight_counts_once_for_quantized_and_once_for_float_readers() -> None:

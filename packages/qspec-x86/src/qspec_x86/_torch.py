@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unfl
 __all__ = [
     "compile_package",
     "load_runner",
+    "not_compiled",
     "read_metadata",
     "size_hint",
+    "symbols_of",
     "torch_version",
     "tree_leaves",
     "tree_map",
@@ -123,3 +125,14 @@ def size_hint(size: int | torch.SymInt) -> int | None:
     if isinstance(size, int):
         return size
     return int(size.node.hint) if size.node.has_hint() else None
+
+
+def symbols_of(size: int | torch.SymInt) -> tuple[str, ...]:
+    """Names of the symbols in a size; none for a number."""
+    return () if isinstance(size, int) else tuple(sorted(map(str, size.node.expr.free_symbols)))
+
+
+def not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let torch.compile call a function as it is, between two compiled parts."""
+    disable: Callable[..., Any] = torch.compiler.disable
+    return cast(Callable[..., Any], disable(function))

@@ -46,7 +46,8 @@ class XNNPACKQuantizer(TableQuantizer):
         self._between_floats: frozenset[str] = frozenset()
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Bring the graph to the form that the delegate takes."""
+        """Expand recurrent layers, and bring the graph to the form that the delegate takes."""
+        self.expand_recurrent_layers(model)
         to_delegate_form(model)
         if self._element_wise_starts:
             numbers_to_tensors(model)

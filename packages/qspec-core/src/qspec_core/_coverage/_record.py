@@ -1,6 +1,6 @@
 """Build the coverage of an annotated graph, and keep it in the module's `meta`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from qspec_core._coverage._report import Coverage, CoverageEntry, CoverageStatus
 from qspec_core._errors import GraphError, module_path
 from qspec_core._spec import Q_ANNOTATION_KEY
 from qspec_core.canonical import FOLDED_KEY
+from qspec_core.canonical._recurrent import layers_of_recurrent
 from qspec_core.graph import attribute, computes_float, constant_value, graph_modules, is_call
 from qspec_core.graph._mutation import mutated_attributes
 from qspec_core.graph._work import multiply_adds
@@ -82,14 +83,25 @@ def record_coverage(module: GraphModule, original: Mapping[str, tuple[str, str]]
     folded = {
         f"{prefix}{name}": note for prefix, body in graphs for name, note in body.meta.get(FOLDED_KEY, {}).items()
     }
-    entries += [
-        CoverageEntry(name, operator, path, CoverageStatus.FOLDED, row=folded.get(name, "rewritten in canonical form"))
-        for name, (operator, path) in original.items()
-        if name not in present
-    ]
+    expanded, by_name = layers_of_recurrent(module), {entry.node: entry for entry in entries}
+    for name, place in original.items():
+        if name in expanded:
+            entries.append(_of_recurrent(name, place, [by_name[part] for part in expanded[name]]))
+        elif name not in present:
+            note = folded.get(name, "rewritten in canonical form")
+            entries.append(CoverageEntry(name, *place, CoverageStatus.FOLDED, row=note))
     result = Coverage(tuple(entries))
     module.meta[COVERAGE_KEY] = result.to_dict()
     return result
+
+
+def _of_recurrent(name: str, place: tuple[str, str], parts: Sequence[CoverageEntry]) -> CoverageEntry:
+    """The entry of a recurrent layer: quantized if all its linear layers are. They have the weights."""
+    skipped = [part for part in parts if part.status is not CoverageStatus.QUANTIZED]
+    if not skipped:
+        return CoverageEntry(name, *place, CoverageStatus.QUANTIZED, row=parts[0].row)
+    detail = f"{len(skipped)} of its {len(parts)} linear layers stay in float: {skipped[0].detail}"
+    return CoverageEntry(name, *place, CoverageStatus.SKIPPED, code=skipped[0].code, detail=detail)
 
 
 def _entries(module: GraphModule, quantizer: str) -> list[CoverageEntry]:

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core._errors import SelectorError, module_stack
 from qspec_core._quantizer._config import QuantizationConfig
-from qspec_core.canonical import REMOVED_KEY
+from qspec_core.canonical import RECURRENT_KEY, REMOVED_KEY
 from qspec_core.graph import is_call
 from qspec_core.patterns import Reason, ReasonCode
 
@@ -48,7 +48,9 @@ Place = tuple[str, Sequence[tuple[str, str]]]
 
 
 def _place(node: Node) -> Place:
-    return str(node.target), module_stack(node)
+    """Place of a node. A node that was written for a recurrent layer has the operator of the layer."""
+    layer = node.meta.get(RECURRENT_KEY)
+    return str(node.target) if layer is None else layer.operator, module_stack(node)
 
 
 def _fits(rule: Rule, place: Place) -> int | None:

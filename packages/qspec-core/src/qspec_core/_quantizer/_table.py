@@ -16,7 +16,7 @@ from qspec_core._quantizer._islands import choose_joins, ends_in_float_sum, tens
 from qspec_core._quantizer._selection import Rule, RuleKind, Selection
 from qspec_core._spec import Q_ANNOTATION_KEY, QuantizationSpec, QuantizationSpecBase, SharedQuantizationSpec
 from qspec_core._torch import OpOverload, OpOverloadPacket
-from qspec_core.canonical import canonicalize
+from qspec_core.canonical import RECURRENT_KEY, canonicalize, expand_recurrent_layers
 from qspec_core.graph import called_operator, computes_float, constant_value, graph_modules, tensor_value
 from qspec_core.patterns import (
     Flow,
@@ -35,6 +35,8 @@ from qspec_core.patterns import (
 )
 
 __all__ = ["TableQuantizer"]
+
+_GATES = Reason.unsupported("the gates and states of recurrent layers stay in float, which keeps them exact")
 
 
 class TableQuantizer(Quantizer):
@@ -81,9 +83,28 @@ class TableQuantizer(Quantizer):
         return self._selection.has_configuration
 
     def transform_for_annotation(self, model: GraphModule) -> GraphModule:
-        """Bring the graph to canonical form."""
+        """Expand the recurrent layers that are to be quantized, and bring the graph to canonical form."""
+        self.expand_recurrent_layers(model)
         canonicalize(model)
         return model
+
+    def expand_recurrent_layers(self, model: GraphModule) -> None:
+        """Write each recurrent layer that has a configuration as linear layers and a loop, in place.
+
+        The others stay one operator, which float kernels run faster.
+        """
+        modes = {mode for row in self.table.rows if row.anchor is torch.ops.aten.linear.default for mode in row.modes}
+
+        def is_selected(node: Node) -> bool:
+            chosen = self.config_of(node)
+            if isinstance(chosen, QuantizationConfig) and chosen.mode not in modes:
+                chosen = Reason(ReasonCode.UNSUPPORTED_MODE, f"linear layers have no {chosen.mode.value} form")
+            if isinstance(chosen, Reason):
+                decide_skipped(node, chosen)
+            return not isinstance(chosen, Reason)
+
+        if modes:
+            expand_recurrent_layers(model, is_selected)
 
     def config_of(self, anchor: Node) -> QuantizationConfig | Reason:
         """The configuration of a match by its anchor, or the reason why it stays in float. A subclass may change it."""
@@ -102,6 +123,8 @@ class TableQuantizer(Quantizer):
 
         def admit(row: Row, anchor: Node) -> Reason | None:
             chosen = self.config_of(anchor)
+            if RECURRENT_KEY in anchor.meta and not row.has_weight:
+                return _GATES
             return None if isinstance(chosen, Reason) else _unsupported_mode(row, chosen.mode)
 
         def accept(match: Match) -> Reason | None:
@@ -180,7 +203,7 @@ class TableQuantizer(Quantizer):
             operator = called_operator(node)
             if operator is None:
                 continue
-            reason = declined.get(node)
+            reason = declined.get(node, _GATES if RECURRENT_KEY in node.meta else None)
             if reason is None and operator in self.table.float_only:
                 reason = Reason(ReasonCode.NO_INTEGER_KERNEL, self.table.float_only[operator])
             decide_skipped(node, reason if reason is not None else Reason(ReasonCode.NO_ROW))

@@ -24,16 +24,19 @@ from qspec_core.canonical._record import (
     set_debug_handle,
     value_source,
 )
+from qspec_core.canonical._recurrent import RECURRENT_KEY, expand_recurrent_layers
 from qspec_core.canonical._shape import canonicalize_shapes
 from qspec_core.canonical._weights import fold_weights
 
 __all__ = [
     "FOLDED_KEY",
     "NUMERIC_DEBUG_HANDLE_KEY",
+    "RECURRENT_KEY",
     "REMOVED_KEY",
     "STANDS_FOR_KEY",
     "canonicalize",
     "debug_handle",
+    "expand_recurrent_layers",
     "fold_batch_norms",
     "fold_weights",
     "set_debug_handle",

@@ -17,6 +17,7 @@ from qspec_core.graph._copies import copy_graph_module, gc_paused, wrap_graph
 from qspec_core.graph._exported import WrapperModule, model_is_exported, require_exported
 from qspec_core.graph._metadata import derived_meta, port_meta
 from qspec_core.graph._observers import is_observer, observer_nodes, require_no_observers
+from qspec_core.graph._sinking import lift_constants, sink_constants
 from qspec_core.graph._values import computes_float, is_float, is_view, require_tensor_value, tensor_value
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "is_float",
     "is_observer",
     "is_view",
+    "lift_constants",
     "model_is_exported",
     "observer_nodes",
     "port_meta",
@@ -48,6 +50,7 @@ __all__ = [
     "require_no_observers",
     "require_tensor_value",
     "set_attribute",
+    "sink_constants",
     "symbol_range",
     "tensor_value",
     "wrap_graph",

@@ -14,7 +14,7 @@ from torch.fx.node import Argument
 
 from qspec_core.graph._values import tensor_value
 
-__all__ = ["ControlCall", "attribute", "bodies", "control_calls", "graph_modules", "set_attribute"]
+__all__ = ["ControlCall", "attribute", "bodies", "control_calls", "graph_modules", "loop_bodies", "set_attribute"]
 
 
 @dataclass(frozen=True)
@@ -121,3 +121,13 @@ def control_calls(module: GraphModule) -> Iterator[ControlCall]:
         else:
             operands, first = tuple(node.args[form.bodies.stop :]), 0
         yield ControlCall(node, readers, called, operands, first)
+
+
+def loop_bodies(module: GraphModule) -> set[int]:
+    """Identities of the bodies of loops in a graph, and of the bodies in them."""
+    loops = [call for _, graph in graph_modules(module) for call in control_calls(graph) if _is_loop(call)]
+    return {id(inner) for call in loops for body in call.bodies for _, inner in graph_modules(body)}
+
+
+def _is_loop(call: ControlCall) -> bool:
+    return _FORMS[str(call.node.target)].fixed

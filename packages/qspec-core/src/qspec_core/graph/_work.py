@@ -12,9 +12,11 @@ from qspec_core.graph._arguments import argument, called_operator
 from qspec_core.graph._layers import CONVOLUTIONS, LINEARS, RECURRENT, RECURRENT_CELLS, TRANSPOSED
 from qspec_core.graph._values import tensor_value
 
-__all__ = ["multiply_adds"]
+__all__ = ["STEPS_KEY", "multiply_adds"]
 
 _aten = torch.ops.aten
+STEPS_KEY = "qspec_steps"
+"""Key in the metadata of a node in the body of a loop: how often it runs in one call."""
 
 
 class _UnknownError(Exception):
@@ -100,6 +102,11 @@ _COUNTS: Mapping[OpOverload, Callable[[Node], int]] = MappingProxyType(
 )
 
 
+def _steps(node: Node) -> int:
+    steps = node.meta.get(STEPS_KEY, 1)
+    return steps if isinstance(steps, int) else size_hint(steps) or 1
+
+
 def multiply_adds(node: Node) -> int:
     """Multiply-adds of one call of a layer, a matrix product, attention or a recurrent layer.
 
@@ -109,6 +116,6 @@ def multiply_adds(node: Node) -> int:
     called = called_operator(node)
     count = _COUNTS.get(called) if called is not None else None
     try:
-        return 0 if count is None else count(node)
+        return 0 if count is None else count(node) * _steps(node)
     except _UnknownError:
         return 0

@@ -25,7 +25,8 @@ from qspec_core.graph import (
     tensor_value,
     wrap_graph,
 )
-from qspec_core.graph._sinking import sink_constants
+from qspec_core.graph._bodies import loop_bodies
+from qspec_core.graph._sinking import lift_constants, sink_constants
 from qspec_core.patterns import (
     Delegated,
     Flow,
@@ -242,11 +243,13 @@ class Lowering(Generic[Options]):
         module: the module being lowered, owned by the pass.
         target: class of the deployment device.
         options: the backend's own object, passed to its rows.
+        in_loop: whether the module is the body of a loop, which runs once for each step.
     """
 
     module: GraphModule
     target: str
     options: Options
+    in_loop: bool = False
 
     def tensor(self, node: object) -> Tensor:
         """Constant that a `get_attr` node reads.
@@ -328,9 +331,10 @@ def lower_rows(converted: GraphModule, table: PatternTable, *, target: str, opti
         lowered: dict[str, str] = {}
         declined: dict[str, Reason] = {}
         notes: dict[str, Note] = {}
+        loops = loop_bodies(module)
         for prefix, body in graph_modules(module):
             canonicalize(body)
-            context = Lowering(body, target, options)
+            context = Lowering(body, target, options, in_loop=id(body) in loops)
             # In graph order: a producer is lowered before its readers.
             for match in match_converted(body, table):
                 if isinstance(match.row.lower, Delegated):
@@ -344,7 +348,7 @@ def lower_rows(converted: GraphModule, table: PatternTable, *, target: str, opti
                 if outcome is not None:
                     notes[name] = outcome
             body.graph.eliminate_dead_code()
-            if body is not module:
-                body.recompile()
+        for _, body in reversed(list(graph_modules(module))):
+            lift_constants(body)
         wrapped = wrap_graph(module, module.graph)
     return Lowered(wrapped, lowered, declined, notes)

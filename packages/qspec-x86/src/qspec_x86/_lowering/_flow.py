@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from qspec_core.graph import called_operator, constant_value, fresh_attribute_name, is_call
+from qspec_core.graph import called_operator, constant_value, fresh_attribute_name, graph_modules, is_call
 from qspec_core.lowering import lower_rows, on_device, require_converted
 from qspec_core.patterns import Reason, ReasonCode
 from qspec_x86._lowering import NARROWED
 from qspec_x86._lowering._kernels import PACK_FOUR_BITS, PREPACK
+from qspec_x86._lowering._loops import give_sizes_to_loops, run_loops_directly
 from qspec_x86._lowering._options import Form, Options
 from qspec_x86._lowering._ranges import write_ranges
 from qspec_x86._rows import TABLE
@@ -86,7 +87,11 @@ def lower_portable(converted: GraphModule, target: str = "any") -> GraphModule:
         GraphError: the module is not from `convert_pt2e`.
     Cost: O(nodes + edges + weights).
     """
-    return _lower(converted, target, Form.PORTABLE)
+    lowered = _lower(converted, target, Form.PORTABLE)
+    for _, body in graph_modules(lowered):
+        give_sizes_to_loops(body)
+        body.recompile()
+    return lowered
 
 
 def lower_eager(converted: GraphModule, target: str = "any") -> GraphModule:
@@ -104,6 +109,9 @@ def lower_eager(converted: GraphModule, target: str = "any") -> GraphModule:
     Cost: O(nodes + edges + weights).
     """
     lowered = _lower(converted, target, Form.EAGER)
+    for _, body in graph_modules(lowered):
+        run_loops_directly(body)
+        body.recompile()
     _pack_weights(lowered)
     return lowered
 
@@ -117,8 +125,9 @@ def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
     report = LoweringReport(
         resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), narrowed
     )
-    write_ranges(found.module, form)
-    _reshape_in_place_of_view(found.module)
+    for _, body in graph_modules(found.module):
+        write_ranges(body, form)
+        _reshape_in_place_of_view(body)
     found.module.meta[LOWERING_KEY] = report
     return found.module
 

@@ -21,7 +21,10 @@ _CURVE = (
     "as long as the linear kernel that has it"
 )
 _NORM = "it sums squares, which do not fit 8 bits"
-_RECURRENT = "torch has no integer kernel for recurrent layers in exported graphs"
+_RECURRENT = (
+    "recurrent layers are quantized as linear layers and loops; those over packed sequences, or with computed weights, "
+    "are not"
+)
 
 FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
     {

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core import BackendError, GraphError, LoweringError, SourceLocation, ops
-from qspec_core.graph import add_constant, constant_value, copy_graph_module, gc_paused, wrap_graph
+from qspec_core.graph import (
+    add_constant,
+    constant_value,
+    copy_graph_module,
+    gc_paused,
+    lift_constants,
+    sink_constants,
+    wrap_graph,
+)
 from qspec_core.lowering import FLOAT_KEY, Lowering, match_converted, on_device, quantized_value, require_converted
 from qspec_core.patterns import Delegated, Match, Reason, Role
 from qspec_xnnpack._lowering._attention import attention_to_products
@@ -17,6 +26,7 @@ from qspec_xnnpack._lowering._barriers import copy_inputs_of_dynamic_convolution
 from qspec_xnnpack._lowering._decompositions import decompose
 from qspec_xnnpack._lowering._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
 from qspec_xnnpack._lowering._forms import to_delegate_form
+from qspec_xnnpack._lowering._loops import Loop, example_states, put_back, take_loops, write_recurrent_layers
 from qspec_xnnpack._lowering._partitioner import OUTSIDE_KEY
 from qspec_xnnpack._lowering._program import Delegation, XNNPACKProgram, in_order, signature_of
 from qspec_xnnpack._lowering._scales import fit_scales
@@ -50,9 +60,13 @@ def lower(converted: GraphModule, example_inputs: tuple[Any, ...], target: str =
         )
     converted = on_device(require_converted(converted, "lowering to XNNPACK"), "cpu")
     example_inputs = _laid_out(example_inputs)
-    named, matches = _named(converted)
+    named, matches, loops = _named(converted)
     program = _export(named, example_inputs)
     compiled = compile_program(program)
+    if loops:
+        steps = example_states(program)
+        bodies = [compile_program(_export(loop.body, steps[loop.position])) for loop in loops]
+        compiled = put_back(compiled, loops, bodies)
     if compiled.refusals:
         raise _refused(compiled.refusals, matches)
     rows = {anchor: match.label for anchor, match in matches.items()}
@@ -77,29 +91,46 @@ def package(converted: GraphModule, example_inputs: tuple[Any, ...], path: Path,
     return lower(converted, example_inputs, target).write_package(path)
 
 
-def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match]]:
-    """Copy a graph in the delegate's form, write the name of its row's anchor on each node, and return the copy with
-    the matches by that name. The copy has no unused constants: ExecuTorch would write them into the file."""
+def _named(converted: GraphModule) -> tuple[GraphModule, Mapping[str, Match], tuple[Loop, ...]]:
+    """Copy a graph in the delegate's form, and write the name of its row's anchor on each node.
+
+    Returns: the copy, the matches by that name, and the loops whose bodies are compiled apart.
+    """
     with gc_paused():
         module = copy_graph_module(converted)
-        to_delegate_form(module)
-        attention_to_products(module)
-        context = Lowering(module, "any", None)
-        decompose(module)
-        looked_up = _lower_own(module, context)
-        matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
-        fit_scales(module, matches)
-        copy_inputs_of_dynamic_convolutions(module, matches)
-        for node in module.graph.nodes:
-            if FLOAT_KEY in node.meta:
-                _fold_weights(module, node)
-                node.meta["custom"] = {**(node.meta.get("custom") or {}), OUTSIDE_KEY: True}
-        for match in matches:
-            for node in match.nodes:
-                node.meta["custom"] = {**(node.meta.get("custom") or {}), CUSTOM_KEY: match.anchor.name}
-        module.graph.eliminate_dead_code()
-        found = {match.anchor.name: match for match in (*looked_up, *matches)}
-        return wrap_graph(module, module.graph), found
+        sink_constants(module)
+        write_recurrent_layers(module)
+        loops = take_loops(module)
+        lift_constants(module)
+        named, matches = _name_rows(module)
+        inner = []
+        for loop in loops:
+            body, found = _name_rows(loop.body)
+            inner.append(replace(loop, body=body))
+            matches |= found
+        return named, matches, tuple(inner)
+
+
+def _name_rows(module: GraphModule) -> tuple[GraphModule, dict[str, Match]]:
+    """Bring one graph into the delegate's form and name its rows, in place. The result has no unused constants:
+    ExecuTorch would write them into the file."""
+    to_delegate_form(module)
+    attention_to_products(module)
+    context = Lowering(module, "any", None)
+    decompose(module)
+    looked_up = _lower_own(module, context)
+    matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
+    fit_scales(module, matches)
+    copy_inputs_of_dynamic_convolutions(module, matches)
+    for node in module.graph.nodes:
+        if FLOAT_KEY in node.meta:
+            _fold_weights(module, node)
+            node.meta["custom"] = {**(node.meta.get("custom") or {}), OUTSIDE_KEY: True}
+    for match in matches:
+        for node in match.nodes:
+            node.meta["custom"] = {**(node.meta.get("custom") or {}), CUSTOM_KEY: match.anchor.name}
+    module.graph.eliminate_dead_code()
+    return wrap_graph(module, module.graph), {match.anchor.name: match for match in (*looked_up, *matches)}
 
 
 def _lower_own(module: GraphModule, context: Lowering[None]) -> list[Match]:

@@ -52,7 +52,10 @@ _NOT_DELEGATED: tuple[OpOverload, ...] = (
 _VIEW = "the delegate takes it only as a view, and so only if the shape is known before the model runs"
 _SQUEEZES: tuple[OpOverload, ...] = (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
 _MEAN = "XNNPACK's delegate averages over height and width only"
-_RECURRENT = "ExecuTorch decomposes it after quantization, and its products run in float"
+_RECURRENT = (
+    "recurrent layers are quantized as linear layers and loops; those over packed sequences, or with computed weights, "
+    "are not"
+)
 _RECURRENTS: tuple[OpOverload, ...] = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 _NO_BAG = "ExecuTorch's runtime has no kernel for it, in float either"
 _BAGS: tuple[OpOverload, ...] = (aten.embedding_bag.padding_idx, aten.embedding_bag.default)
