@@ -99,6 +99,8 @@ class TableQuantizer(Quantizer):
             chosen = self.config_of(node)
             if isinstance(chosen, QuantizationConfig) and chosen.mode not in modes:
                 chosen = Reason(ReasonCode.UNSUPPORTED_MODE, f"linear layers have no {chosen.mode.value} form")
+            if isinstance(chosen, QuantizationConfig) and chosen.is_qat:
+                chosen = Reason.unsupported("recurrent layers train in float; quantize them after training")
             if isinstance(chosen, Reason):
                 decide_skipped(node, chosen)
             return not isinstance(chosen, Reason)

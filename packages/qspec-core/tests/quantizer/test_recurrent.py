@@ -1,0 +1,39 @@
+"""Which recurrent layers a table's quantizer expands, and what it says about the others."""
+
+import pytest
+import torch
+from core_support import Net, export, quantizer
+from torch import nn
+
+from qspec_core import CoverageStatus, TableQuantizer, coverage, prepare_pt2e
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The tensor attributes"),  # torch.export of nn.LSTM
+    pytest.mark.filterwarnings("ignore:RNN module weights"),
+]
+aten = torch.ops.aten
+
+
+def statuses(chosen: TableQuantizer) -> dict[str, tuple[CoverageStatus, str]]:
+    """Status and reason of two recurrent layers."""
+    model = Net(lambda m, x: m.second(m.first(x)[0])[0], first=nn.LSTM(3, 3), second=nn.GRU(3, 3))
+    found = coverage(prepare_pt2e(export(model, torch.randn(2, 1, 3)), chosen, allow_empty=True))
+    return {entry.node: (entry.status, entry.detail) for entry in found if entry.kind == "recurrent layers"}
+
+
+QUANTIZED = (CoverageStatus.QUANTIZED, "")
+
+
+def test_by_module_type() -> None:
+    found = statuses(quantizer().set_module_type(nn.LSTM, None))
+    assert found == {"lstm": (CoverageStatus.SKIPPED, "module_type <class 'torch.nn.modules.rnn.LSTM'>"), "gru": QUANTIZED}
+
+
+def test_by_module_name() -> None:
+    found = statuses(quantizer().set_module_name("second", None))
+    assert found == {"lstm": QUANTIZED, "gru": (CoverageStatus.SKIPPED, "module_name second")}
+
+
+def test_by_operator_of_the_layer_and_not_of_what_it_is_written_as() -> None:
+    found = statuses(quantizer().set_operator_type(aten.gru.input, None))
+    assert found == {"lstm": QUANTIZED, "gru": (CoverageStatus.SKIPPED, "operator_type aten.gru.input")}
