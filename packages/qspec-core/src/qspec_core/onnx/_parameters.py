@@ -154,10 +154,13 @@ class ParameterComparison:
 def compare_parameters(converted: GraphModule, model: Any) -> ParameterComparison:  # an onnx_ir.Model
     """Compare every quantize and dequantize of a converted graph with the nodes of a file that come from it.
 
+    The bodies of loops and branches are left out: their nodes may have the names of nodes of the graph.
+
     Cost: O(nodes + parameters).
     """
     written: dict[str, list[OnnxParameters]] = {}
-    for entry in parameters_of(model):
+    outer = {node.name for node in model.graph}
+    for entry in (entry for entry in parameters_of(model) if entry.node in outer):
         written.setdefault(entry.origin, []).append(entry)
     differing, equal, elsewhere = [], 0, 0
     for wanted in _quantized(converted):
