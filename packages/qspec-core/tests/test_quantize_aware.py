@@ -38,14 +38,14 @@ def started(net: nn.Module | None = None, **options: Any) -> Training:
     return quantize_aware(model() if net is None else net, (images(),), backend=backend(), **options)
 
 
-def steps(module: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> list[float]:
+def steps(module: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, numbers: range) -> list[float]:
     """Train on the batches of these numbers; each has random values of its own."""
     losses = []
     for number in numbers:
         torch.manual_seed(number)
         loss = (module(images(number)) - 1).square().mean()
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -218,3 +218,16 @@ def test_a_schedule_resumes_with_the_training() -> None:
     second = adam(again.module)
     second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert steps(again.module, second, range(4, 6)) == steps(training.module, optimizer, range(4, 6))
+
+
+def test_a_compiled_training_step_is_one_graph_with_the_same_losses() -> None:
+    torch.compiler.reset()
+    eager, traced = started(), started()
+    eager.module.load_state_dict(copy.deepcopy(traced.module.state_dict()))
+    for training in (eager, traced):
+        for node in training.module.graph.find_nodes(op="call_function", target=torch.ops.aten.dropout.default):
+            node.update_arg(1, 0.0)  # compiled code draws other random numbers
+        training.module.recompile()
+    compiled = torch.compile(traced.module, fullgraph=True, backend="aot_eager")
+    expected = steps(eager.module, adam(eager.module), range(4))
+    assert steps(compiled, adam(traced.module), range(4)) == pytest.approx(expected, rel=1e-5)

@@ -71,6 +71,16 @@ class PairSumObserver(ObserverBase):
         self._weight = (x.detach(),)
         return x
 
+    def can_be_traced(self) -> bool:
+        """Whether `observe_traced` can run."""
+        ready = getattr(self.activation_post_process, "can_be_traced", None)
+        return callable(ready) and bool(ready())
+
+    def observe_traced(self, x: Tensor, enabled: Tensor) -> None:
+        """Observe a weight as `forward` does, in a form that `torch.compile` traces; if `enabled`, bool, (1,)."""
+        cast(Any, self.activation_post_process).observe_traced(x, enabled)  # can_be_traced held
+        self._weight = (x.detach(),)
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, in the shape that the wrapped observer gives them."""
         scale, zero_point = self.activation_post_process.calculate_qparams()

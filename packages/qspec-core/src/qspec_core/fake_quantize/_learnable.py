@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qspec_core._errors import SourceLocation
 from qspec_core.fake_quantize._base import FakeQuantizeBase
 from qspec_core.fake_quantize._observing import build_inner
+from qspec_core.fake_quantize._traced import can_trace
 from qspec_core.observers._arithmetic import PER_CHANNEL, SYMMETRIC
 
 __all__ = ["LearnableFakeQuantize", "disable_range_learning", "enable_range_learning"]
@@ -119,6 +120,8 @@ class LearnableFakeQuantize(FakeQuantizeBase):
         """Observe or learn from `x`, of any shape, and return it rounded to quantized values."""
         if x.numel() == 0:
             return x
+        if self.scale is not None and can_trace(self.activation_post_process):
+            return self._traced(x)
         if self.observer_enabled.item() or self.scale is None:
             self.activation_post_process(x)
             self._set(*self.activation_post_process.calculate_qparams())
@@ -127,8 +130,24 @@ class LearnableFakeQuantize(FakeQuantizeBase):
             return x
         return self._rounded(x, scale, zero_point)
 
+    def _traced(self, x: Tensor) -> Tensor:
+        """`forward` in a form that `torch.compile` traces without a graph break."""
+        scale, zero_point = self.scale, self.zero_point
+        if scale is None or zero_point is None:
+            raise TypeError("there is no scale yet")  # forward has checked that there is
+        with torch.no_grad():
+            observes = self.observer_enabled.bool()
+            self.activation_post_process.observe_traced(x, observes)
+            newest = self.activation_post_process.calculate_qparams()
+            for held, value in zip((scale, zero_point), newest, strict=True):
+                held.copy_(torch.where(observes, value, held))
+        return torch.where(self.fake_quant_enabled.bool(), self._rounded(x, scale, zero_point), x)
+
     def _rounded(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        if not self.learning_enabled.item():
+        if torch.compiler.is_compiling():
+            learns = self.learning_enabled.bool()
+            scale, zero_point = (torch.where(learns, value, value.detach()) for value in (scale, zero_point))
+        elif not self.learning_enabled.item():
             scale, zero_point = scale.detach(), zero_point.detach()
         if self.use_grad_scaling:
             factor = (x.numel() / scale.numel() * self.quant_max) ** -0.5

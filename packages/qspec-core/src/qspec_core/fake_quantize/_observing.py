@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qspec_core._errors import SourceLocation, SpecError
 from qspec_core._spec import dtype_range
 from qspec_core.fake_quantize._base import FakeQuantizeWithQParams, fake_quantize
+from qspec_core.fake_quantize._traced import can_trace, round_to_quantized
 from qspec_core.observers import (
     FixedQParamsObserver,
     MovingAverageMinMaxObserver,
@@ -104,6 +105,7 @@ class FakeQuantize(FakeQuantizeWithQParams):
             shape: shape of the tensors that will be observed.
         """
         inner = self.activation_post_process
+        inner = getattr(inner, "activation_post_process", inner)  # of an observer that changes the scale of another
         channels = shape[self.ch_axis] if self.is_per_channel and -len(shape) <= self.ch_axis < len(shape) else None
         if not isinstance(channels, int) or not isinstance(inner, PerChannelMinMaxObserver) or inner.min_val.numel():
             return
@@ -122,6 +124,8 @@ class FakeQuantize(FakeQuantizeWithQParams):
         """Observe `x`, of any shape, and return it rounded to quantized values."""
         if x.numel() == 0:
             return x
+        if can_trace(self.activation_post_process):
+            return self._traced(x)
         if self.is_dynamic or self.observer_enabled.item():
             self.activation_post_process(x)
             self._store_qparams(*self.calculate_qparams())
@@ -129,6 +133,20 @@ class FakeQuantize(FakeQuantizeWithQParams):
             return x
         axis = self.ch_axis if self.is_per_channel else None
         return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, axis)
+
+    def _traced(self, x: Tensor) -> Tensor:
+        """`forward` in a form that `torch.compile` traces without a graph break."""
+        with torch.no_grad():
+            observes = self.observer_enabled.bool() | self.is_dynamic
+            self.activation_post_process.observe_traced(x, observes)
+            for held, newest in zip((self.scale, self.zero_point), self.calculate_qparams(), strict=True):
+                held.copy_(torch.where(observes, newest, held))
+        return self._rounded(x)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        axis = self.ch_axis if self.is_per_channel else None
+        limits, enabled = (self.quant_min, self.quant_max), self.fake_quant_enabled.bool()
+        return round_to_quantized(x, (self.scale, self.zero_point), limits, axis, enabled)
 
     def extra_repr(self) -> str:
         """Range, dtype, parameters and switches."""
@@ -161,6 +179,8 @@ class FixedQParamsFakeQuantize(FakeQuantize):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, of any shape, rounded to quantized values."""
+        if torch.compiler.is_compiling():
+            return self._rounded(x)
         if x.numel() == 0 or not self.fake_quant_enabled.item():
             return x
         return fake_quantize(x, self.scale, self.zero_point, self.quant_min, self.quant_max, None)
@@ -205,7 +225,7 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, of any shape, and return it rounded to quantized values."""
-        if not self._is_fused or x.dtype != torch.float32 or x.numel() == 0:
+        if torch.compiler.is_compiling() or not self._is_fused or x.dtype != torch.float32 or x.numel() == 0:
             return super().forward(x)
         inner = self.activation_post_process
         before = inner.min_val.clone(), inner.max_val.clone()

@@ -161,9 +161,10 @@ class UniformQuantizationObserverBase(ObserverBase):
 
     def _calculate_qparams(self, min_val: Tensor, max_val: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of a range. PT2E quantizers call this method by name when they derive parameters."""
-        if not self.has_observed:
+        is_traced = torch.compiler.is_compiling()  # then no Python number may come from a tensor
+        if not is_traced and not self.has_observed:
             return self._qparams_without_data()
-        if self.qscheme in PER_TENSOR and min_val.is_cpu and min_val.dtype == torch.float32:
+        if not is_traced and self.qscheme in PER_TENSOR and min_val.is_cpu and min_val.dtype == torch.float32:
             return self._qparams_of_range(min_val.item(), max_val.item())
         return choose_qparams(
             min_val,

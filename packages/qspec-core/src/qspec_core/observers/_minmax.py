@@ -11,7 +11,7 @@ from qspec_core._errors import SpecError
 from qspec_core.observers._arithmetic import PER_TENSOR
 from qspec_core.observers._base import FLOAT32_EPS, SeenTensor, UniformQuantizationObserverBase, finite_limits
 
-__all__ = ["MinMaxObserver", "MovingAverageMinMaxObserver", "check_averaging"]
+__all__ = ["MinMaxObserver", "MovingAverageMinMaxObserver", "average_into", "check_averaging"]
 
 
 class MinMaxObserver(UniformQuantizationObserverBase):
@@ -81,6 +81,15 @@ def check_averaging(owner: type, averaging_constant: float, is_dynamic: bool) ->
         )
 
 
+def average_into(limit: Tensor, newest: Tensor, *, is_first: Tensor, enabled: Tensor, constant: float) -> None:
+    """Average the limit of a batch into a buffer, in operators alone, for compiled code.
+
+    A value that is not finite leaves the buffer as it was: compiled code cannot raise an error.
+    """
+    averaged = torch.where(is_first, newest, limit + constant * (newest - limit))
+    limit.copy_(torch.where(enabled & newest.isfinite(), averaged, limit).reshape(limit.shape))
+
+
 class MovingAverageMinMaxObserver(MinMaxObserver):
     """Range from exponential averages of each batch's smallest and largest value; per tensor.
 
@@ -116,3 +125,14 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         self.min_val.copy_(low)
         self.max_val.copy_(high)
         return x
+
+    def can_be_traced(self) -> bool:
+        """Whether `observe_traced` can run."""
+        return True
+
+    def observe_traced(self, x: Tensor, enabled: Tensor) -> None:
+        """Observe `x` as `forward` does, in a form that `torch.compile` traces; if `enabled`, bool, (1,)."""
+        low, high = torch.aminmax(x.detach().to(self.min_val.dtype))
+        fields = {"is_first": self.min_val > self.max_val, "enabled": enabled}
+        average_into(self.min_val, low, **fields, constant=self.averaging_constant)
+        average_into(self.max_val, high, **fields, constant=self.averaging_constant)

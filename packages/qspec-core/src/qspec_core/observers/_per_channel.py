@@ -14,7 +14,7 @@ from qspec_core.observers._base import (
     UniformQuantizationObserverBase,
     reject_not_finite,
 )
-from qspec_core.observers._minmax import check_averaging
+from qspec_core.observers._minmax import average_into, check_averaging
 
 __all__ = ["MovingAveragePerChannelMinMaxObserver", "PerChannelMinMaxObserver"]
 
@@ -156,3 +156,14 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
             high = self.max_val + self.averaging_constant * (high - self.max_val)
         self._store(low, high)
         return x
+
+    def can_be_traced(self) -> bool:
+        """Whether `observe_traced` can run: the number of channels is known."""
+        return self.min_val.numel() > 0
+
+    def observe_traced(self, x: Tensor, enabled: Tensor) -> None:
+        """Observe `x` as `forward` does, in a form that `torch.compile` traces; if `enabled`, bool, (1,)."""
+        low, high = _channel_limits(x.detach().to(self.min_val.dtype), self.ch_axis)
+        fields = {"is_first": self.min_val > self.max_val, "enabled": enabled}
+        average_into(self.min_val, low, **fields, constant=self.averaging_constant)
+        average_into(self.max_val, high, **fields, constant=self.averaging_constant)
