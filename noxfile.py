@@ -25,6 +25,8 @@ SCRIPTS = ("benchmarks", "docs", "examples", "integration-tests", "tools")
 PEERS_OF_X86 = ("torchao", "onnxruntime", "onnxscript", "onnx", "openvino", "nncf")
 INTEROP = ("torchao", "executorch", "coremltools", "nncf", "transformers")
 RELEASE = ("build", "griffe", "hatchling", "towncrier", "twine")
+ONNX = ("onnx", "onnxscript", "onnx-ir", "onnxruntime")
+TOOLS = {"PYTHONPATH": "tools"}
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=4")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # one process of tests for each core: more threads would wait for each other
 MODELS_OF = {"x86": "benchmarks/models.py", "xnnpack": "benchmarks/models_xnnpack.py"}
@@ -199,6 +201,15 @@ def xpu_device(session: nox.Session) -> None:
     install(session, *editable("core", "x86", "xnnpack", "xpu"), "numpy")
     places = {"PYTHONPATH": "packages/qspec-xpu/tests:benchmarks"}
     session.run("python", "tools/xpu_device.py", *session.posargs, env=places)
+
+
+@nox.session
+def onnx(session: nox.Session) -> None:
+    """Every row of the installed backends in ONNX: opsets by reference evaluator and ONNX Runtime. `-- --update`."""
+    install(session, "torch")
+    install(session, *editable(*PACKAGES), *editable("core", extra="[test]"), *ONNX)
+    session.run("pytest", "packages/qspec-core/tests/onnx_files", "tools/tests/test_onnx_matrix.py", env=TOOLS)
+    session.run("python", "tools/onnx_matrix.py", *session.posargs, env=TOOLS)
 
 
 @nox.session

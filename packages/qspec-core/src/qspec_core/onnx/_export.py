@@ -17,7 +17,7 @@ from qspec_core.onnx._errors import OnnxExportError
 from qspec_core.onnx._files import require_writable, write_model
 from qspec_core.onnx._libraries import library, quiet_exporter
 from qspec_core.onnx._names import name_model, output_names, renamed_sizes
-from qspec_core.onnx._profiles import profile_of
+from qspec_core.onnx._profiles import profile_of, require_accepted
 from qspec_core.onnx._rewrite import fold_integers, optimize, set_versions
 from qspec_core.onnx._translate import Translator
 
@@ -50,11 +50,13 @@ def to_onnx(
         opset: 18 to 25; None for 21.
         dynamic_shapes: the dimensions that may vary, as `torch.export.export` takes them; None for those that vary in
             the converted graph.
-        profile: the consumer that the file is written for; None for a file that any consumer reads.
+        profile: the consumer that the file is written for: "onnxruntime", "openvino" or "tensorrt"; None for a file
+            that any consumer reads.
     Returns: the path.
     Raises:
         GraphError: the module is not from `convert_pt2e`.
-        OnnxExportError: the opset or ONNX cannot say it, the path cannot be written, or a library is missing.
+        OnnxExportError: the opset, ONNX or the profile cannot express it, the path cannot be written, or a library is
+            missing.
     Cost: one export by torch, which takes nearly all of the time.
     """
     graph = require_converted(converted, "to_onnx")
@@ -62,7 +64,8 @@ def to_onnx(
     for name in ("onnx", "onnxscript", "onnx_ir"):
         library(name)
     _require_no_state(graph)
-    with EXPORT_LOCK, warnings.catch_warnings():
+    require_accepted(graph, chosen)
+    with EXPORT_LOCK, quiet_exporter(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about its own deprecated parts
         program = _exported(graph, example_inputs, dynamic_shapes)
         constants = frozenset(
@@ -143,7 +146,7 @@ def _varying_sizes(value: object) -> dict[int, Any]:
 
 def _translated(program: torch.export.ExportedProgram, translator: Translator, opset: int) -> torch.onnx.ONNXProgram:
     try:
-        with gc_paused(), quiet_exporter():
+        with gc_paused():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,

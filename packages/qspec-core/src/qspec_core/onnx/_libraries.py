@@ -10,7 +10,7 @@ from qspec_core.onnx._errors import OnnxExportError
 
 __all__ = ["has_library", "library", "quiet_exporter"]
 
-_EXPORTER = "torch.onnx._internal.exporter._registration"
+_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
 
 
 def library(name: str) -> Any:  # a module without types
@@ -41,11 +41,13 @@ def has_library(name: str) -> bool:
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter logs about packages that it does not need and about functions in its table."""
-    logger = logging.getLogger(_EXPORTER)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence what the exporter logs about packages that it does not need and about nodes that it leaves alone."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

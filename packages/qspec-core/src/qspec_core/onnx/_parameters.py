@@ -19,6 +19,7 @@ from qspec_core.onnx._names import NODE_KEY
 __all__ = ["OnnxParameters", "ParameterComparison", "compare_parameters", "parameters_of", "read_parameters"]
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_CLAMPS = {torch.ops.aten.relu.default, torch.ops.aten.hardtanh.default, torch.ops.aten.clamp.default}
 _SCALE_ERROR = 2.0**-20
 """Relative error of a scale that was rounded to float32."""
 
@@ -230,5 +231,14 @@ def _other_differences(entry: OnnxParameters, wanted: Quantized, limits: tuple[i
     if signed != is_signed and "int" in str(wanted.dtype):
         yield f"dtype {entry.dtype}, {wanted.dtype} expected"
     found = entry.quant_min, entry.quant_max
-    if entry.is_quantize and found != limits and "int" in entry.dtype:
+    if entry.is_quantize and found != limits and "int" in entry.dtype and not _is_clamped(wanted, found, limits):
         yield f"range {found[0]}..{found[1]}, {limits[0]}..{limits[1]} expected"
+
+
+def _is_clamped(wanted: Quantized, found: tuple[int | None, int | None], limits: tuple[int, int]) -> bool:
+    """Whether an activation before a quantize explains a narrower range: the Clip before it has taken that in."""
+    source = wanted.node.args[0]
+    if not isinstance(source, torch.fx.Node) or source.target not in _CLAMPS or None in found:
+        return False
+    low, high = found
+    return low is not None and high is not None and limits[0] <= low < high <= limits[1]

@@ -40,6 +40,7 @@ class Row:
         chains: whole chains of post-ops that may follow, longest first; `()` is the anchor alone.
         modes: when it may quantize activations.
         checks: each gives the reason why a call of the anchor cannot run in the kernel, or None.
+        not_in_onnx: why ONNX cannot express the converted row; empty if it can. `nox -s onnx` tests every other row.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row:
     chains: tuple[tuple[PostOp, ...], ...] = field(default=((),), kw_only=True)
     modes: frozenset[Mode] = field(default=frozenset({Mode.STATIC}), kw_only=True)
     checks: tuple[Check, ...] = field(default=(), kw_only=True)
+    not_in_onnx: str = field(default="", kw_only=True)
 
     @property
     def activations(self) -> tuple[Operand, ...]:

@@ -13,7 +13,7 @@ in were not changed. A packaged file is loaded again and compared.
 `scorecard` runs the same cases and small whole models, and counts. Only `conformance_test` needs pytest.
 """
 
-from qspec_core.testing._cases import Case, conformance_cases
+from qspec_core.testing._cases import Case, ConvertedRow, conformance_cases, converted_rows
 from qspec_core.testing._errors import CheckName, ConformanceError, DeviceMissingError
 from qspec_core.testing._kit import Kit
 from qspec_core.testing._pytest import check_case, conformance_test
@@ -26,6 +26,7 @@ __all__ = [
     "Case",
     "CheckName",
     "ConformanceError",
+    "ConvertedRow",
     "DeviceMissingError",
     "ErrorRule",
     "Integers",
@@ -38,5 +39,6 @@ __all__ = [
     "check_case",
     "conformance_cases",
     "conformance_test",
+    "converted_rows",
     "scorecard",
 ]

@@ -35,7 +35,7 @@ from qspec_core.testing._samples import ErrorRule, Sample, Samples, merge_sample
 from qspec_core.testing._walk import Other, walk
 from qspec_core.testing._watch import check_kernels
 
-__all__ = ["Case", "conformance_cases"]
+__all__ = ["Case", "ConvertedRow", "conformance_cases", "converted_rows"]
 
 _BATCHES = 2
 
@@ -126,6 +126,23 @@ def _modes(modes: frozenset[Mode]) -> str:
 
 
 @dataclass(frozen=True)
+class ConvertedRow:
+    """A converted graph that exercises one chain of a row.
+
+    Args:
+        name: name of the case that it belongs to.
+        row: the row.
+        converted: the graph.
+        inputs: one batch of its inputs.
+    """
+
+    name: str
+    row: Row
+    converted: GraphModule
+    inputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class RowCase:
     """One chain of one row, in one mode, for one sample and every target."""
 
@@ -146,10 +163,7 @@ class RowCase:
 
         Raises: ConformanceError, DeviceMissingError: as `Case.check`.
         """
-        generator = torch.Generator().manual_seed(0)
-        probe = Probe(self.plan, self.device.backend.table, generator)
-        batches = [inputs_of(probe, generator) for _ in range(_BATCHES)]
-        exported = _export(probe, batches[0])
+        probe, exported, batches = self._probe()
         missing: BackendError | None = None
         for target in self.device.targets:
             converted = self._converted(probe, exported, batches, target)
@@ -161,6 +175,22 @@ class RowCase:
             raise DeviceMissingError(
                 f"not lowered: {missing.problem}", found=missing.found, remedy=missing.remedy
             ) from missing
+
+    def converted(self, target: str) -> ConvertedRow:
+        """The converted probe for a target, with a batch of its inputs.
+
+        Raises: ConformanceError: a check before lowering fails.
+        """
+        probe, exported, batches = self._probe()
+        converted = self._converted(probe, exported, batches, target)
+        return ConvertedRow(str(self), self.plan.row, converted, batches[0])
+
+    def _probe(self) -> tuple[Probe, GraphModule, list[tuple[Tensor, ...]]]:
+        """The smallest module that exercises the row, its graph, and batches of inputs."""
+        generator = torch.Generator().manual_seed(0)
+        probe = Probe(self.plan, self.device.backend.table, generator)
+        batches = [inputs_of(probe, generator) for _ in range(_BATCHES)]
+        return probe, _export(probe, batches[0]), batches
 
     def _converted(
         self, probe: Probe, exported: GraphModule, batches: list[tuple[Tensor, ...]], target: str
@@ -333,3 +363,19 @@ def conformance_cases(
     load = kit.load if load is None else load
     packages = PackageCase.all(backend, chosen, load) if own_lowering else ()
     return TableCase.all(backend) + RefusalCase.all(device.backend, device.lower) + packages + rows
+
+
+def converted_rows(backend: Backend, *, target: str | None = None) -> Iterator[ConvertedRow]:
+    """The converted graphs of a backend's rows, for tools that read converted graphs: exporters, checks, reports.
+
+    Args:
+        backend: the backend. Rows without a sample are left out.
+        target: class of deployment device; None for the backend's default.
+    Raises:
+        BackendError: the backend has no such target.
+        ConformanceError: a row does not do what the table says.
+    """
+    chosen = backend.resolve_target(target)
+    for case in conformance_cases(backend, targets=(chosen,)):
+        if isinstance(case, RowCase):
+            yield case.converted(chosen)
