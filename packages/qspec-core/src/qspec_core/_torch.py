@@ -83,25 +83,49 @@ def return_one_value(graph: Graph) -> None:
 
 
 def uncompiled(root: nn.Module | dict[str, object], graph: Graph, class_name: str) -> GraphModule:
-    """`GraphModule(root, graph, class_name)` without generated code, for a graph that a pass will edit further.
+    """`GraphModule(root, graph, class_name)` whose code is generated when something reads it: a call, `torch.export`,
+    `code`, `print`, or `recompile()`.
 
-    Generating and compiling code takes a third of the time of a pass. `recompile()` or the first call does it later.
+    A graph that a pass edits further, or that is only saved or lowered, needs no code. Generating it takes a third of
+    the time of a pass.
     """
     module = GraphModule.__new__(GraphModule, root, graph)
+    kind = type(module)  # each GraphModule has a class of its own
     vars(module)["recompile"] = _nothing  # __init__ calls it; vars() since Module.__setattr__ needs Module.__init__
     GraphModule.__init__(module, root, graph, class_name)
     del vars(module)["recompile"]
-    type(module).forward = _compile_and_call  # each GraphModule has a class of its own, whose forward is its code
+    replacements: dict[str, object] = {name: _Uncompiled(name) for name in _CODE}
+    for name, value in {**replacements, "recompile": _first_recompile}.items():
+        setattr(kind, name, value)
     return module
+
+
+_CODE = ("forward", "__call__", "_code", "_in_spec", "_out_spec", "_lineno_map", "_prologue_start")
+"""Attributes that generated code gives to a graph module and to its class."""
+
+
+class _Uncompiled:
+    """Attribute of a graph module without code: reading it generates the code."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: GraphModule | None, kind: type) -> Any:  # an attribute of any type
+        if module is None:
+            return self
+        module.recompile()
+        return getattr(module, self._name)
+
+
+def _first_recompile(module: GraphModule) -> Any:  # what GraphModule.recompile returns is private
+    kind = type(module)
+    for name in ("recompile", *_CODE):
+        delattr(kind, name)
+    return module.recompile()
 
 
 def _nothing() -> None:
     """Replacement for `recompile`."""
-
-
-def _compile_and_call(self: GraphModule, *args: Any, **kwargs: Any) -> Any:  # a model's arguments may be of any type
-    self.recompile()
-    return self(*args, **kwargs)
 
 
 def _raise_on_switch(
