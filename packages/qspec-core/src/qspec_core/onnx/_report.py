@@ -20,6 +20,8 @@ class OnnxStatus(Enum):
     DIFFERS = "differs"
     SATURATES = "saturates"
     """The file is right; this CPU's kernels saturate sums of products of uint8 and int8 at 16 bits."""
+    APPROXIMATES = "approximates"
+    """The file is right; the runtime's kernels for weights alone round their activations to 8 bits."""
     NOT_RUN = "not run"
 
 

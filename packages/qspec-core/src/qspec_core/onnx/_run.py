@@ -14,8 +14,11 @@ __all__ = ["input_arrays", "reference_evaluator", "reference_results", "runtime_
 
 Array = Any  # numpy.ndarray, which core does not need elsewhere
 _NARROW = {torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
-_PRECISE = "session.x64quantprecision"
-"""Session option of ONNX Runtime: kernels that do not saturate, on CPUs without VNNI."""
+_PRECISE = {
+    "session.x64quantprecision": "1",  # kernels that do not saturate, on CPUs without VNNI
+    "session.qdq_matmulnbits_accuracy_level": "1",  # float32 activations; by default 8 bits for each block of a token
+}
+"""Session options of ONNX Runtime for kernels that compute what the file says."""
 
 
 def to_array(value: object) -> Array:
@@ -99,7 +102,7 @@ def runtime_results(
         path: the file.
         arrays: inputs by name.
         optimized: whether the runtime may rewrite the graph.
-        precise: use kernels that do not saturate.
+        precise: use kernels that neither saturate nor round activations that the file leaves in float.
         write_optimized: where to write the rewritten graph.
     """
     runtime = library("onnxruntime")
@@ -109,7 +112,8 @@ def runtime_results(
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     if precise:
-        options.add_session_config_entry(_PRECISE, "1")
+        for key, value in _PRECISE.items():
+            options.add_session_config_entry(key, value)
     if write_optimized is not None:
         options.optimized_model_filepath = str(write_optimized)
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
