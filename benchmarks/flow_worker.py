@@ -68,7 +68,7 @@ class TorchAO:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         self._prepare, self.convert = prepare_pt2e, convert_pt2e
-        self._quantizer = _x86_quantizer if backend == "x86" else _xnnpack_quantizer
+        self._quantizer = {"x86": _x86_quantizer, "xnnpack": _xnnpack_quantizer, "xpu": _xpu_quantizer}[backend]
 
     def prepare(self, module: GraphModule) -> Any:
         """Prepare as users do: with a new quantizer each time."""
@@ -89,6 +89,12 @@ def _xnnpack_quantizer() -> Any:
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
 
     return xnnpack.XNNPACKQuantizer().set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+
+
+def _xpu_quantizer() -> Any:
+    from torchao.quantization.pt2e.quantizer import xpu_inductor_quantizer as xpu
+
+    return xpu.XPUInductorQuantizer().set_global(xpu.get_default_xpu_inductor_quantization_config())
 
 
 def main() -> None:

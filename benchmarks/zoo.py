@@ -1,9 +1,10 @@
 """Architectures of `transformers` through prepare, calibration and convert: qspec's tables beside torchao's quantizers.
 
-    python benchmarks/zoo.py [--only TEXT] [--json FILE]
+    python benchmarks/zoo.py [--only TEXT] [--sides TEXT] [--json FILE]
 
 Small models with random weights. Compared are the operators found, the time of the flow and the loss of accuracy.
-Seconds are CPU seconds of prepare and convert on one thread.
+Seconds are CPU seconds of prepare and convert on one thread. For XPU, qspec's graphs are lowered too, which needs no
+GPU: the layers counted there are those that its kernels run.
 """
 
 import argparse
@@ -24,6 +25,8 @@ SIDES = {
     "torchao x86": ("torchao", "x86"),
     "qspec XNNPACK": ("qspec", "xnnpack"),
     "ExecuTorch XNNPACK": ("torchao", "xnnpack"),
+    "qspec XPU": ("qspec", "xpu"),
+    "torchao XPU": ("torchao", "xpu"),
 }
 Found = dict[str, dict[str, Any]]  # by side and architecture: the worker's answer, or its problem
 
@@ -32,12 +35,13 @@ def main() -> None:
     """Run every architecture on every side and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--only", default="", help="architectures whose name contains this")
+    parser.add_argument("--sides", default="", help="sides whose name contains this")
     parser.add_argument("--json", type=Path, default=None, help="write the results to this file as JSON")
     arguments = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 150)
     names = [architecture.name for architecture in ZOO if arguments.only in architecture.name]
     with console.status("start") as status:
-        found = measure(names, Steps(console, status))
+        found = measure(names, arguments.sides, Steps(console, status))
     console.print(table_of(names, found))
     console.print(summary_of(found))
     for side, answers in found.items():
@@ -50,11 +54,11 @@ def main() -> None:
     write_json(arguments.json, found)
 
 
-def measure(names: list[str], steps: Steps) -> Found:
-    """Ask each side for each architecture. A side that fails goes on with the next one."""
+def measure(names: list[str], wanted: str, steps: Steps) -> Found:
+    """Ask each side whose name contains a text for each architecture. A side that fails goes on with the next one."""
     worker = str(Path(__file__).parent / "zoo_worker.py")
     with Contest({"OMP_NUM_THREADS": "1"}) as contest:
-        sides = {side: contest.add(side, worker, *command) for side, command in SIDES.items()}
+        sides = {side: contest.add(side, worker, *command) for side, command in SIDES.items() if wanted in side}
         found: Found = {side: {} for side in sides}
         for index, name in enumerate(names):
             steps.say(f"{index + 1} of {len(names)}: {name}")

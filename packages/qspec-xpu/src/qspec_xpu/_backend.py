@@ -17,7 +17,7 @@ from qspec_xpu._quantizer import XPUInductorQuantizer
 from qspec_xpu._rows import TABLE
 from qspec_xpu._torch import compile_package, tensors_on
 
-__all__ = ["BACKEND", "default_quantizer", "lower", "lower_pt2e_quantized_to_xpu", "package"]
+__all__ = ["BACKEND", "default_quantizer", "lower", "lower_pt2e_quantized_to_xpu", "package", "training_quantizer"]
 
 _DEVICE = "xpu"
 
@@ -31,6 +31,15 @@ def default_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> XPUIn
     """
     BACKEND.resolve_target(target)
     return XPUInductorQuantizer().set_global(default_config(mode))
+
+
+def training_quantizer(*, mode: Mode = Mode.STATIC, target: str = "any") -> XPUInductorQuantizer:
+    """The quantizer of `qspec_core.quantize_aware`: as `default_quantizer`, with fake-quantizes.
+
+    Args: as `default_quantizer`.
+    """
+    BACKEND.resolve_target(target)
+    return XPUInductorQuantizer().set_global(default_config(mode, is_qat=True))
 
 
 def lower(
@@ -93,6 +102,7 @@ BACKEND = Backend(
     name="xpu",
     table=TABLE,
     quantizer=default_quantizer,
+    training_quantizer=training_quantizer,
     lower=lower,
     package=package,
     modes=frozenset(Mode),

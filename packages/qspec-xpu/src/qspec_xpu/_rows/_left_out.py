@@ -36,7 +36,6 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
         "tables of embeddings in integers": (
             "torch has no integer lookup with scales on XPU. The operator for bags takes floating-point tables."
         ),
-        "quantization-aware training": "not supported yet; `is_qat=True` raises.",
     }
 )
 """Reasons, by the name that the documentation page gives the form."""
