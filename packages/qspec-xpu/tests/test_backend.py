@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.fx import GraphModule
+from typer.testing import CliRunner
 from xpu_reference import OnReference
 from xpu_support import convert, export
 
 import qspec_core as qspec
+from qspec_cli import app
 from qspec_core import BackendError, GraphError, LoweringError, Mode
 from qspec_core.backend import ENTRY_POINT_GROUP, get_backend
 from qspec_xpu import (
@@ -99,6 +102,30 @@ def test_result_saves_a_program_that_lowers_after_loading(tmp_path: Path) -> Non
         found, expected = OnReference(lowered)(x), result.converted(x)
     # Every result is float, from exact sums: a step may round otherwise where the float sum is between two.
     torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) / 50)
+
+
+def test_the_command_saves_a_program_that_lowers(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "float.pt2")
+    save_file({"0.0": x}, tmp_path / "batches.safetensors")
+    arguments = ["--backend", "xpu", "--calibration", str(tmp_path / "batches.safetensors")]
+    given = ["quantize", str(tmp_path / "float.pt2"), *arguments, "--output", str(tmp_path / "int8.pt2")]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    loaded = torch.export.load(tmp_path / "int8.pt2").module()
+    assert isinstance(loaded, GraphModule)
+    assert set(lower_portable(loaded).meta["qspec_xpu_lowering"].lowered.values()) == {"conv2d + relu"}
+
+
+@needs_no_device
+def test_the_command_cannot_package_without_a_device(tmp_path: Path) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    torch.export.save(torch.export.export(nn.Conv2d(3, 8, 3).eval(), (x,)), tmp_path / "float.pt2")
+    given = ["--backend", "xpu", "--mode", "dynamic", "--form", "package", "--output", str(tmp_path / "int8.pt2")]
+    done = CliRunner().invoke(app, ["quantize", str(tmp_path / "float.pt2"), *given])
+    assert done.exit_code != 0
+    assert not (tmp_path / "int8.pt2").exists()
 
 
 def test_functions_select_their_rows() -> None:
