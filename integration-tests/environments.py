@@ -31,20 +31,20 @@ class Environment:
 
     folder: Path
 
-    def run(self, program: str, *arguments: str) -> str:
-        """Output of a program of the environment. If it fails, the test fails with the output."""
+    def run(self, program: str, *arguments: str, folder: Path | None = None) -> str:
+        """Output of a program of the environment, run in a folder. If it fails, the test fails with the output."""
         command = [str(self.folder / "bin" / program), *arguments]
         # -P and no PYTHONPATH: only installed packages can be imported.
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         variables["PYTHONSAFEPATH"] = "1"
-        done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=folder, check=False)
         if done.returncode:
             pytest.fail(f"{' '.join(command)}\nexit code {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
-    def install(self, *arguments: str) -> None:
+    def install(self, *arguments: str, folder: Path | None = None) -> None:
         options = ("--quiet", "--no-compile", "--constraint", str(CONSTRAINTS))
-        self.run("python", "-m", "pip", "install", *options, *arguments)
+        self.run("python", "-m", "pip", "install", *options, *arguments, folder=folder)
 
     @classmethod
     def make(cls, folder: Path, *, with_torch: bool) -> "Environment":

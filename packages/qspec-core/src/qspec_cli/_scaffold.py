@@ -69,7 +69,8 @@ def render(name: str, kind: Kind) -> dict[str, str]:
     for file in _files(files("qspec_cli") / "_templates" / "backend", ""):
         text = environment.from_string(file.text).render(words)
         if text or not file.text.strip():  # a file of another kind renders to nothing
-            rendered[file.path.replace("MODULE", words["module"])] = text
+            # A folder named "tests" has no place in a wheel.
+            rendered[file.path.replace("MODULE", words["module"]).replace("TESTS", "tests")] = text
     return rendered
 
 

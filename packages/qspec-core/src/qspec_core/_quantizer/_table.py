@@ -177,12 +177,16 @@ class TableQuantizer(Quantizer):
         if shares and first is not None:
             annotate_output_qspec(match.tail, SharedQuantizationSpec(first))
         elif self.table.outputs is Outputs.ALWAYS and match.row.activations and not ends_in_float_sum(match):
-            annotate_output_qspec(match.tail, config.output_activation)
+            annotate_output_qspec(match.tail, self._output_spec(match, config))
         activation = config.input_activation
         takes_integers = activation is not None and not activation.dtype.is_floating_point
         remark = self.remark_on(match.anchor)
         for node in match.nodes:
             decide_quantized(node, match.label, takes_integers=takes_integers, remark=remark)
+
+    def _output_spec(self, match: Match, config: QuantizationConfig) -> QuantizationSpecBase | None:
+        spec, adapt = config.output_activation, match.row.adapt_output
+        return spec if spec is None or adapt is None else adapt(match.anchor, spec, self.target)
 
     def _edges(
         self, match: Match, config: QuantizationConfig
@@ -193,9 +197,8 @@ class TableQuantizer(Quantizer):
             spec = _spec_for(config, operand)
             if spec is None:
                 continue
-            if operand.adapt is not None:
-                spec = operand.adapt(match.anchor, spec, self.target)
-            yield node, consumer, spec
+            adapted = spec if operand.adapt is None else operand.adapt(match.anchor, spec, self.target)
+            yield node, consumer, adapted
         for link in match.links:
             if link.post_op.other is OtherRole.QUANTIZED and config.input_activation is not None:
                 yield link.other, link.node, config.input_activation

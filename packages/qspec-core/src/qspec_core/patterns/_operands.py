@@ -6,7 +6,7 @@ from enum import Enum
 
 from torch.fx import Node
 
-from qspec_core._spec import QuantizationSpec
+from qspec_core._spec import QuantizationSpec, QuantizationSpecBase
 from qspec_core._torch import OpOverload
 from qspec_core.patterns._flow import Mode
 from qspec_core.patterns._reasons import Reason
@@ -44,7 +44,7 @@ class OtherRole(Enum):
 
 
 Check = Callable[[Node], Reason | None]
-Adapt = Callable[[Node, QuantizationSpec, str], QuantizationSpec]
+Adapt = Callable[[Node, QuantizationSpec, str], QuantizationSpecBase]
 Refusal = Callable[[Node, QuantizationSpec], Reason | None]
 
 
@@ -108,9 +108,13 @@ def weight(name: str, *, ch_axis: int, adapt: Adapt | None = None, refuses: Refu
     return Operand(name, Role.WEIGHT, ch_axis=ch_axis, adapt=adapt, refuses=refuses)
 
 
-def bias(name: str) -> Operand:
-    """A constant tensor that the kernel adds to its accumulator."""
-    return Operand(name, Role.BIAS)
+def bias(name: str, *, adapt: Adapt | None = None) -> Operand:
+    """A constant tensor that the kernel adds to its accumulator.
+
+    It stays in float unless the configuration has a spec of biases; `adapt` may derive its scale from those of the
+    input and the weight.
+    """
+    return Operand(name, Role.BIAS, adapt=adapt)
 
 
 def constant(name: str) -> Operand:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from qspec_core._torch import OpOverload, OpOverloadPacket, schema_of
 from qspec_core.graph import argument, argument_names
 from qspec_core.patterns._flow import Flow, Mode, Outputs
-from qspec_core.patterns._operands import Check, Operand, PostOp, PreOp, Role
+from qspec_core.patterns._operands import Adapt, Check, Operand, PostOp, PreOp, Role
 from qspec_core.patterns._reasons import Note, Reason
 
 __all__ = ["DELEGATED", "Delegated", "Link", "Match", "PatternTable", "Row"]
@@ -41,6 +41,8 @@ class Row:
         modes: when it may quantize activations.
         checks: each gives the reason why a call of the anchor cannot run in the kernel, or None.
         not_in_onnx: why ONNX cannot express the converted row; empty if it can. `nox -s onnx` tests every other row.
+        adapt_output: `(anchor, spec, target) -> spec`, called with the configured spec of outputs if the device always
+            quantizes them: a kernel may fix the scale of its output, as that of a softmax does.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Row:
     modes: frozenset[Mode] = field(default=frozenset({Mode.STATIC}), kw_only=True)
     checks: tuple[Check, ...] = field(default=(), kw_only=True)
     not_in_onnx: str = field(default="", kw_only=True)
+    adapt_output: Adapt | None = field(default=None, kw_only=True)
 
     @property
     def activations(self) -> tuple[Operand, ...]:

@@ -13,6 +13,7 @@ in were not changed. A packaged file is loaded again and compared.
 `scorecard` runs the same cases and small whole models, and counts. Only `conformance_test` needs pytest.
 """
 
+from qspec_core.testing._architectures import ARCHITECTURES, Architecture
 from qspec_core.testing._cases import Case, ConvertedRow, conformance_cases, converted_rows
 from qspec_core.testing._errors import CheckName, ConformanceError, DeviceMissingError
 from qspec_core.testing._kit import Kit
@@ -21,7 +22,9 @@ from qspec_core.testing._samples import SAMPLES, ErrorRule, Integers, Operands, 
 from qspec_core.testing._scorecard import ArchitectureScore, RowScore, Scorecard, scorecard
 
 __all__ = [
+    "ARCHITECTURES",
     "SAMPLES",
+    "Architecture",
     "ArchitectureScore",
     "Case",
     "CheckName",

@@ -84,8 +84,9 @@ def check_kernels(lowered: nn.Module, inputs: tuple[Tensor, ...], plan: Plan, *,
         reports: whether the device reports the rows that it runs in integers.
     Raises: ConformanceError: the row runs in float, or nothing shows where it runs.
     """
+    given = tuple(value.clone() for value in inputs)
     with torch.no_grad(), _Recorder() as recorder:
-        lowered(*(value.clone() for value in inputs))
+        lowered(*given)
     found = _in_float(recorder.calls, _float_calls(plan))
     if found:
         raise ConformanceError(
