@@ -1,4 +1,4 @@
-"""Dynamic convolutions whose input has other readers, or was reshaped."""
+"""Dynamic convolutions whose input has other readers, or was reshaped; dynamic linear layers that read images."""
 
 import pytest
 import torch
@@ -39,6 +39,33 @@ class Chain(WithLinear):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return (self.layer(torch.relu(self.layer(x))),)
+
+
+class Rows(nn.Module):
+    """Linear layers over the rows of an image that a static convolution gave: by default they are dynamic."""
+
+    def __init__(self, *, several: bool) -> None:
+        super().__init__()
+        self.layer, self.several = nn.Conv2d(3, 8, 1), several
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        found = torch.tanh(self.layer(x))
+        return (torch.relu(self.first(found)), self.second(found), found) if self.several else (self.first(found),)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_dynamic_linear_layers_read_images(several: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Rows(several=several).eval(), torch.randn(2, 3, 8, 8)
+    result = qspec.quantize(model, (x,), backend=BACKEND, calibration=[(x,)])
+    program = lowered(result)
+    assert list(program.delegation.rows.values())[1:] == (["linear + relu", "linear"] if several else ["linear"])
+    assert (program.delegation.delegates, program.delegation.outside) == (1, ())
+    with torch.no_grad():
+        for real, wanted, found in zip(model(x), result.converted(x), program(x), strict=True):
+            assert sqnr(wanted, found) > 40
+            assert sqnr(real, found) > 30
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,16 @@ def test_layers_with_a_computed_weight_run_outside(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("scale", "align", "runs"), [(1.5, False, False), (2.0, False, True), (1.5, True, True)], ids=str
+)
+def test_a_resize_with_scales_of_its_own_runs_outside(scale: float, align: bool, runs: bool) -> None:
+    """1.5 times 7 pixels are 10. The delegate resizes by 10 / 7."""
+    resize = nn.Upsample(scale_factor=scale, mode="bilinear", align_corners=align)
+    outside = agrees(nn.Sequential(nn.Conv2d(3, 8, 3), resize), torch.randn(1, 3, 9, 9))
+    assert outside == (() if runs else ("upsample_bilinear2d",))
+
+
+@pytest.mark.parametrize(
     "activation",
     [nn.Mish(), nn.Softplus(), nn.LogSigmoid(), nn.Hardshrink(), nn.Softshrink(), nn.Tanhshrink()],
     ids=str,

@@ -24,8 +24,9 @@ GAIN = 0.02
 _ARITHMETIC = {torch.float16: 2e-2, torch.bfloat16: 4e-2}
 _FLOAT32 = 1e-3
 """Errors of float arithmetic, relative to the result: sums in another order, over the layers of a deep network."""
-_CANCELLED = 1e-6
-"""Absolute error of float32 arithmetic where sums of numbers around 1 cancel: a few units in the last place."""
+_CANCELLED = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+_CANCELLED_FLOAT32 = 1e-6
+"""Absolute errors of float arithmetic where sums of numbers around 1 cancel: one unit in the last place or a few."""
 _FEW = 16
 """Integers of fewer elements are not judged: one class index may change where two scores are a rounding apart."""
 _CHANGED = 0.02
@@ -103,9 +104,11 @@ def _compared_floats(found: Tensor, expected: Tensor, moved: Tensor) -> tuple[st
         part[finite].double() for part in (expected, found.double() - expected, moved.double() - expected)
     )
     relative = _ARITHMETIC.get(moved.dtype, _FLOAT32)
-    allowed = RMS_FACTOR * _rms(noise) + relative * _rms(expected) + _CANCELLED
-    peak = PEAK_FACTOR * float(noise.abs().max()) + relative * float(expected.abs().max()) + _CANCELLED
-    gain, margin = _gain(error, expected), GAIN + RMS_FACTOR * _gain(noise, expected) + _chance(noise, expected)
+    absolute = _CANCELLED.get(moved.dtype, _CANCELLED_FLOAT32)
+    allowed = RMS_FACTOR * _rms(noise) + relative * _rms(expected) + absolute
+    peak = PEAK_FACTOR * float(noise.abs().max()) + relative * float(expected.abs().max()) + absolute
+    margin = GAIN + RMS_FACTOR * _gain(noise, expected) + _chance(noise, expected, absolute)
+    gain = _gain(error, expected)
     ratios = [_ratio(_rms(error), allowed), _ratio(float(error.abs().max()), peak), _ratio(gain, margin)]
     said = (
         f"root mean square error {_rms(error):.3g}, {allowed:.3g} allowed; largest error "
@@ -121,10 +124,10 @@ def _gain(error: Tensor, expected: Tensor) -> float:
     return abs(float((error * expected).sum())) / power if power > 0 else 0.0
 
 
-def _chance(noise: Tensor, expected: Tensor) -> float:
+def _chance(noise: Tensor, expected: Tensor, absolute: float) -> float:
     """Four standard deviations of the gain of independent rounding errors of this size, beside float arithmetic."""
     size = _rms(expected)
-    return (4 * _rms(noise) / noise.numel() ** 0.5 + _CANCELLED) / size if size > 0 else 0.0
+    return (4 * _rms(noise) / noise.numel() ** 0.5 + absolute) / size if size > 0 else 0.0
 
 
 def _ratio(error: float, allowed: float) -> float:

@@ -22,10 +22,11 @@ from qspec_core.graph import (
 from qspec_core.lowering import FLOAT_KEY, Lowering, match_converted, on_device, quantized_value, require_converted
 from qspec_core.patterns import Delegated, Match, Reason, Role
 from qspec_xnnpack._lowering._attention import attention_to_products
-from qspec_xnnpack._lowering._barriers import copy_inputs_of_dynamic_convolutions
+from qspec_xnnpack._lowering._barriers import copy_inputs_of_dynamic_convolutions, flatten_dynamic_linears
 from qspec_xnnpack._lowering._decompositions import decompose
 from qspec_xnnpack._lowering._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
 from qspec_xnnpack._lowering._forms import to_delegate_form
+from qspec_xnnpack._lowering._half import dequantize_to_float32
 from qspec_xnnpack._lowering._loops import Loop, example_states, put_back, take_loops, write_recurrent_layers
 from qspec_xnnpack._lowering._partitioner import OUTSIDE_KEY
 from qspec_xnnpack._lowering._program import Delegation, XNNPACKProgram, in_order, signature_of
@@ -121,6 +122,8 @@ def _name_rows(module: GraphModule) -> tuple[GraphModule, dict[str, Match]]:
     looked_up = _lower_own(module, context)
     matches = [match for match in match_converted(module, TABLE) if _is_quantized(match, context)]
     fit_scales(module, matches)
+    dequantize_to_float32(module, matches)
+    flatten_dynamic_linears(module, matches)
     copy_inputs_of_dynamic_convolutions(module, matches)
     for node in module.graph.nodes:
         if FLOAT_KEY in node.meta:

@@ -69,12 +69,29 @@ def _refusal(node: Node, name: str) -> str:
         value = source.meta.get("val") if isinstance(source, Node) else None
         if isinstance(value, torch.Tensor) and value.dim() != _IMAGE_RANK:
             return f"the kernel takes tensors of rank {_IMAGE_RANK}, got rank {value.dim()}"
+    if name == "upsample_bilinear2d.vec" and _has_scales_of_its_own(node):
+        return "the kernel resizes by the ratio of the sizes, and the scales that it is given are others"
     if name == "elu.default":
         alpha = node.args[1] if len(node.args) > 1 else 1
         scales = [*node.args[2:], *(node.kwargs.get(key, 1) for key in ("scale", "input_scale"))]
         if any(scale != 1 for scale in scales) or not isinstance(alpha, float) or alpha <= 0:
             return f"the kernel takes a positive alpha and no scales, got alpha={alpha}, {scales}"
     return ""
+
+
+def _has_scales_of_its_own(node: Node) -> bool:
+    """Whether a resize has scales that differ from the ratio of its sizes, as 1.5 does for 13 to 19 pixels."""
+    scales = node.args[3] if len(node.args) > 3 else node.kwargs.get("scale_factors")
+    align = node.args[2] if len(node.args) > 2 else node.kwargs.get("align_corners")
+    source = node.args[0]
+    before = source.meta.get("val") if isinstance(source, Node) else None
+    after = node.meta.get("val")
+    if not isinstance(scales, list | tuple) or align:
+        return False
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return False
+    sizes = zip(before.shape[2:], after.shape[2:], scales, strict=True)
+    return any(out != size * scale for size, out, scale in sizes)
 
 
 def _near(node: Node) -> list[Node]:

@@ -135,7 +135,8 @@ def _quantize_before(module: GraphModule, node: Node, known: Quantized, scale: f
         integers = module.graph.call_function(ops.QUANTIZE, (node, *parameters))
     integers.meta = {**node.meta, "val": node.meta["val"].to(known.dtype)}
     with module.graph.inserting_after(integers):
-        found = module.graph.call_function(ops.DEQUANTIZE, (integers, *parameters))
+        other = {} if node.meta["val"].dtype is torch.float32 else {"out_dtype": node.meta["val"].dtype}
+        found = module.graph.call_function(ops.DEQUANTIZE, (integers, *parameters), other)
     found.meta = dict(node.meta)
     for reader in readers:
         reader.replace_input_with(node, found)
