@@ -63,3 +63,23 @@ def test_adaptive_maximum_pools(layer: nn.Module, pool: nn.Module, shape: tuple[
         found, wanted = lowered(result)(x), result.converted(x)
     assert found.shape == wanted.shape
     assert sqnr(wanted, found) > 45
+
+
+class Bilinear(nn.Module):
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.layer, self.form = nn.Linear(4, 4), nn.Bilinear(4, 5, 3, bias=bias)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        found: Tensor = self.form(self.layer(x), y)
+        return found
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bilinear_layers(bias: bool) -> None:
+    inputs = torch.randn(2, 3, 4), torch.randn(2, 3, 5)
+    result = quantized(Bilinear(bias=bias).eval(), *inputs)
+    with torch.no_grad():
+        found, wanted = lowered(result)(*inputs), result.converted(*inputs)
+    assert found.shape == wanted.shape
+    assert sqnr(wanted, found) > 45

@@ -7,7 +7,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from qspec_core.graph import add_constant, argument, tensor_value
+from qspec_core.graph import add_constant, argument, constant_value, tensor_value
 
 __all__ = ["decompose"]
 
@@ -17,7 +17,8 @@ _SELU = (1.6732632423543772, 1.0507009873554805)
 
 
 def decompose(module: GraphModule) -> None:
-    """Rewrite, in place: SELU, CELU and ELU with scales; RReLU; adaptive maximum pools; variance together with mean.
+    """Rewrite, in place: SELU, CELU and ELU with scales; RReLU; adaptive maximum pools; variance together with mean;
+    bilinear layers.
 
     What has no rewriting is left alone; ExecuTorch names it in its error.
 
@@ -50,6 +51,14 @@ class _Writer:
         if number == 1:
             return source
         return self.call(aten.mul.Tensor, source, add_constant(self._module, "number", _tensor(number), self._node))
+
+    def constant(self, value: torch.Tensor) -> Node:
+        """A constant of the module."""
+        return add_constant(self._module, "constant", value, self._node)
+
+    def value_of(self, node: Node) -> torch.Tensor | None:
+        """The tensor that a node reads, if it is a constant."""
+        return constant_value(self._module, node)
 
     def replace(self, node: Node, result: Node) -> None:
         """Let every reader of a node read the result, and remove the node."""
@@ -142,6 +151,23 @@ def _spread_and_mean(writer: _Writer, node: Node) -> None:
     node.graph.erase_node(node)
 
 
+def _bilinear(writer: _Writer, node: Node) -> None:
+    """Write a linear layer over the first input, then products with the second and their sums."""
+    left, right, bias = (argument(node, name) for name in ("input1", "input2", "bias"))
+    weight, value = writer.value_of(argument(node, "weight")), tensor_value(right)
+    if weight is None or value is None or not all(isinstance(size, int) for size in value.shape):
+        return
+    outputs, _, width = weight.shape
+    # (outputs, inputs, width) -> (outputs * width, inputs)
+    rows = writer.constant(weight.detach().transpose(1, 2).flatten(0, 1).contiguous())
+    found = writer.call(aten.linear.default, left, rows)
+    # (..., outputs * width) -> (..., outputs, width) -> (..., outputs)
+    found = writer.call(aten.view.default, found, [*value.shape[:-1], outputs, width])
+    found = writer.call(aten.mul.Tensor, found, writer.call(aten.unsqueeze.default, right, -2))
+    found = writer.call(aten.sum.dim_IntList, found, [-1])
+    writer.replace(node, found if bias is None else writer.call(aten.add.Tensor, found, bias))
+
+
 _DEVIATIONS = (aten.std_mean.default, aten.std_mean.dim, aten.std_mean.correction)
 _VARIANCES = (aten.var_mean.default, aten.var_mean.dim, aten.var_mean.correction)
 _ADAPTIVE = (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
@@ -150,6 +176,7 @@ _REWRITES: dict[Any, Callable[[_Writer, Node], None]] = {  # keys are operator o
     aten.celu.default: _celu,
     aten.elu.default: _elu,
     aten.rrelu.default: _rrelu,
+    aten.bilinear.default: _bilinear,
     **dict.fromkeys(_ADAPTIVE, _adaptive_max_pool),
     **dict.fromkeys((*_DEVIATIONS, *_VARIANCES), _spread_and_mean),
 }
