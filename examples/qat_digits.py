@@ -94,7 +94,7 @@ def accuracy(module: nn.Module, data: Digits) -> float:
             (module(images).argmax(1) == labels).sum().item()
             for images, labels in zip(torch.split(data.images, BATCH), torch.split(data.labels, BATCH), strict=True)
         )
-    return 100 * right / len(data.labels)
+    return float(100 * right / len(data.labels))
 
 
 def after_training(net: nn.Module, train: Digits, bits: int) -> nn.Module:

@@ -225,7 +225,8 @@ class FusedMovingAvgObsFakeQuantize(FakeQuantize):
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe `x`, of any shape, and return it rounded to quantized values."""
-        if torch.compiler.is_compiling() or not self._is_fused or x.dtype != torch.float32 or x.numel() == 0:
+        is_fused = self._is_fused and not self.activation_post_process.reduces_over_processes
+        if torch.compiler.is_compiling() or not is_fused or x.dtype != torch.float32 or x.numel() == 0:
             return super().forward(x)
         inner = self.activation_post_process
         before = inner.min_val.clone(), inner.max_val.clone()

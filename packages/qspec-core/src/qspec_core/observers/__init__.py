@@ -78,6 +78,7 @@ from qspec_core.observers._state import (
     load_observer_state_dict,
 )
 from qspec_core.observers._sync import (
+    share_ranges,
     sync_observers,
 )
 
@@ -134,6 +135,7 @@ __all__ = [
     "get_observer_state_dict",
     "load_observer_state_dict",
     "per_channel_weight_observer_range_neg_127_to_127",
+    "share_ranges",
     "sync_observers",
     "weight_observer_range_neg_127_to_127",
 ]

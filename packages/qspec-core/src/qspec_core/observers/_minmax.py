@@ -5,13 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from qspec_core._errors import SpecError
 from qspec_core.observers._arithmetic import PER_TENSOR
 from qspec_core.observers._base import FLOAT32_EPS, SeenTensor, UniformQuantizationObserverBase, finite_limits
 
-__all__ = ["MinMaxObserver", "MovingAverageMinMaxObserver", "average_into", "check_averaging"]
+__all__ = [
+    "MinMaxObserver",
+    "MovingAverageMinMaxObserver",
+    "average_into",
+    "check_averaging",
+    "limits_of_all_processes",
+]
 
 
 class MinMaxObserver(UniformQuantizationObserverBase):
@@ -81,6 +87,13 @@ def check_averaging(owner: type, averaging_constant: float, is_dynamic: bool) ->
         )
 
 
+def limits_of_all_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value that any process of the default group has; elementwise."""
+    both = torch.stack([-low, high])
+    distributed.all_reduce(both, distributed.ReduceOp.MAX)
+    return -both[0], both[1]
+
+
 def average_into(limit: Tensor, newest: Tensor, *, is_first: Tensor, enabled: Tensor, constant: float) -> None:
     """Average the limit of a batch into a buffer, in operators alone, for compiled code.
 
@@ -97,6 +110,9 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         averaging_constant: weight of the newest batch, 0 < c <= 1. The first batch sets the average.
         others: as `MinMaxObserver`; dynamic only with `averaging_constant=1`.
     """
+
+    reduces_over_processes = False
+    """Whether each batch is that of all processes together; see `share_ranges`."""
 
     def __init__(
         self,
@@ -119,6 +135,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         if x.numel() == 0:
             return x
         low, high = (limit.to(self.min_val) for limit in finite_limits(x.detach(), self.where))
+        if self.reduces_over_processes:
+            low, high = limits_of_all_processes(low, high)
         if self.has_observed:
             low = self.min_val + self.averaging_constant * (low - self.min_val)
             high = self.max_val + self.averaging_constant * (high - self.max_val)
@@ -128,7 +146,7 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 
     def can_be_traced(self) -> bool:
         """Whether `observe_traced` can run."""
-        return True
+        return not self.reduces_over_processes
 
     def observe_traced(self, x: Tensor, enabled: Tensor) -> None:
         """Observe `x` as `forward` does, in a form that `torch.compile` traces; if `enabled`, bool, (1,)."""

@@ -14,7 +14,7 @@ from qspec_core.observers._base import (
     UniformQuantizationObserverBase,
     reject_not_finite,
 )
-from qspec_core.observers._minmax import average_into, check_averaging
+from qspec_core.observers._minmax import average_into, check_averaging, limits_of_all_processes
 
 __all__ = ["MovingAveragePerChannelMinMaxObserver", "PerChannelMinMaxObserver"]
 
@@ -127,6 +127,9 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
         others: as `PerChannelMinMaxObserver`.
     """
 
+    reduces_over_processes = False
+    """Whether each batch is that of all processes together; see `share_ranges`."""
+
     def __init__(
         self,
         averaging_constant: float = 0.01,
@@ -151,6 +154,8 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
         if x.numel() == 0:
             return x
         low, high = self._limits(x)
+        if self.reduces_over_processes:
+            low, high = limits_of_all_processes(low, high)
         if self.has_observed:
             low = self.min_val + self.averaging_constant * (low - self.min_val)
             high = self.max_val + self.averaging_constant * (high - self.max_val)
@@ -159,7 +164,7 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
 
     def can_be_traced(self) -> bool:
         """Whether `observe_traced` can run: the number of channels is known."""
-        return self.min_val.numel() > 0
+        return self.min_val.numel() > 0 and not self.reduces_over_processes
 
     def observe_traced(self, x: Tensor, enabled: Tensor) -> None:
         """Observe `x` as `forward` does, in a form that `torch.compile` traces; if `enabled`, bool, (1,)."""

@@ -17,7 +17,7 @@ from qspec_core.observers._histogram import HistogramObserver
 from qspec_core.observers._minmax import MovingAverageMinMaxObserver
 from qspec_core.observers._per_channel import MovingAveragePerChannelMinMaxObserver
 
-__all__ = ["sync_observers"]
+__all__ = ["share_ranges", "sync_observers"]
 
 _AVERAGES = (
     MovingAverageMinMaxObserver,
@@ -74,6 +74,31 @@ def sync_observers(module: nn.Module, group: "distributed.ProcessGroup | None" =
         refresh = getattr(part, "update_qparams", None)
         if callable(refresh) and id(getattr(part, "activation_post_process", None)) in merged:
             refresh()
+
+
+def share_ranges(module: nn.Module, *, enabled: bool = True) -> int:
+    """Let moving averages observe each batch of all processes together, as one process with the whole batch would.
+
+    For training with `DistributedDataParallel`: every process of the default group must run the same forwards. Moving
+    averages of blocks (`AffineQuantizedMovingAverageMinMaxObserver`) observe weights, which are the same everywhere.
+
+    Args:
+        module: from `prepare_qat_pt2e`, before or after it is wrapped.
+        enabled: False ends it, for example to evaluate on one process.
+    Returns: how many observers it switched.
+    Raises: CalibrationError: there is no process group.
+    Cost: one small reduction for each observer and forward.
+    """
+    if enabled and not (distributed.is_available() and distributed.is_initialized()):
+        raise CalibrationError(
+            "there is no process group to share ranges in",
+            remedy="launch with torchrun and call torch.distributed.init_process_group() first",
+        )
+    kinds = MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+    found = [part for part in module.modules() if isinstance(part, kinds)]
+    for observer in found:
+        observer.reduces_over_processes = enabled
+    return len(found)
 
 
 def _mergeable(module: nn.Module) -> list[tuple[str, _Ranged]]:
