@@ -11,11 +11,13 @@ from onnx_support import IMAGE, vision, written
 
 from qspec_core import QuantizationConfig, QuantizationSpec
 from qspec_core.observers import MinMaxObserver
-from qspec_core.onnx import OnnxExportError, check_onnx
+from qspec_core.onnx import OnnxExportError, check_onnx, read_parameters
 
 NARROW = QuantizationSpec(torch.uint8, MinMaxObserver, 0, 127, torch.per_tensor_affine)
 SYMMETRIC = QuantizationSpec(torch.int8, MinMaxObserver, -127, 127, torch.per_tensor_symmetric)
 SEVEN_BITS = QuantizationConfig(NARROW, NARROW, CONFIG.weight, None)
+AFFINE = QuantizationSpec(torch.int8, MinMaxObserver, -128, 127, torch.per_tensor_affine)
+SIGNED = QuantizationConfig(AFFINE, AFFINE, CONFIG.weight, None)
 FOR_TENSORRT = QuantizationConfig(SYMMETRIC, SYMMETRIC, CONFIG.weight, None)
 
 
@@ -34,6 +36,23 @@ def test_a_narrow_range_is_clipped_where_the_consumer_fuses_it(tmp_path: Path, p
     check = check_onnx(converted, path, IMAGE, node_by_node=True).require()
     if profile == "onnxruntime":
         assert all(layer.is_integer for layer in check.layers if layer.operator == "Conv")
+
+
+@pytest.mark.parametrize("config", [FOR_TENSORRT, SIGNED], ids=["-127..127", "-128..127"])
+def test_onnxruntime_gets_unsigned_activations(tmp_path: Path, config: QuantizationConfig) -> None:
+    """The same numbers, and integer kernels for all layers: ONNX Runtime has none from uint8 to int8.
+
+    A relu takes place in the kernel only if its 0 is the smallest integer, which it is not in a symmetric range.
+    """
+    converted = vision(config)
+    path = written(converted, IMAGE, tmp_path, profile="onnxruntime")
+    check = check_onnx(converted, path, IMAGE, node_by_node=True).require()
+    reasons = {layer.reason for layer in check.layers if layer.operator == "Conv"}
+    relu = "Relu stands before the QuantizeLinear, whose range it does not fill"
+    assert reasons == {"" if config is SIGNED else relu}
+    found = read_parameters(path)
+    assert {entry.dtype for entry in found.values() if not entry.is_constant} == {"uint8"}
+    assert {entry.dtype for entry in found.values() if entry.is_constant} == {"int8"}
 
 
 def test_tensorrt_takes_symmetric_integers(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from qspec_core import ops
 from qspec_core._torch import tree_leaves
 from qspec_core.graph import copy_graph_module
 from qspec_core.onnx._libraries import library
+from qspec_core.onnx._rewrite import SHIFT
 from qspec_core.onnx._run import reference_evaluator, to_tensor
 
 __all__ = ["first_divergence"]
@@ -69,6 +70,8 @@ class _Run(Interpreter):
         if n.op != "call_function" or n.name not in self._values or not isinstance(expected, Tensor):
             return expected
         found = to_tensor(self._values[n.name])
+        if found.dtype is torch.uint8 and expected.dtype is torch.int8:  # written as uint8, see unsigned_activations
+            found = (found.short() - SHIFT).to(torch.int8)
         problem = _difference(n, found, expected)
         if problem and not self.found:
             self.found = f"{n.name} ({n.target}): {problem}"

@@ -18,7 +18,7 @@ from qspec_core.onnx._files import require_writable, write_model
 from qspec_core.onnx._libraries import library, quiet_exporter
 from qspec_core.onnx._names import name_model, output_names, renamed_sizes
 from qspec_core.onnx._profiles import profile_of, require_accepted
-from qspec_core.onnx._rewrite import fold_integers, optimize, set_versions
+from qspec_core.onnx._rewrite import fold_integers, optimize, set_versions, unsigned_activations
 from qspec_core.onnx._translate import Translator
 
 __all__ = ["NEWEST_OPSET", "OLDEST_OPSET", "to_onnx"]
@@ -77,6 +77,8 @@ def to_onnx(
         model = exported.model
         fold_integers(model)
         optimize(model, translator.kept)
+        if chosen.unsigned:
+            unsigned_activations(model)
         set_versions(model, number)
         name_model(model, graph, output_names(program))
     write_model(model, path)

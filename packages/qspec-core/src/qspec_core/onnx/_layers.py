@@ -103,13 +103,16 @@ def _reason(node: Any) -> str:
     block = _dequantize_of(node.inputs[1]).attributes.get("block_size")
     if block is not None and block.as_int() > 0:
         return "the runtime has no kernel for groups of this size and integers of this width"
-    reader = node
+    reader, crossed = node, ""
     while True:
         readers = [usage[0] for usage in reader.outputs[0].uses()]
         if reader.outputs[0].is_graph_output() or len(readers) != 1:
             return "its result is read as real numbers"
         reader = readers[0]
+        if reader.op_type == "QuantizeLinear" and crossed:
+            return f"{crossed} stands before the QuantizeLinear, whose range it does not fill"
         if reader.op_type == "QuantizeLinear":
             return "the runtime has no integer kernel for it with these operands"
         if reader.op_type not in _POINTWISE:
             return f"its result is read as real numbers, by {reader.op_type}"
+        crossed = reader.op_type

@@ -1,7 +1,7 @@
 """Scales, zero points, axes and ranges of a file, and their comparison with the converted graph."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from qspec_core.onnx._emit import RANGES
 from qspec_core.onnx._files import read_model
 from qspec_core.onnx._libraries import library
 from qspec_core.onnx._names import NODE_KEY
+from qspec_core.onnx._rewrite import SHIFT
 
 __all__ = ["OnnxParameters", "ParameterComparison", "compare_parameters", "parameters_of", "read_parameters"]
 
@@ -205,6 +206,7 @@ def _expected(converted: GraphModule, quantized: Quantized) -> _Expected | None:
 def _differences(entry: OnnxParameters, expected: _Expected) -> Iterator[str]:
     """What differs, in words."""
     wanted = expected.quantized
+    entry = _as_signed(entry) if wanted.dtype is torch.int8 else entry
     scale = torch.tensor(entry.scale, dtype=torch.float64)
     if scale.numel() and scale.shape != expected.scale.shape:
         yield f"{scale.numel()} scales, {expected.scale.numel()} expected"
@@ -217,6 +219,15 @@ def _differences(entry: OnnxParameters, expected: _Expected) -> Iterator[str]:
     if not torch.equal(zero if zero.numel() else torch.zeros_like(expected.zero_point), expected.zero_point):
         yield f"zero point {list(entry.zero_point[:4])}, {expected.zero_point[:4].long().tolist()} expected"
     yield from _other_differences(entry, wanted, expected.limits)
+
+
+def _as_signed(entry: OnnxParameters) -> OnnxParameters:
+    """An activation of uint8 as int8, with a zero point 128 smaller: it has the same real numbers."""
+    if entry.is_constant or entry.dtype != "uint8" or entry.quant_min is None or entry.quant_max is None:
+        return entry
+    low, high = entry.quant_min - SHIFT, entry.quant_max - SHIFT
+    zero = tuple(value - SHIFT for value in entry.zero_point)
+    return replace(entry, dtype="int8", zero_point=zero, quant_min=low, quant_max=high)
 
 
 def _other_differences(entry: OnnxParameters, wanted: Quantized, limits: tuple[int, int]) -> Iterator[str]:

@@ -58,12 +58,14 @@ class Profile:
         clips_floats: a range narrower than its dtype is a Clip before the QuantizeLinear, which a convolution can take
             in, not one of integers after it. ONNX Runtime fuses a layer only if its QuantizeLinear comes at once.
         has_dynamic_quantize: the consumer runs DynamicQuantizeLinear.
+        unsigned: activations of int8 are written as uint8.
         refuses: the quantization that it cannot take.
     """
 
     name: str
     clips_floats: bool = False
     has_dynamic_quantize: bool = True
+    unsigned: bool = False
     refuses: Refusal = accepts_everything
 
 
@@ -71,7 +73,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("plain"),
-        Profile("onnxruntime"),
+        Profile("onnxruntime", unsigned=True),
         Profile("openvino", clips_floats=True, refuses=refuses_tokens),
         Profile("tensorrt", clips_floats=True, has_dynamic_quantize=False, refuses=refuses_affine),
     )
