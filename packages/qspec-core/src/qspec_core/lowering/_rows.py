@@ -348,7 +348,17 @@ def lower_rows(converted: GraphModule, table: PatternTable, *, target: str, opti
                 if outcome is not None:
                     notes[name] = outcome
             body.graph.eliminate_dead_code()
-        for _, body in reversed(list(graph_modules(module))):
+        for prefix, body in reversed(list(graph_modules(module))):
             lift_constants(body)
+            if prefix:
+                _drop_unread(body)
         wrapped = wrap_graph(module, module.graph)
     return Lowered(wrapped, lowered, declined, notes)
+
+
+def _drop_unread(body: GraphModule) -> None:
+    """Delete the tensors of a body that no node reads: the integers that kernels have in another form."""
+    read = {str(node.target) for node in body.graph.find_nodes(op="get_attr")}
+    for name, _ in (*body.named_parameters(recurse=False), *body.named_buffers(recurse=False)):
+        if name not in read:
+            delattr(body, name)

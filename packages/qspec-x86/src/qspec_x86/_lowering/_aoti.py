@@ -34,6 +34,8 @@ __all__ = ["X86Package", "compile_module", "has_compiler", "load_package", "pack
 _CPP_LIBRARY = b"libstdc++.so"
 """C++ library that torch loads. A second copy, linked into a package, crashes the process."""
 
+_LARGEST = 64 << 20
+"""Bytes of the largest package that is compressed."""
 _METADATA_KEY, _REPORT_KEY, _TORCH_KEY = "qspec_x86", "qspec_x86_report", "qspec_x86_torch"
 
 
@@ -141,12 +143,28 @@ def package(
     notes = {_METADATA_KEY: signature.to_json(), _REPORT_KEY: lowered.meta[LOWERING_KEY].to_json()}
     notes[_TORCH_KEY] = torch_version()
     compile_package(lowered, laid_out, shapes, path, notes, for_avx2=for_avx2)
+    _compress(path)
     try:
         _refuse_second_library(path)
     except LoweringError:
         path.unlink()
         raise
     return path
+
+
+def _compress(path: Path) -> None:
+    """Compress the files of a package, and leave out its sources, which nothing loads. Torch stores them as they are.
+
+    Packages over `_LARGEST` stay as they are: compressing takes 30 ms for each MiB.
+    """
+    if path.stat().st_size > _LARGEST:
+        return
+    smaller = path.with_suffix(".smaller")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED) as compressed:
+        for name in archive.namelist():
+            if not name.endswith(".cpp"):
+                compressed.writestr(name, archive.read(name))
+    smaller.replace(path)
 
 
 def _refuse_second_library(path: Path) -> None:
