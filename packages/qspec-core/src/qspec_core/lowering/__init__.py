@@ -7,6 +7,7 @@ from qspec_core.lowering._geometry import Geometry
 from qspec_core.lowering._moves import insert_reshape, lower_cat, lower_max_pool2d, lower_pad, lower_view
 from qspec_core.lowering._outputs import Bounds, Output, bounds_of, fused_output, output_of
 from qspec_core.lowering._phases import Phases, arrange_phases, insert_phases, phases_of
+from qspec_core.lowering._ranges import write_ranges
 from qspec_core.lowering._results import finish, output_shape
 from qspec_core.lowering._rows import (
     FLOAT_KEY,
@@ -51,4 +52,5 @@ __all__ = [
     "quantized_value",
     "read_weight",
     "require_converted",
+    "write_ranges",
 ]

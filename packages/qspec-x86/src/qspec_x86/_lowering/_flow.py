@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from qspec_core.graph import called_operator, constant_value, fresh_attribute_name, graph_modules, is_call
-from qspec_core.lowering import lower_rows, on_device, require_converted
+from qspec_core.lowering import lower_rows, on_device, require_converted, write_ranges
 from qspec_core.patterns import Reason, ReasonCode
 from qspec_x86._lowering import NARROWED
 from qspec_x86._lowering._kernels import PACK_FOUR_BITS, PREPACK
 from qspec_x86._lowering._loops import give_sizes_to_loops, run_loops_directly
 from qspec_x86._lowering._options import Form, Options
-from qspec_x86._lowering._ranges import write_ranges
 from qspec_x86._rows import TABLE
 from qspec_x86._target import resolve_target
 
@@ -126,7 +125,7 @@ def _lower(converted: GraphModule, target: str, form: Form) -> GraphModule:
         resolved, MappingProxyType(dict(found.lowered)), MappingProxyType(dict(found.declined)), narrowed
     )
     for _, body in graph_modules(found.module):
-        write_ranges(body, form)
+        write_ranges(body, stores_rows=form is Form.PORTABLE)
         _reshape_in_place_of_view(body)
     found.module.meta[LOWERING_KEY] = report
     return found.module

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import LoweringError, SourceLocation
 from qspec_core.graph import graph_modules, is_call, require_exported
-from qspec_core.lowering import lower_rows, require_converted
+from qspec_core.lowering import lower_rows, require_converted, write_ranges
 from qspec_core.patterns import Reason
 from qspec_xpu._lowering._kernels import qconv_sum
 from qspec_xpu._rows import TABLE
@@ -56,9 +56,11 @@ def lower_portable(converted: GraphModule) -> GraphModule:
     _require_not_lowered(require_exported(converted, "lowering to XPU"))
     _require_one_device(require_converted(converted, "lowering to XPU"))
     found = lower_rows(converted, TABLE, target="any")
-    for node in found.module.graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default  # kernels write channels-last tensors, which may have no such view
-    found.module.recompile()
+    for _, body in graph_modules(found.module):
+        write_ranges(body, stores_rows=False)
+        for node in body.graph.find_nodes(op="call_function", target=aten.view.default):
+            node.target = aten.reshape.default  # kernels write channels-last tensors, which may have no such view
+        body.recompile()
     # Plain dictionaries: the module can be copied and pickled with its report.
     found.module.meta[LOWERING_KEY] = LoweringReport(dict(found.lowered), dict(found.declined))
     return found.module

@@ -8,7 +8,6 @@ from torch.fx import GraphModule, Node
 
 from qspec_core import ops
 from qspec_core.graph import argument, is_call
-from qspec_x86._lowering._options import Form
 
 __all__ = ["write_ranges"]
 
@@ -19,7 +18,7 @@ _SMALLEST = 1e-5
 """Lower bound on the largest magnitude of a row in `choose_qparams_per_token`."""
 
 
-def write_ranges(module: GraphModule, form: Form) -> None:
+def write_ranges(module: GraphModule, *, stores_rows: bool) -> None:
     """Replace each `choose_qparams` of a graph, for a tensor or for each row, by plain operators, in place.
 
     Inductor's own decomposition of the one for a tensor does not widen a range to contain 0: inputs in 5..6 would all
@@ -28,12 +27,12 @@ def write_ranges(module: GraphModule, form: Form) -> None:
 
     Args:
         module: a lowered graph.
-        form: form of the graph.
+        stores_rows: keep Inductor from computing the parameters of a row again for each of its elements.
     Cost: O(nodes); in a run, O(elements), as before.
     """
     for chooser, parameters_of in _WRITERS.items():
         for node in module.graph.find_nodes(op="call_function", target=chooser):
-            parameters = parameters_of(_Writer(module, node, form), node)
+            parameters = parameters_of(_Writer(module, node, stores_rows), node)
             for reader in list(node.users):
                 if reader.target is operator.getitem:
                     _read_instead(reader, parameters[reader.args[1]])
@@ -54,8 +53,8 @@ def _read_instead(parameter: Node, written: Node) -> None:
 class _Writer:
     """Calls of operators before a node."""
 
-    def __init__(self, module: GraphModule, node: Node, form: Form) -> None:
-        self._graph, self._node, self._form = module.graph, node, form
+    def __init__(self, module: GraphModule, node: Node, stores_rows: bool) -> None:
+        self._graph, self._node, self._stores_rows = module.graph, node, stores_rows
 
     def __call__(self, target: Any, *arguments: Any) -> Node:  # an operator, and arguments of any type
         with self._graph.inserting_before(self._node):
@@ -65,9 +64,9 @@ class _Writer:
         """The same parameters of rows, (..., 1), which Inductor keeps.
 
         They are the maxima of 16 copies each. Inductor stores the results of reductions, and computes all others again
-        for each element of a row: linear layers of 768 by 768, 768 by 3072 (gelu) and back took 4.6 ms for 128 rows,
-        not 4.9, and as long as with one range (4.5 ms)."""
-        if self._form is Form.EAGER:
+        for each element of a row: on an x86 CPU, linear layers of 768 by 768, 768 by 3072 (gelu) and back took 4.6 ms
+        for 128 rows, not 4.9, and as long as with one range (4.5 ms)."""
+        if not self._stores_rows:
             return parameter
         copies = self(aten.mul.Tensor, parameter, self(aten.ones.default, [16]))
         return self(aten.amax.default, copies, [-1], True)
