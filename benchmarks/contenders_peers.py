@@ -10,7 +10,16 @@ from contender import Built, Model, Setting
 from profiles import of_onnxruntime, of_openvino
 from torch import Tensor
 
-__all__ = ["onnxruntime_f32", "onnxruntime_int8", "openvino_f32", "openvino_int8"]
+import qspec_core as qspec
+
+__all__ = [
+    "onnxruntime_f32",
+    "onnxruntime_int8",
+    "onnxruntime_qspec",
+    "openvino_f32",
+    "openvino_int8",
+    "openvino_qspec",
+]
 
 ONNX_LAYERS = ("Conv", "Gemm", "MatMul")
 SHAPES = ("Reshape", "Squeeze", "Transpose")
@@ -60,6 +69,32 @@ def onnxruntime_int8(setting: Setting) -> Built:
     return Built(run, f"{len(quantized)} of {len(layers)}", _size(path), profile=profile)
 
 
+def onnxruntime_qspec(setting: Setting) -> Built:
+    """qspec's file for ONNX Runtime. XNNPACK's table quantizes every result, as its integer kernels need."""
+    path, layers = _qspec_file(setting, "onnxruntime")
+    profile = partial(of_onnxruntime, path, setting.threads)
+    return Built(_onnx_session(path, setting.threads), layers, _size(path), profile=profile)
+
+
+def openvino_qspec(setting: Setting) -> Built:
+    """qspec's file for OpenVINO."""
+    import openvino
+
+    path, layers = _qspec_file(setting, "openvino")
+    model = openvino.Core().read_model(path)
+    profile = partial(of_openvino, model, setting.threads)
+    return Built(_openvino_model(model, setting.threads), layers, _size(path), profile=profile)
+
+
+def _qspec_file(setting: Setting, profile: str) -> tuple[Path, str]:
+    """A quantized file for a consumer, and "n of m" layers that are quantized."""
+    batches = [(crop,) for crop in setting.calibration]
+    result = qspec.quantize(setting.model, setting.example, backend="xnnpack", calibration=batches)
+    path = setting.folder / f"qspec-{profile}.onnx"
+    result.to_onnx(path, profile=profile, check=False)
+    return path, f"{len(result.coverage.quantized_layers)} of {len(result.coverage.layers)}"
+
+
 def _onnx_session(path: Path, threads: int) -> Model:
     import onnxruntime
 
@@ -67,8 +102,10 @@ def _onnx_session(path: Path, threads: int) -> Model:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
+    name = session.get_inputs()[0].name
+
     def run(crop: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"x": crop.numpy()})[0])
+        return torch.from_numpy(session.run(None, {name: crop.numpy()})[0])
 
     return run
 
