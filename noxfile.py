@@ -171,6 +171,15 @@ def tests_torch(session: nox.Session, torch: str) -> None:
 
 
 @nox.session
+@nox.parametrize("of", PACKAGES[1:], ids=PACKAGES[1:])
+def scorecards(session: nox.Session, of: str) -> None:
+    """The conformance kit and small whole models against the committed scorecard. `-- --update` rewrites it."""
+    install(session, "torch")
+    install(session, *editable("core", of, extra=device_extras(of)), "numpy")
+    session.run("python", "tools/scorecards.py", of, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
 def release(session: nox.Session) -> None:
     """Check a release of one package, as a dry run: `-- core`. `-- core --write` writes version and changelog."""
     install(session, *RELEASE)

@@ -1,14 +1,14 @@
 """A generated package conforms; the same package with one mistake is caught by a named check."""
 
-import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from generated_device import generated
 
-from qspec_cli._scaffold import Kind, write_backend
+from qspec_cli._scaffold import Kind
 from qspec_core import QSpecError
 from qspec_core.backend import Backend
 from qspec_core.testing import Case, CheckName, ConformanceError, conformance_cases
@@ -158,17 +158,9 @@ FAULTS = (
 
 def device(fault: Fault | None, folder: Path, kind: Kind = Kind.KERNELS) -> Backend:
     """The backend of a generated package, with a fault in it."""
-    name = f"device_{kind}" if fault is None else fault.name
-    write_backend(name, kind if fault is None else fault.kind, folder)
-    if fault is not None:
-        path = folder / "src" / f"qspec_{name}" / fault.file
-        text = path.read_text()
-        assert text.count(fault.old) == 1
-        path.write_text(text.replace(fault.old, fault.new))
-    sys.path.append(str(folder / "src"))
-    importlib.invalidate_caches()
-    backend: Backend = importlib.import_module(f"qspec_{name}").BACKEND
-    return backend
+    if fault is None:
+        return generated(f"device_{kind}", folder, kind)
+    return generated(fault.name, folder, fault.kind, (fault.file, fault.old, fault.new))
 
 
 @pytest.fixture(autouse=True)
