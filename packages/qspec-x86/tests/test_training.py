@@ -17,7 +17,9 @@ from qspec_core import (
     prepare_qat_pt2e,
 )
 from qspec_core.fake_quantize import FakeQuantizeBase, enable_range_learning
+from qspec_core.testing import Case, check_case, training_cases
 from qspec_x86 import (
+    BACKEND,
     LOWERING_KEY,
     X86InductorQuantizer,
     get_default_x86_inductor_quantization_config,
@@ -135,3 +137,8 @@ def test_every_constructor_builds_a_fake_quantize(target: str) -> None:
         found = [part for name, part in prepared.named_children() if name.startswith("activation_post_process")]
         assert found
         assert all(isinstance(part, FakeQuantizeBase) for part in found)
+
+
+@pytest.mark.parametrize("case", training_cases(BACKEND), ids=str)
+def test_conformance_in_training(case: Case) -> None:
+    check_case(case)

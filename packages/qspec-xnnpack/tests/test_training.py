@@ -15,6 +15,7 @@ from qspec_core import (
     prepare_qat_pt2e,
 )
 from qspec_core.fake_quantize import enable_range_learning
+from qspec_core.testing import Case, check_case, training_cases
 from qspec_xnnpack import BACKEND, XNNPACKQuantizer, get_symmetric_quantization_config
 
 FOUR_BITS = {"is_dynamic": True, "weight_qmin": -8, "weight_qmax": 7}
@@ -79,3 +80,8 @@ def test_trained_converted_and_run(options: dict[str, Any], layers: int) -> None
     step = getattr(prepared, str(result.target)).scale.item() if is_rounded else 0.03 * found.abs().max().item()
     torch.testing.assert_close(integers, found, rtol=0, atol=1.01 * step)
     torch.testing.assert_close(lowered, integers, rtol=0, atol=1.01 * step)
+
+
+@pytest.mark.parametrize("case", training_cases(BACKEND), ids=str)
+def test_conformance_in_training(case: Case) -> None:
+    check_case(case)

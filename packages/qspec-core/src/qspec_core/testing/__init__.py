@@ -10,6 +10,8 @@ quantizer. It checks which row quantized it, that weights are integers, that the
 as the steps imply, that the lowered module computes the same in kernels that take integers, and that the modules passed
 in were not changed. A packaged file is loaded again and compared.
 
+`training_cases` does the same after a few steps of quantization-aware training.
+
 `scorecard` runs the same cases and small whole models, and counts. Only `conformance_test` needs pytest.
 """
 
@@ -20,6 +22,7 @@ from qspec_core.testing._kit import Kit
 from qspec_core.testing._pytest import check_case, conformance_test
 from qspec_core.testing._samples import SAMPLES, ErrorRule, Integers, Operands, Sample, Samples
 from qspec_core.testing._scorecard import ArchitectureScore, RowScore, Scorecard, scorecard
+from qspec_core.testing._training import training_cases
 
 __all__ = [
     "ARCHITECTURES",
@@ -44,4 +47,5 @@ __all__ = [
     "conformance_test",
     "converted_rows",
     "scorecard",
+    "training_cases",
 ]
