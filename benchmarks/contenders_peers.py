@@ -13,6 +13,7 @@ from torch import Tensor
 import qspec_core as qspec
 
 __all__ = [
+    "onnxruntime_dynamic",
     "onnxruntime_f32",
     "onnxruntime_int8",
     "onnxruntime_qspec",
@@ -67,6 +68,16 @@ def onnxruntime_int8(setting: Setting) -> Built:
     profile = partial(of_onnxruntime, path, setting.threads)
     run = _onnx_session(path, setting.threads)
     return Built(run, f"{len(quantized)} of {len(layers)}", _size(path), profile=profile)
+
+
+def onnxruntime_dynamic(setting: Setting) -> Built:
+    """Dynamic quantization of matrix products and recurrent layers, with scales for each channel of the weights."""
+    from onnxruntime import quantization as q
+
+    ready, path = setting.folder / "ready-dynamic.onnx", setting.folder / "dynamic.onnx"
+    q.quant_pre_process(str(setting.onnx()), str(ready))
+    q.quantize_dynamic(str(ready), str(path), per_channel=True, reduce_range=not setting.vnni)
+    return Built(_onnx_session(path, setting.threads), size=_size(path))
 
 
 def onnxruntime_qspec(setting: Setting) -> Built:

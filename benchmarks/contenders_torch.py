@@ -1,5 +1,6 @@
 """Contenders that run in torch: float, qspec's x86 backend in its three forms, torchao's x86 flow."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -17,10 +18,12 @@ __all__ = [
     "float_eager",
     "float_inductor",
     "qspec_compiled",
+    "qspec_dynamic",
     "qspec_eager",
     "qspec_lowered",
     "qspec_vnni",
     "torchao_converted",
+    "torchao_dynamic",
     "torchao_inductor",
     "torchao_x86",
 ]
@@ -76,6 +79,14 @@ def qspec_compiled(setting: Setting) -> Built:
     return Built(torch.compile(lower_eager(result.converted, "native")), _layers(result))
 
 
+def qspec_dynamic(setting: Setting) -> Built:
+    """`result.lowered` in dynamic quantization, which needs no calibration."""
+    result = qspec.quantize(setting.model, setting.example, backend="x86", mode="dynamic", target="native")
+    lowered = result.lowered
+    size = result.package(setting.folder / "qspec-dynamic.pt2").stat().st_size
+    return Built(lowered, _layers(result), size, result.converted)
+
+
 def qspec_vnni(setting: Setting) -> Built:
     """The result of a CPU with VNNI, computed in plain torch: for accuracy, not for time."""
     result = _quantized(setting, "vnni")
@@ -89,6 +100,17 @@ def torchao_x86(setting: Setting) -> Built:
     converted, layers = _torchao(setting)
     with torch.no_grad():
         return _frozen(lower_pt2e_quantized_to_x86(converted, setting.example), layers)
+
+
+def torchao_dynamic(setting: Setting) -> Built:
+    """torchao's `quantize_` with int8 weights and a range for each token: linear layers only."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = copy.deepcopy(setting.model)
+    linears = sum(isinstance(module, nn.Linear) for module in model.modules())
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    with torch.no_grad():
+        return _frozen(model, f"{linears} linear")
 
 
 def torchao_inductor(setting: Setting) -> Built:

@@ -17,7 +17,7 @@ from examples.pictures import sqnr, top1_agreement
 from serving import serve
 from torch import Tensor
 
-__all__ = ["CONTENDERS", "main"]
+__all__ = ["CONTENDERS", "Worker", "main"]
 
 CONTENDERS = {
     "float eager": "contenders_torch:float_eager",
@@ -42,31 +42,31 @@ CONTENDERS = {
 
 
 class Worker:
-    """Builds its contender, compares it with float, and runs it."""
+    """Builds its contender with `module:function`, compares it with float, and runs it."""
 
-    def __init__(self, name: str, setting: Setting) -> None:
-        self._name, self._setting = name, setting
+    def __init__(self, function: str, setting: Setting) -> None:
+        self._function, self._setting = function, setting
         self._built: Built | None = None
         self._crops = itertools.cycle(setting.evaluation)
 
     def build(self) -> dict[str, Any]:
         """Build it; answer with everything except times."""
         start = time.perf_counter()
-        module, _, function = CONTENDERS[self._name].partition(":")
+        module, _, function = self._function.partition(":")
         make: Callable[[Setting], Built] = getattr(importlib.import_module(module), function)
         built = self._built = make(self._setting)
-        reference = self._logits(self._setting.model)
-        lowered = self._logits(built.run)
+        reference = self._results(self._setting.model)
+        lowered = self._results(built.run)
         answer = {
             "layers": built.layers,
             "size": built.size,
             "outside": built.outside,
             "notes": built.notes,
-            "lowered": self._agreement(reference, lowered),
+            "lowered": self.agreement(reference, lowered),
             "seconds": time.perf_counter() - start,
         }
         if built.converted is not None:
-            answer["converted"] = self._agreement(reference, self._logits(built.converted))
+            answer["converted"] = self.agreement(reference, self._results(built.converted))
         return answer
 
     def run(self, iterations: int) -> dict[str, Any]:
@@ -87,11 +87,12 @@ class Worker:
             return {"operators": None}
         return {"operators": self._built.profile(self._setting.evaluation[0])}
 
-    def _logits(self, model: Model) -> Tensor:
+    def _results(self, model: Model) -> Tensor:
         with torch.no_grad():
             return torch.cat([model(crop) for crop in self._setting.evaluation])
 
-    def _agreement(self, reference: Tensor, found: Tensor) -> dict[str, Any]:
+    def agreement(self, reference: Tensor, found: Tensor) -> dict[str, Any]:
+        """How close results are to those of the float model."""
         exact = torch.equal(reference, found)
         top1 = top1_agreement(reference, found) if self._setting.is_trained else None
         return {"sqnr": None if exact else sqnr(reference, found), "top1": top1}
@@ -101,7 +102,7 @@ def main() -> None:
     """Serve `build`, `run` and `profile`."""
     name, folder, threads, model = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    worker = Worker(name, Setting(Path(folder), int(threads), model))
+    worker = Worker(CONTENDERS[name], Setting(Path(folder), int(threads), model))
     serve({"build": worker.build, "run": worker.run, "profile": worker.profile})
 
 

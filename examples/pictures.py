@@ -13,7 +13,16 @@ import torch
 from skimage.io import imread
 from torch import Tensor, nn
 
-__all__ = ["CALIBRATION", "EVALUATION", "calibration_crops", "evaluation_crops", "lite0", "sqnr", "top1_agreement"]
+__all__ = [
+    "CALIBRATION",
+    "EVALUATION",
+    "calibration_crops",
+    "evaluation_crops",
+    "lite0",
+    "picture",
+    "sqnr",
+    "top1_agreement",
+]
 
 CALIBRATION = ("astronaut.png", "camera.png", "coins.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg")
 EVALUATION = ("chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
@@ -58,12 +67,12 @@ def top1_agreement(reference: Tensor, found: Tensor) -> int:
 
 
 def _crops(names: tuple[str, ...], count: int, seed: int) -> list[Tensor]:
-    pictures = [_picture(name) for name in names]
+    pictures = [picture(name) for name in names]
     random = np.random.default_rng(seed)
     return [_crop(pictures[index % len(pictures)], random) for index in range(count)]
 
 
-def _picture(name: str) -> Tensor:
+def picture(name: str) -> Tensor:
     """A picture as float32 (3, height, width) in 0..255, grey ones with three equal channels."""
     pixels = np.asarray(imread(Path(skimage.__file__).parent / "data" / name))
     if pixels.ndim == 2:
