@@ -51,6 +51,13 @@ def test_layers_with_a_computed_weight_run_outside(kind: str) -> None:
     assert set(outside) & {"convolution", "mm", "bmm"}
 
 
+@pytest.mark.parametrize("value", [0.0, 1.5])
+def test_a_pad_of_a_result_in_integers_runs(value: float) -> None:
+    pad = nn.ConstantPad2d((1, 0, 0, 0), value)
+    outside = agrees(nn.Sequential(nn.Conv2d(3, 8, 3), pad), torch.randn(1, 3, 9, 9))
+    assert outside == (() if value else ("constant_pad_nd",))
+
+
 @pytest.mark.parametrize(
     ("scale", "align", "runs"), [(1.5, False, False), (2.0, False, True), (1.5, True, True)], ids=str
 )

@@ -13,14 +13,18 @@ import torch
 from torch.fx import GraphModule, Node
 
 from qspec_core import BackendError, LoweringError, SourceLocation
-from qspec_xnnpack._lowering._partitioner import DELEGATE_LOGGER, OUTSIDE_KEY, make_partitioner, split_dequantizes
+from qspec_xnnpack._lowering._partitioner import (
+    CUSTOM_KEY,
+    DELEGATE_LOGGER,
+    OUTSIDE_KEY,
+    make_partitioner,
+    split_dequantizes,
+)
 
 __all__ = ["TESTED", "Compiled", "Refusal", "UntestedExecuTorchWarning", "compile_program", "load_program"]
 
 TESTED = ((1, 5), (1, 6))
 """Versions of ExecuTorch that this package is tested on: from the first, below the second."""
-CUSTOM_KEY = "qspec_row"
-"""Key of a row's anchor in `meta["custom"]`, the one entry that export and ExecuTorch's passes keep."""
 _OPERATOR = re.compile(r"(?:torch\._ops\.|EdgeOpOverload: )(aten\.\w+)\.(\w+)")
 _CONTROL_FLOW = ("cond", "while_loop", "map_impl", "scan")
 _LONGEST = 300

@@ -24,11 +24,11 @@ from qspec_core.patterns import Delegated, Match, Reason, Role
 from qspec_xnnpack._lowering._attention import attention_to_products
 from qspec_xnnpack._lowering._barriers import copy_inputs_of_dynamic_convolutions, flatten_dynamic_linears
 from qspec_xnnpack._lowering._decompositions import decompose
-from qspec_xnnpack._lowering._executorch import CUSTOM_KEY, Refusal, compile_program, load_program
+from qspec_xnnpack._lowering._executorch import Refusal, compile_program, load_program
 from qspec_xnnpack._lowering._forms import to_delegate_form
 from qspec_xnnpack._lowering._half import dequantize_to_float32
 from qspec_xnnpack._lowering._loops import Loop, example_states, put_back, take_loops, write_recurrent_layers
-from qspec_xnnpack._lowering._partitioner import OUTSIDE_KEY
+from qspec_xnnpack._lowering._partitioner import CUSTOM_KEY, OUTSIDE_KEY
 from qspec_xnnpack._lowering._program import Delegation, XNNPACKProgram, in_order, signature_of
 from qspec_xnnpack._lowering._scales import fit_scales
 from qspec_xnnpack._rows import TABLE

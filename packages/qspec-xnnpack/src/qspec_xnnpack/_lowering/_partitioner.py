@@ -7,10 +7,12 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.passes.infra.pass_base import PassResult
 
-__all__ = ["DELEGATE_LOGGER", "OUTSIDE_KEY", "make_partitioner", "split_dequantizes"]
+__all__ = ["CUSTOM_KEY", "DELEGATE_LOGGER", "OUTSIDE_KEY", "make_partitioner", "split_dequantizes"]
 
 DELEGATE_LOGGER = "executorch.backends.xnnpack.partition.config"
 """Logger of the partitioner's rules; each refusal is one record."""
+CUSTOM_KEY = "qspec_row"
+"""Key of a row's anchor in `meta["custom"]`, the one entry that export and ExecuTorch's passes keep."""
 OUTSIDE_KEY = "qspec_outside"
 """Key in `meta["custom"]` of operators that stay outside the delegate."""
 _IMAGE_RANK = 4
@@ -69,6 +71,8 @@ def _refusal(node: Node, name: str) -> str:
         value = source.meta.get("val") if isinstance(source, Node) else None
         if isinstance(value, torch.Tensor) and value.dim() != _IMAGE_RANK:
             return f"the kernel takes tensors of rank {_IMAGE_RANK}, got rank {value.dim()}"
+    if name == "constant_pad_nd.default" and _pads_dequantized(node):
+        return "the delegate would write integers, and a float operator reads them"
     if name == "upsample_bilinear2d.vec" and _has_scales_of_its_own(node):
         return "the kernel resizes by the ratio of the sizes, and the scales that it is given are others"
     if name == "elu.default":
@@ -77,6 +81,16 @@ def _refusal(node: Node, name: str) -> str:
         if any(scale != 1 for scale in scales) or not isinstance(alpha, float) or alpha <= 0:
             return f"the kernel takes a positive alpha and no scales, got alpha={alpha}, {scales}"
     return ""
+
+
+def _pads_dequantized(node: Node) -> bool:
+    """Whether a pad with zeros reads a dequantize, and no row absorbs it: ExecuTorch takes its result for integers."""
+    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant
+
+    value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
+    if (node.meta.get("custom") or {}).get(CUSTOM_KEY) is not None or value != 0:
+        return False
+    return is_dequant(node.all_input_nodes[0]) and not any(map(is_quant, node.users))
 
 
 def _has_scales_of_its_own(node: Node) -> bool:
