@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 import qspec_core as qspec
-from qspec_core import DivergenceWarning, LoweringError
+from qspec_core import DivergenceWarning, LoweringError, ops
 from qspec_core._agreement import calls_of, check_lowered
-from qspec_core.graph import copy_graph_module
+from qspec_core.graph import argument, copy_graph_module
 from qspec_core.lowering import FLOAT_KEY
 
 X = torch.randn(8, 3, 8, 8)
@@ -282,3 +282,16 @@ def test_errors_of_float_arithmetic_are_allowed_where_a_sum_cancels() -> None:
 
     assert check_lowered(off_by(2e-7), calls, keeps_state=False).holds
     assert not check_lowered(off_by(1e-2), calls, keeps_state=False).holds
+
+
+@pytest.mark.parametrize("zero_point", [0, 3])
+def test_expected_results_are_those_of_the_converted_graph(zero_point: int) -> None:
+    converted = quantized(export(network(), X), (X,))
+    layers = nodes(converted, ops.DEQUANTIZE_PER_CHANNEL)
+    assert len(layers) == 3
+    for layer in layers:
+        converted.get_buffer(str(argument(layer, "zero_points").target)).fill_(zero_point)
+    (call,) = calls_of(converted, (X,))
+    with torch.no_grad():
+        assert torch.equal(call.expected[0], converted(X))
+    assert all(isinstance(argument(layer, "zero_points"), Node) for layer in layers)

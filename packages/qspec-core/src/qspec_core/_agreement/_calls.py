@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from qspec_core import ops
 from qspec_core._agreement._dither import dithered
 from qspec_core._torch import evaluate_size, tree_leaves, tree_map
-from qspec_core.graph import copy_graph_module, symbol_range
+from qspec_core.graph import argument, constant_value, copy_graph_module, graph_modules, replace_argument, symbol_range
 from qspec_core.graph._mutation import mutated_attributes
 
 __all__ = ["Call", "calls_of", "copied_inputs"]
@@ -52,8 +53,23 @@ def calls_of(converted: GraphModule, example_inputs: tuple[Any, ...]) -> tuple[C
         plan.append(("inputs of another size", other))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        exact, noisy = copy_graph_module(converted), dithered(converted)
-        return tuple(_made(exact, noisy, plan, device))
+        exact = _without_zeros(copy_graph_module(converted))
+        return tuple(_made(exact, dithered(exact), plan, device))
+
+
+def _without_zeros(copied: GraphModule) -> GraphModule:
+    """Let dequantizes of weights leave out zero points that are all 0: the same results.
+
+    Subtracting zero points, which are int64, makes an int64 tensor of each int8 weight. A weight of 5632 by 2048 took
+    160 ms with them, and 51 ms without.
+    """
+    for _, body in graph_modules(copied):
+        for node in body.graph.find_nodes(op="call_function", target=ops.DEQUANTIZE_PER_CHANNEL):
+            zero_points = constant_value(body, argument(node, "zero_points"))
+            if zero_points is not None and not bool(zero_points.any()):
+                replace_argument(node, "zero_points", None)
+        body.recompile()
+    return copied
 
 
 def _made(
