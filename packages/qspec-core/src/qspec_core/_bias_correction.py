@@ -24,9 +24,12 @@ from qspec_core.graph import (
     copy_graph_module,
     fresh_attribute_name,
     gc_paused,
+    graph_modules,
     is_call,
     is_observer,
+    lift_constants,
     replace_argument,
+    sink_constants,
     tensor_value,
     wrap_graph,
 )
@@ -60,9 +63,7 @@ class _Mean(nn.Module):
 
 
 class InputMeans:
-    """Records the mean input of each convolution and linear layer with a quantized weight.
-
-    Layers in the bodies of control flow are left out: after conversion their weights are operands of the body.
+    """Records the mean input of each convolution and linear layer with a quantized weight, in bodies too.
 
     Args:
         prepared: from `prepare_pt2e`; not changed.
@@ -76,29 +77,32 @@ class InputMeans:
         self._means: dict[str, _Mean] = {}
         with gc_paused():
             module = copy_graph_module(prepared)
-            for node in list(module.graph.nodes):
-                weight = _observed_weight(module, node)
-                if weight is not None:
-                    self._weights[node.name] = weight
-                    self._means[node.name] = _record(module, node, -1 if node.target in LINEARS else 1 - weight.ndim)
-            module.recompile()
+            for prefix, body in graph_modules(module):
+                for node in list(body.graph.nodes):
+                    weight, name = _observed_weight(body, node), f"{prefix}{node.name}"
+                    if weight is not None:
+                        self._weights[name] = weight
+                        self._means[name] = _record(body, node, -1 if node.target in LINEARS else 1 - weight.ndim)
+                body.recompile()
         self.module = module
 
     def shifts(self, converted: GraphModule) -> Mapping[str, Tensor]:
         """The correction of each layer's bias, by the layer's name.
 
         Args:
-            converted: from `convert_pt2e`, of the prepared module.
+            converted: from `convert_pt2e`, of the prepared module; its bodies hold their constants.
         Returns: float64 tensors (outputs,). Layers that saw no data, or whose weight is not in integers, are left out.
         """
         found = {}
-        for node in converted.graph.nodes:
-            recorder = self._means.get(node.name)
-            mean = None if recorder is None else recorder.mean
-            rounded = _constant(converted, argument(node, "weight")) if mean is not None else None
-            if mean is not None and rounded is not None:
-                lost = self._weights[node.name].detach().double() - rounded.double()
-                found[node.name] = _shift(node, lost, mean)
+        for prefix, body in graph_modules(converted):
+            for node in body.graph.nodes:
+                name = f"{prefix}{node.name}"
+                recorder = self._means.get(name)
+                mean = None if recorder is None else recorder.mean
+                rounded = _constant(body, argument(node, "weight")) if mean is not None else None
+                if mean is not None and rounded is not None:
+                    lost = self._weights[name].detach().double() - rounded.double()
+                    found[name] = _shift(node, lost, mean)
         return found
 
 
@@ -113,9 +117,13 @@ def correct_biases(converted: GraphModule, means: InputMeans) -> GraphModule:
     """
     with gc_paused(), torch.no_grad():
         module = copy_graph_module(converted)
-        shifts = means.shifts(module)
-        for node in [node for node in module.graph.nodes if node.name in shifts]:
-            _correct(module, node, shifts[node.name])
+        sink_constants(module)
+        shifts, graphs = means.shifts(module), list(graph_modules(module))
+        for prefix, body in reversed(graphs):
+            for node in [node for node in body.graph.nodes if f"{prefix}{node.name}" in shifts]:
+                _correct(body, node, shifts[f"{prefix}{node.name}"])
+            if len(graphs) > 1:
+                lift_constants(body)
         return wrap_graph(module, module.graph)
 
 

@@ -112,8 +112,8 @@ def test_weights_are_shared_and_nodes_know_their_layer() -> None:
     module = expanded(model, torch.randn(2, 1, 3))
     (body,) = bodies(module).values()
     originals = dict(model.named_parameters())
-    assert body.get_parameter("hidden").data_ptr() == originals["weight_hh_l0"].data_ptr()
-    assert body.get_parameter("hidden_bias").data_ptr() == originals["bias_hh_l0"].data_ptr()
+    assert body.get_buffer("hidden").data_ptr() == originals["weight_hh_l0"].data_ptr()
+    assert body.get_buffer("hidden_bias").data_ptr() == originals["bias_hh_l0"].data_ptr()
     for node in body.graph.find_nodes(op="call_function", target=aten.linear.default):
         assert node.name == "gru_hh_l0"
         assert node.meta[RECURRENT_KEY] == ("gru", "aten.gru.input")

@@ -37,3 +37,20 @@ def test_by_module_name() -> None:
 def test_by_operator_of_the_layer_and_not_of_what_it_is_written_as() -> None:
     found = statuses(quantizer().set_operator_type(aten.gru.input, None))
     assert found == {"lstm": QUANTIZED, "gru": (CoverageStatus.SKIPPED, "operator_type aten.gru.input")}
+
+
+@pytest.mark.parametrize(("features", "stays"), [(2, True), (3, False)])
+def test_few_features_of_a_given_sequence_stay_in_float(features: int, stays: bool) -> None:
+    model = Net(lambda m, x: m.lstm(x)[0], lstm=nn.LSTM(features, 12, 2, batch_first=True))
+    found = coverage(prepare_pt2e(export(model, torch.randn(2, 3, features)), quantizer()))
+    layers = {entry.node.rpartition(".")[2]: entry for entry in found if entry.is_layer}
+    assert (layers["lstm_ih_l0"].status is CoverageStatus.SKIPPED) is stays
+    assert ("few features" in layers["lstm_ih_l0"].detail) is stays
+    assert all(layers[name].status is CoverageStatus.QUANTIZED for name in ("lstm_hh_l0", "lstm_ih_l1", "lstm_hh_l1"))
+    assert [entry.status for entry in found if entry.kind == "recurrent layers"] == [CoverageStatus.QUANTIZED]
+
+
+def test_few_features_that_the_model_computes_are_quantized() -> None:
+    model = Net(lambda m, x: m.lstm(torch.tanh(x))[0], lstm=nn.LSTM(2, 12))
+    found = coverage(prepare_pt2e(export(model, torch.randn(2, 3, 2)), quantizer()))
+    assert all(entry.status is CoverageStatus.QUANTIZED for entry in found if entry.is_layer)

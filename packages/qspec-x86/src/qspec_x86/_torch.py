@@ -79,7 +79,7 @@ def _packing_known() -> Iterator[None]:
 
 
 def _exported(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram:
-    """Export a module. Conditions on sizes that export cannot prove, though all sizes fulfil them, are checked in calls.
+    """Export a module. Conditions on sizes that export cannot prove, and all sizes fulfil, are checked in each call.
 
     A sequence whose second dimension is the batch gives such a condition: 35 * s >= 5 * s * min(7, 7 * s).
     """

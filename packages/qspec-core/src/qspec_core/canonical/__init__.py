@@ -24,11 +24,12 @@ from qspec_core.canonical._record import (
     set_debug_handle,
     value_source,
 )
-from qspec_core.canonical._recurrent import RECURRENT_KEY, expand_recurrent_layers
+from qspec_core.canonical._recurrent import FEATURES_KEY, RECURRENT_KEY, expand_recurrent_layers
 from qspec_core.canonical._shape import canonicalize_shapes
 from qspec_core.canonical._weights import fold_weights
 
 __all__ = [
+    "FEATURES_KEY",
     "FOLDED_KEY",
     "NUMERIC_DEBUG_HANDLE_KEY",
     "RECURRENT_KEY",

@@ -23,18 +23,25 @@ from qspec_core.graph import (
     constant_value,
     derived_meta,
     graph_modules,
+    is_call,
+    is_view,
     tensor_value,
 )
 from qspec_core.graph._attributes import fresh_attribute_name
 from qspec_core.graph._sinking import ORIGIN_KEY
 from qspec_core.graph._work import STEPS_KEY
 
-__all__ = ["RECURRENT_KEY", "Layer", "expand_recurrent_layers", "layers_of_recurrent"]
+__all__ = ["FEATURES_KEY", "RECURRENT_KEY", "Layer", "expand_recurrent_layers", "layers_of_recurrent"]
 
 aten = torch.ops.aten
 _PASS = "expand_recurrent_layers"
 RECURRENT_KEY = "qspec_recurrent"
 """Key in the metadata of each node that was written for a recurrent layer: the `Layer`."""
+FEATURES_KEY = "qspec_features"
+"""Key in the metadata of a linear layer that reads few features of a recurrent layer's sequence, which the model is
+given and does not compute."""
+_FEW = 6
+"""Features are few if the hidden state has at least so many times as many: then a seventh of the products at most."""
 _NOTE = "written as linear layers and a loop"
 
 
@@ -171,7 +178,8 @@ def expand_recurrent_layers(module: GraphModule, is_selected: Callable[[Node], b
 
 
 def layers_of_recurrent(module: GraphModule) -> dict[str, list[str]]:
-    """The linear layers that each expanded recurrent layer was written as, by its name.
+    """The linear layers that each expanded recurrent layer was written as, by its name, without those that have
+    `FEATURES_KEY`.
 
     Names of nodes in bodies start with those of the bodies, as in `graph_modules`.
     """
@@ -179,7 +187,7 @@ def layers_of_recurrent(module: GraphModule) -> dict[str, list[str]]:
     for prefix, body in graph_modules(module):
         for node in calls(body.graph, aten.linear.default):
             layer = node.meta.get(RECURRENT_KEY)
-            if layer is None:
+            if layer is None or FEATURES_KEY in node.meta:
                 continue
             *path, last = ("", *prefix.split(".")[:-1])  # a loop's body belongs to the graph around it
             outer = ".".join(path[1:]) if last.startswith(f"{layer.name}_step_") else prefix[:-1]
@@ -201,6 +209,13 @@ def _is_known(node: Node, *lists: str) -> bool:
 
 def _drops_out(node: Node) -> bool:
     return bool(argument(node, "train")) and argument(node, "dropout") > 0
+
+
+def _is_given(node: Node) -> bool:
+    """Whether a tensor is an input of the graph, or an input in another shape or order."""
+    while is_view(node) or is_call(node, aten.flip.default):
+        node = node.all_input_nodes[0]
+    return node.op == "placeholder"
 
 
 def _grouped(params: Sequence[Node], count: int) -> list[_Weights]:
@@ -294,7 +309,10 @@ class _Sequence:
         # (steps, batch, features) -> (steps, batch, gates * hidden)
         products = self._writer.linear(x, weights.inputs, weights.input_bias, name)
         products.meta.pop(STEPS_KEY)  # its shape has the steps
-        first = [call(aten.select.int, state, 0, index) for state in self._states]
+        if _is_given(x) and weights.inputs.meta["val"].shape[1] * _FEW <= weights.hidden.meta["val"].shape[1]:
+            products.meta[FEATURES_KEY] = True
+        first = [call(aten.detach.default, call(aten.select.int, state, 0, index)) for state in self._states]
+        products = call(aten.detach.default, products)  # differentiating a loop traces it, which takes seconds a call
         body = self._body(products, first, weights, suffix)
         target = fresh_attribute_name(self.module, f"{self.node.name}_step_{suffix}_")
         self.module.add_module(target, body)
@@ -332,10 +350,10 @@ class _Sequence:
         return body
 
     def _held(self, graph: Graph, held: dict[str, object], name: str, outer: Node | None) -> Node | None:
-        """A node of the body that reads the tensor of a node of the graph; both share the tensor."""
+        """A node of the body that reads the tensor of a node of the graph, without its gradient; both share memory."""
         if outer is None:
             return None
-        held[name] = attribute(self.module, str(outer.target))
+        held[name] = attribute(self.module, str(outer.target)).detach()
         made = graph.get_attr(name)
         made.meta = {**outer.meta, ORIGIN_KEY: str(outer.target)}
         return made
