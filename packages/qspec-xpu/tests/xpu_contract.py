@@ -89,11 +89,26 @@ def _post_op(name: str, scalars: list[Any], algorithm: str, known: tuple[str, ..
     require((algorithm in ("none", "tanh")) if name == "gelu" else not algorithm, f"{name} with {algorithm!r}")
 
 
+def _suggests_channels_last(x: Tensor) -> bool:
+    """Whether torch takes the layout for channels-last. Source: torch, c10/core/MemoryFormat.h.
+
+    The strides of one channel or one pixel may be those of both layouts; torch then takes it for the other one.
+    """
+    least = 0
+    if x.stride(1) == 0:
+        return False
+    for dim in (1, *range(x.dim() - 1, 1, -1), 0):
+        if x.stride(dim) < least or (dim == 0 and least == x.stride(1)):
+            return False
+        least = x.stride(dim) * max(int(x.shape[dim]), 1)
+    return True
+
+
 def _convolution(given: Arguments) -> None:
     _one_device(given)
     x, weight = given["qx"], given["qw"]
     require(x.dim() in LAYOUTS and weight.dim() == x.dim(), f"an input of rank {x.dim()}")
-    dense = x.is_contiguous(memory_format=LAYOUTS[x.dim()]) and x.stride(1) == 1
+    dense = x.is_contiguous(memory_format=LAYOUTS[x.dim()]) and _suggests_channels_last(x)
     require(dense, f"an input with strides {x.stride()}")
     require(x.shape[1] == weight.shape[1] * given["groups"], "another number of channels than the weight has")
     require(weight.shape[0] % given["groups"] == 0, "outputs that the groups do not divide")

@@ -144,12 +144,38 @@ class Reference(Contract):  # type: ignore[no-untyped-call]  # torch's class has
         return _KERNELS[kernel_of(func)](given)
 
 
+def _scan(body: Any, state: Any, sequences: Any, constants: Any) -> tuple[Tensor, ...]:
+    """The loop of a recurrent layer. Its own operator does not run under a dispatch mode."""
+    results: list[Any] = []
+    for step in range(sequences[0].shape[0]):
+        found = body(*state, *(torch.select(sequence, 0, step) for sequence in sequences), *constants)
+        state, written = found[: len(state)], found[len(state) :]
+        results.append(written)
+    return (*state, *map(torch.stack, zip(*results, strict=True)))
+
+
+_SCAN = torch.ops.higher_order.scan
+
+
+def _with_loops(lowered: GraphModule) -> GraphModule:
+    """The graph with loops that run under a dispatch mode; the graph itself if it has none."""
+    bodies = [body.graph for _, body in graph_modules(lowered)]
+    if not any(node.target is _SCAN for graph in bodies for node in graph.nodes):
+        return lowered
+    copied = copy_graph_module(lowered)
+    for _, body in graph_modules(copied):
+        for node in body.graph.nodes:
+            node.target = _scan if node.target is _SCAN else node.target
+        body.recompile()
+    return copied
+
+
 class OnReference(nn.Module):
     """A lowered graph, run with the kernels in plain torch."""
 
     def __init__(self, lowered: GraphModule) -> None:
         super().__init__()
-        self.lowered = lowered
+        self.lowered = _with_loops(lowered)
         self.meta = lowered.meta
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -189,7 +215,7 @@ def trace_on_xpu(lowered: GraphModule, example_inputs: tuple[Any, ...]) -> tuple
         def moved(device: torch.device) -> torch.device:
             return torch.device("xpu")
 
-        copied = copy_graph_module(lowered)
+        copied = copy_graph_module(_with_loops(lowered))
         for owner in copied.modules():
             for name, value in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
                 delattr(owner, name)

@@ -26,7 +26,10 @@ _ATTENTION = (
 _CURVE = "it runs in integers only as a post-op of the linear kernel before it (torch, mkldnn/xpu/detail/Attr.h)"
 _NO_POST_OP = "no kernel has it as a post-op (torch, mkldnn/xpu/detail/Attr.h, construct_attr_for_unary)"
 _NORM = "it sums squares, which do not fit 8 bits"
-_RECURRENT = "torch has no integer kernel for recurrent layers on XPU"
+_RECURRENT = (
+    "recurrent layers are quantized as linear layers and loops; those over packed sequences, or with computed weights, "
+    "are not"
+)
 _TABLE = "torch has no integer lookup with scales on XPU (torch-xpu-ops, sycl/EmbeddingBag.cpp: floating-point tables)"
 
 FLOAT_ONLY: Mapping[OpOverload, str] = MappingProxyType(
