@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, t
 from qspec_core._errors import ExportError, TrainingModeError
 
 __all__ = [
+    "EXPORTER_LOGGER",
     "EXPORT_LOCK",
     "DispatchMode",
     "FakeTensors",
@@ -47,6 +48,9 @@ __all__ = [
 
 EXPORT_LOCK = threading.RLock()
 """Held while `torch.export` runs: it puts fake tensors into the model while it traces, and patches global state."""
+
+EXPORTER_LOGGER = "torch.onnx._internal.exporter._registration"
+"""Name of the logger that reports packages which torch's ONNX exporter does not need."""
 
 _DEFINITIONS = "torch.ao.quantization.fx._decomposed"
 

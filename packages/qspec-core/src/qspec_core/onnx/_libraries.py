@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from qspec_core._torch import EXPORTER_LOGGER
 from qspec_core.onnx._errors import OnnxExportError
 
 __all__ = ["has_library", "library", "quiet_exporter"]
 
-_LOGGERS = ("torch.onnx._internal.exporter._registration", "onnxscript", "onnx_ir")
+_LOGGERS = (EXPORTER_LOGGER, "onnxscript", "onnx_ir")
 
 
 def library(name: str) -> Any:  # a module without types

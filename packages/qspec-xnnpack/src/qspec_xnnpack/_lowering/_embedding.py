@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.fx import Node
 
 from qspec_core import ops
@@ -69,7 +70,7 @@ def _converted(lowering: Lowering[None], anchor: Node, integers: Node) -> Node:
     return _call(lowering, anchor, ops.DEQUANTIZE, integers, 1.0, 0, *_INT8, torch.int8)
 
 
-def _call(lowering: Lowering[None], anchor: Node, target: torch._ops.OpOverload, *args: object) -> Node:
+def _call(lowering: Lowering[None], anchor: Node, target: OpOverload, *args: object) -> Node:
     """Call an operator before the anchor; its value is computed from the values of its arguments."""
     made = lowering.call(anchor, target, *args, like=anchor)
     made.meta["val"] = target(*(arg.meta["val"] if isinstance(arg, Node) else arg for arg in args))
