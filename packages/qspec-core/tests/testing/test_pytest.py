@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from generated_device import generated
 
-KIT = ("-p", "_qspec_contract._pytest_plugin", "--pyargs", "qspec_core.testing")
+KIT = ("--pyargs", "qspec_core.testing")
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
