@@ -50,14 +50,29 @@ def _channels_last(lowering: Lowering[None], before: Node, x: Node) -> Node:
     """Insert a copy in channels-last layout, of a tensor that may have another.
 
     The kernel reads the storage of its input as dense, in the layout that the strides suggest, and writes its result in
-    the same. torch's fake kernel says channels-last for every result. The strides of one channel and of one pixel
-    suggest the other layout, so `contiguous` would leave them; `clone` writes new strides.
+    the same. torch's fake kernel says channels-last for every result. Where a size is 1, its stride may be anything,
+    and `contiguous` leaves it; `clone` writes new strides.
     """
     value = tensor_value(x)
     layout = _LAYOUTS[4 if value is None else value.dim()]
-    is_clear = value is not None and value.shape[1] != 1 and any(size != 1 for size in value.shape[2:])
+    is_clear = value is not None and (all(size != 1 for size in value.shape) or _suggests_channels_last(value))
     operator = aten.contiguous.default if is_clear else aten.clone.default
     return lowering.call(before, operator, x, memory_format=layout)
+
+
+def _suggests_channels_last(value: Tensor) -> bool:
+    """Whether torch takes strides for those of channels-last; one channel or one pixel may have those of both layouts.
+
+    Source: torch, c10/core/MemoryFormat.h.
+    """
+    if not value.is_contiguous(memory_format=_LAYOUTS[value.dim()]):
+        return False
+    least: int | torch.SymInt = 0
+    for dim in (1, *range(value.dim() - 1, 1, -1), 0):
+        if value.stride(dim) < least or (dim == 0 and least == value.stride(1)):
+            return False
+        least = value.stride(dim) * value.shape[dim]
+    return True
 
 
 def _operands(lowering: Lowering[None], before: Node, x: Node, quantized: Quantized, weight: Weight) -> tuple[Any, ...]:
