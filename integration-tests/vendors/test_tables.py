@@ -18,7 +18,8 @@ from qspec_core.graph import called_operator, is_call, tensor_value
 from qspec_core.patterns import PatternTable
 from qspec_core.testing import ARCHITECTURES
 
-pytestmark = pytest.mark.filterwarnings("default")  # the vendors' code warns about itself
+# The vendors' code warns about itself. Not "default": pytest-xdist then imports ExecuTorch to show its warnings.
+pytestmark = pytest.mark.filterwarnings("ignore")
 aten = torch.ops.aten
 LAYERS = (aten.linear.default, aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
 
