@@ -92,7 +92,7 @@ def matrix(backend: Backend, opsets: Sequence[int], *, every: int = 1) -> tuple[
 
 
 def _checked(rows: Sequence[ConvertedRow], opset: int, kernels: Counter[str]) -> Iterator[tuple[ConvertedRow, str]]:
-    """What is wrong with each row's file, or with the rows' common file, if nothing is."""
+    """Each row with the problem of its file, empty if there is none. One file of all rows is tried first."""
     if len(rows) > 1:
         inputs = tuple(value for row in rows for value in row.inputs)
         with torch.no_grad(), warnings.catch_warnings():
@@ -106,7 +106,7 @@ def _checked(rows: Sequence[ConvertedRow], opset: int, kernels: Counter[str]) ->
 
 
 def _problem(graph: GraphModule, inputs: tuple[Any, ...], opset: int, kernels: Counter[str]) -> str:
-    """What is wrong with the file of a graph, or was not run at all. Counts the kernels of a file that holds."""
+    """The problem of a graph's file, empty if there is none. Counts the kernels of a good file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:

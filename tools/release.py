@@ -43,7 +43,7 @@ class Package:
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """The folder that holds it."""
         return self.root / "packages" / f"qspec-{self.name}"
 
     @property
@@ -118,7 +118,7 @@ def reproducible_build(package: Package, out: Path) -> list[Path]:
 
 
 def content_problems(package: Package, path: Path) -> Iterator[str]:
-    """What an archive lacks, or holds and should not."""
+    """Files that an archive lacks, and files that it must not hold."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
             names = wheel.namelist()

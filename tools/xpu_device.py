@@ -1,4 +1,4 @@
-"""What only an Intel GPU can show: conformance cases, whole models, memory and speed on the device, in a results file.
+"""Checks that need an Intel GPU: conformance cases, whole models, memory and speed on the device, in a results file.
 
     python tools/xpu_device.py            runs everything, writes the results file and the README's table
     python tools/xpu_device.py --page     writes the table from the results file

@@ -8,7 +8,7 @@ __all__ = ["missing_device", "require_device"]
 
 
 def missing_device() -> str | None:
-    """What this machine lacks to run on an Intel GPU, in a few words; None if it lacks nothing."""
+    """The part that this machine lacks to run on an Intel GPU; None if it lacks nothing."""
     if torch.version.xpu is None:
         return f"torch {torch.__version__} is built without XPU support"
     if not torch.xpu.is_available():

@@ -105,4 +105,4 @@ _EXPECTED = {
     "freeze_batch_norms_at": "batch norms in an exported graph",
     "learn_ranges_at": "fake-quantizes of a configuration with learnable=True",
 }
-"""What a module needs for each switch."""
+"""The part that a module must have for each switch."""

@@ -80,7 +80,7 @@ class _Run(Interpreter):
 
 
 def _difference(node: Node, found: Tensor, expected: Tensor) -> str:
-    """What differs, or an empty text."""
+    """A description of the difference; empty if there is none."""
     if found.shape != expected.shape:
         return f"shape {list(found.shape)}, {list(expected.shape)} expected"
     if expected.numel() == 0:

@@ -204,7 +204,7 @@ def _expected(converted: GraphModule, quantized: Quantized) -> _Expected | None:
 
 
 def _differences(entry: OnnxParameters, expected: _Expected) -> Iterator[str]:
-    """What differs, in words."""
+    """A description of each difference."""
     wanted = expected.quantized
     entry = _as_signed(entry) if wanted.dtype is torch.int8 else entry
     scale = torch.tensor(entry.scale, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a check of a file found."""
+"""The findings of a check of a file."""
 
 import io
 from dataclasses import asdict, dataclass

@@ -92,7 +92,7 @@ class Scorecard:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What failed, one line each."""
+        """The failures, one line each."""
         found = [f"{score.row}, {score.mode}: {', '.join(score.failed)}" for score in self.rows if score.failed]
         found += [f"{name}: {how}" for name, how in self.general.items() if how not in (_PASSED, _SKIPPED)]
         found += [f"{s.name}, {s.mode}: {s.lowered}" for s in self.architectures if s.lowered == "diverges"]
